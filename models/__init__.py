@@ -1,0 +1,1 @@
+"""Networks, their file formats and the formulas, in plain torch. Nothing here imports the host."""

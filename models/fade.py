@@ -1,0 +1,30 @@
+"""How a guidance scale may fade over the sampling range, as factors of `percent` (0 start, 1 end)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+Fade = Callable[[float, float, float], float]  # (percent, start_percent, end_percent) -> factor
+
+
+def linear(percent: float, start: float, end: float) -> float:
+    """Factor that falls from 1 at the start of the range to 0 at its end."""
+    return 1.0 if end <= start else min(1.0, max(0.0, (end - percent) / (end - start)))
+
+
+def adaptive(strength: float) -> Fade:
+    """Fade of the widely used PAG pack: 1 - strength^4 * steps done of 1000, never below 0."""
+    return lambda percent, start, end: max(0.0, 1.0 - strength**4 * 1000.0 * percent)
+
+
+def percent_of(sigma: float, table: Sequence[float]) -> float:
+    """Inverse of percent_to_sigma: `table` holds the sigmas of evenly spaced percents, falling; linear between."""
+    last = len(table) - 1
+    above = bisect_left([-value for value in table], -sigma)  # first entry not larger than sigma
+    if above == 0:
+        return 0.0
+    if above > last:
+        return 1.0
+    high, low = table[above - 1], table[above]
+    return (above - 1 + (high - sigma) / (high - low)) / last

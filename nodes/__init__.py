@@ -1,0 +1,1 @@
+"""What a person sees: schemas, tooltips, validation. No tensor arithmetic."""

@@ -1,0 +1,57 @@
+"""Node schemas that load on every supported host, and the inputs that many nodes share."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def schema(**fields: Any) -> io.Schema:
+    """An io.Schema without the keywords that this host does not know: one unknown keyword hides the whole pack."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def make_input(kind: type, name: str, **fields: Any) -> io.Input:
+    """An input of a kind (io.Float, ...) without the keywords that this host does not know."""
+    known = inspect.signature(kind.Input.__init__).parameters
+    return kind.Input(name, **{key: value for key, value in fields.items() if key in known})
+
+
+def model_input() -> io.Input:
+    return make_input(io.Model, "model", tooltip="The model to steer. The node works on a copy.")
+
+
+def model_output() -> io.Output:
+    return io.Model.Output(tooltip="The steered model; connect it to a sampler or to the next node.")
+
+
+def scale_input(default: float, minimum: float = 0.0, maximum: float = 100.0) -> io.Input:
+    return make_input(
+        io.Float, "scale", default=default, min=minimum, max=maximum, step=0.01,
+        tooltip="How strongly the result is pushed away from the weakened prediction. 0 turns the node off.",
+    )  # fmt: skip
+
+
+def percent_inputs() -> list[io.Input]:
+    return [
+        make_input(
+            io.Float, "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
+            tooltip="Where in the sampling run the node starts to act: 0 is pure noise.",
+        ),
+        make_input(
+            io.Float, "end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
+            tooltip="Where in the sampling run the node stops: 1 is the finished picture.",
+        ),
+    ]  # fmt: skip
+
+
+def layers_input() -> io.Input:
+    return make_input(
+        io.String, "layers", default="m0",
+        tooltip="Which self-attention layers to weaken: d (down), m (middle), u (up) and a number, counted over the "
+        "blocks that hold attention; ranges and transformers too: m0 · u0-u3 · d2.0-1,u1.4 · all",
+    )  # fmt: skip

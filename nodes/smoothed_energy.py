@@ -1,0 +1,48 @@
+"""Smoothed Energy Guidance (2408.00760)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..patches.guidance import add_term
+from ..patches.sites import find_sites
+from ..patches.smoothed_energy import smoothed_attention
+from ..patches.span import Span
+from .fade import fade_input, make_fade
+from .layers import parse_layers
+from .schema import layers_input, make_input, model_input, model_output, percent_inputs, scale_input, schema
+
+
+class SmoothedEnergyGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_SmoothedEnergyGuidance",
+            display_name="Smoothed Energy Guidance",
+            category="reins/guidance",
+            description="A gentler relative of PAG: steers away from a prediction whose attention queries are blurred "
+            "(SEG). Fewer side effects at high scales; one more evaluation per step.",
+            search_aliases=["SEG", "smoothed energy", "guidance", "attention blur"],
+            inputs=[
+                model_input(), scale_input(3.0),
+                make_input(
+                    io.Float, "blur_sigma", default=-1.0, min=-1.0, max=9999.0, step=0.1,
+                    tooltip="Width of the blur in cells of the layer's grid. Below 0: infinitely wide (the strongest "
+                    "and the paper's choice); 0: no blur, hence no guidance; 1 to 10: milder.",
+                ),
+                *percent_inputs(), layers_input(), fade_input("none", "linear"),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, scale: float, blur_sigma: float, start_percent: float, end_percent: float,
+        layers: str, fade: str = "none",
+    ) -> io.NodeOutput:  # fmt: skip
+        sites = parse_layers(layers, find_sites(model, "attn1"))
+        if scale == 0 or blur_sigma == 0:
+            return io.NodeOutput(model)
+        span = Span(start_percent, end_percent)
+        return io.NodeOutput(add_term(model, scale, span, sites, smoothed_attention(blur_sigma), make_fade(fade)))

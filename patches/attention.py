@@ -1,0 +1,210 @@
+"""Layers around the attentions of the host's UNet.
+
+The host keeps one callable per attention and kind; whoever writes last wins. Here each method appends a layer to the
+pack's list, and one wrapper stacks them at call time on whatever sits in the host's slot, set before or after ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .chunks import SAMPLING, extra_chunks_last
+from .entries import Entry, append, entries, install_wrapper, next_order
+from .run import RUN, STEP, Run, Step, start_run
+from .sites import Site
+from .span import WHOLE_RUN, Span
+
+BUILT = "reins_built"
+
+
+@dataclass(frozen=True)
+class Call:
+    """q, k, v after their projections, each (chunks * b, tokens, heads * d), and the host's options."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    options: Mapping[str, Any]
+
+    @property
+    def chunks(self) -> Sequence[Any]:
+        """The uuid of each chunk, in the order of the rows."""
+        return self.options["uuids"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the layer; RuntimeError where another patch changed the tokens."""
+        h, w = self.options["activations_shape"][-2:]
+        if self.k.shape[1] != h * w:
+            raise RuntimeError(
+                f"A {h}x{w} layer should have {h * w} tokens but has {self.k.shape[1]}: another patch merges or tiles "
+                f"them. Remove that patch (token merging, tiled attention) from the model."
+            )
+        return h, w
+
+    def only(self, chunks: Sequence[int]) -> Call:
+        """The same call for some of the chunks, by number."""
+        if len(chunks) == len(self.chunks):
+            return self
+        options = {**self.options, "uuids": [self.chunks[i] for i in chunks]}
+        if "cond_or_uncond" in options:
+            options["cond_or_uncond"] = [self.options["cond_or_uncond"][i] for i in chunks]
+        q, k, v = (self._rows(tensor, chunks) for tensor in (self.q, self.k, self.v))
+        return Call(q, k, v, options)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Cut a tensor of this call into its chunks."""
+        return rows.chunk(len(self.chunks))
+
+    def _rows(self, tensor: Tensor, chunks: Sequence[int]) -> Tensor:
+        per_chunk, first = len(tensor) // len(self.chunks), chunks[0]
+        if list(chunks) == list(range(first, first + len(chunks))):
+            return tensor[first * per_chunk : (first + len(chunks)) * per_chunk]
+        return torch.cat([self.split(tensor)[i] for i in chunks])
+
+
+Attend = Callable[[Call], Tensor]
+Layer = Callable[[Call, Attend], Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionLayer(Entry):
+    """A layer that acts on every chunk of the step's main predictions."""
+
+    site: Site
+    apply: Layer
+    span: Span = WHOLE_RUN
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PerturbedLayers(Entry):
+    """Layers that act on the chunks of one extra prediction, marked with this entry's id, and on no others."""
+
+    sites: tuple[Site, ...]
+    apply: Layer
+
+
+def attend(call: Call) -> Tensor:
+    """The host's own attention, so that the user's choice of kernel holds."""
+    options = call.options
+    return optimized_attention(
+        call.q, call.k, call.v, options["n_heads"],
+        attn_precision=options["attn_precision"], transformer_options=options,
+    )  # fmt: skip
+
+
+def add_attention_layer(model: ModelPatcher, site: Site, layer: Layer, span: Span = WHOLE_RUN) -> ModelPatcher:
+    """A clone of `model` with one more layer on an attention; the last one added is the outermost."""
+    model = model.clone()
+    append(model, AttentionLayer(order=next_order(model), site=site, apply=layer, span=span))
+    install_attention(model)
+    return model
+
+
+def install_attention(model: ModelPatcher) -> None:
+    """Make a clone stack the layers of its list."""
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
+    install_wrapper(model, WrappersMP.APPLY_MODEL, extra_chunks_last)
+    install_wrapper(model, WrappersMP.DIFFUSION_MODEL, stack_layers)
+
+
+def stack_layers(
+    executor: Any, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None,
+    control: dict | None = None, transformer_options: dict[str, Any] = {}, **kwargs: Any,  # noqa: B006
+) -> Tensor:  # fmt: skip
+    """DIFFUSION_MODEL wrapper (its signature is the host's): put the layers of this call into the host's slots."""
+    options = transformer_options
+    if BUILT not in options:  # a hook may have brought the wrapper a second time
+        by_site = _layers_by_site(options)
+        if by_site:
+            options = {**options, BUILT: True, "patches_replace": _replaced(options, by_site)}
+    return executor(x, timesteps, context, y, control, options, **kwargs)
+
+
+def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:
+    step: Step | None = options.get(STEP)
+    marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
+    by_site: dict[Site, list[Layer]] = {}
+    for entry in entries(options, Entry):
+        if isinstance(entry, AttentionLayer) and _in_span(entry.span, options):
+            by_site.setdefault(entry.site, []).append(entry.apply)
+        elif isinstance(entry, PerturbedLayers) and entry.id in marked:
+            for site in entry.sites:
+                by_site.setdefault(site, []).append(_on_marked_chunks(entry, step))
+    return by_site
+
+
+def _in_span(span: Span, options: Mapping[str, Any]) -> bool:
+    if span == WHOLE_RUN:
+        return True
+    step: Step | None = options.get(STEP)
+    sigma = float(options["sigmas"][0]) if step is None else step.sigma
+    return span.contains(sigma, options.get(RUN) or Run(), options[SAMPLING].percent_to_sigma)
+
+
+def _replaced(options: Mapping[str, Any], by_site: Mapping[Site, list[Layer]]) -> dict[str, dict]:
+    slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
+    for site, layers in by_site.items():
+        of_kind = slots.setdefault(site.kind, {})
+        # The host asks for the exact slot first, then for the slot of the whole block.
+        occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
+        of_kind[site[1:]] = _slot(occupant, layers)
+    return slots
+
+
+def _slot(occupant: Callable[..., Tensor] | None, layers: Sequence[Layer]) -> Callable[..., Tensor]:
+    def below(call: Call) -> Tensor:
+        return attend(call) if occupant is None else occupant(call.q, call.k, call.v, call.options)
+
+    chain = below
+    for layer in layers:
+        chain = _stacked(layer, chain)
+
+    def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        call = Call(q, k, v, options)
+        return below(call) if _is_temporal(call) else chain(call)
+
+    return replace_attention
+
+
+def _stacked(layer: Layer, below: Attend) -> Attend:
+    return lambda call: layer(call, below)
+
+
+def _is_temporal(call: Call) -> bool:
+    """Video models send their attention over time through the slot of the attention over space."""
+    b, _, h, w = call.options["activations_shape"]
+    rows, tokens, _ = call.q.shape
+    return tokens != h * w and rows % (h * w) == 0 and rows * tokens == b * h * w
+
+
+def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
+    def perturb_marked(call: Call, below: Attend) -> Tensor:
+        ours = [i for i, chunk in enumerate(call.chunks) if step.marks.get(chunk) == entry.id]
+        rest = [i for i in range(len(call.chunks)) if i not in ours]
+        if not ours:
+            return below(call)
+        if not rest:
+            return entry.apply(call, below)
+        kept, perturbed = call.only(rest), call.only(ours)
+        rows: list[Tensor] = [call.q] * len(call.chunks)
+        for i, chunk in zip(rest, kept.split(below(kept)), strict=True):
+            rows[i] = chunk
+        for i, chunk in zip(ours, perturbed.split(entry.apply(perturbed, below)), strict=True):
+            rows[i] = chunk
+        return torch.cat(rows)
+
+    return perturb_marked
+
+
+def with_queries(call: Call, q: Tensor) -> Call:
+    """The same call with other queries."""
+    return replace(call, q=q)

@@ -1,0 +1,162 @@
+"""Extra predictions: one more answer of the model per step, and how it enters the result.
+
+A term shares x and sigma with the positive prediction, so it joins the host's own batch as one more list of conds.
+Where the host's slot for that is skipped (Perp-Neg, Dual CFG) or belongs to another pack, each term calls the model
+by itself; the result is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid5
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..models.fade import Fade
+from .attention import Layer, PerturbedLayers, install_attention
+from .entries import Entry, append, entries, next_order
+from .run import Step, run_of, with_step
+from .sites import Site
+from .span import Span, percent_at
+
+Args = dict[str, Any]  # what the host hands to its sampler functions
+PostCFG = Callable[[Args], Tensor]
+SLOT = "sampler_calc_cond_batch_function"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Term(PerturbedLayers):
+    """`scale * (positive - perturbed)`, with the perturbed prediction made by `apply` on `sites`."""
+
+    scale: float
+    span: Span
+    fade: Fade | None = None
+
+    def factor(self, args: Args) -> float:
+        """The scale at this step; 0 outside the range."""
+        if not in_span(self.span, args):
+            return 0.0
+        if self.fade is None:
+            return self.scale
+        percent = percent_at(sigma_of(args), run_of(args["model_options"]), _to_sigma(args))
+        return self.scale * self.fade(percent, *self.span)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CFGSpan(Entry):
+    """Outside of `span` the negative is neither evaluated nor used."""
+
+    span: Span
+
+
+def add_term(
+    model: ModelPatcher, scale: float, span: Span, sites: Iterable[Site], layer: Layer, fade: Fade | None = None
+) -> ModelPatcher:
+    """A clone of `model` that is steered away from what it would predict with `layer` on the attentions `sites`."""
+    model = model.clone()
+    term = Term(order=next_order(model), scale=scale, span=span, fade=fade, sites=tuple(sites), apply=layer)
+    append(model, term)
+
+    def add_to_result(args: Args) -> Tensor:
+        factor = term.factor(args)
+        if factor == 0 or args["cond"] is None:
+            return args["denoised"]
+        return args["denoised"] + (args["cond_denoised"] - _prediction(term, args)) * factor
+
+    model.set_model_sampler_post_cfg_function(add_to_result)
+    install_guidance(model)
+    return model
+
+
+def install_guidance(model: ModelPatcher) -> None:
+    """Make a clone evaluate the terms of its list in the host's batch."""
+    install_attention(model)
+    occupant = model.model_options.get(SLOT)
+    if not getattr(occupant, "is_reins", False):
+        model.set_model_sampler_calc_cond_batch_function(_batch_with_terms(occupant))
+
+
+def sigma_of(args: Args) -> float:
+    """The sigma of this step, read from the device once per step."""
+    step = current_step(args)
+    return float(args["sigma"][0]) if step is None else step.sigma
+
+
+def in_span(span: Span, args: Args) -> bool:
+    """Whether this step lies in a range of percents."""
+    return span.contains(sigma_of(args), run_of(args["model_options"]), _to_sigma(args))
+
+
+def current_step(args: Args) -> Step | None:
+    """What our slot noted about this very call of the model, if it was asked."""
+    step = run_of(args["model_options"]).step
+    return step if step is not None and step.x is args["input"] and step.timestep is args["sigma"] else None
+
+
+def cfg_is_open(args: Args) -> bool:
+    """Whether all CFG ranges of the model include this step."""
+    transformer_options = args["model_options"]["transformer_options"]
+    return all(in_span(entry.span, args) for entry in entries(transformer_options, CFGSpan))
+
+
+def _to_sigma(args: Args) -> Callable[[float], float]:
+    return args["model"].model_sampling.percent_to_sigma
+
+
+def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
+    """The host's slot: its conds and the terms' in one batch; an earlier occupant is asked for the conds alone."""
+
+    def calc_cond_batch(args: Args) -> list[Tensor]:
+        conds, options = list(args["conds"]), args["model_options"]
+        step = _new_step(args, conds[0])
+        run_of(options).step = step
+        if not cfg_is_open(args):
+            conds[1] = None
+        closed = conds[1] is None and args["conds"][1] is not None
+        step.guided = conds[1] is not None
+        options = with_step(options, step)
+        if occupant is None:
+            terms = [] if conds[0] is None else _active_terms(args)
+            marked = [_marked(conds[0], term, step) for term in terms]
+            out = comfy.samplers.calc_cond_batch(args["model"], conds + marked, step.x, step.timestep, options)
+            step.predictions = {term.id: extra for term, extra in zip(terms, out[len(conds) :], strict=True)}
+        else:
+            out = occupant({**args, "conds": conds, "model_options": options})
+        out = list(out[: len(conds)])
+        if closed:
+            out[1] = out[0].clone()  # CFG of two equal predictions is the prediction, for every later hook too
+        return out
+
+    calc_cond_batch.is_reins = True
+    return calc_cond_batch
+
+
+def _active_terms(args: Args) -> list[Term]:
+    transformer_options = args["model_options"]["transformer_options"]
+    return [term for term in entries(transformer_options, Term) if term.factor(args) != 0]
+
+
+def _new_step(args: Args, cond: list | None) -> Step:
+    return Step(x=args["input"], timestep=args["sigma"], sigma=float(args["sigma"][0]), cond=cond)
+
+
+def _marked(cond: list[dict], term: Term, step: Step) -> list[dict]:
+    """The positive's conds as chunks of their own, which only the term's layers act on."""
+    marked = [{**entry, "uuid": uuid5(entry["uuid"], str(term.id))} for entry in cond]
+    step.marks.update({entry["uuid"]: term.id for entry in marked})
+    return marked
+
+
+def _prediction(term: Term, args: Args) -> Tensor:
+    step = current_step(args)
+    if step is not None and step.cond is args["cond"] and term.id in step.predictions:
+        return step.predictions.pop(term.id)
+    step = _new_step(args, args["cond"])
+    marked = _marked(args["cond"], term, step)
+    options = with_step(args["model_options"], step)
+    (denoised,) = comfy.samplers.calc_cond_batch(args["model"], [marked], step.x, step.timestep, options)
+    return denoised

@@ -1,0 +1,81 @@
+"""From a file to a network whose weights belong to the host, which loads, budgets and offloads them with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+SHOWN = 4  # keys that an error names
+
+
+def read_file(path: str | Path) -> StateDict:
+    """The tensors of a .safetensors, .bin, .pt, .pth or .ckpt file; pickles are read without running their code.
+
+    ValueError for a file that is damaged, unsafe or holds no tensors.
+    """
+    name = Path(path).name
+    try:
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
+            f"Use a .safetensors file or download it again."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} cannot be read: {first_line}. Download the file again.") from error
+    if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}: not a model file.")
+    return weights
+
+
+def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
+    """A host patcher for `make(operations=..., device=..., dtype=...)` with exactly these weights.
+
+    ValueError that names missing, unknown and ill-shaped tensors; `name` is how the user calls the file.
+    """
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
+    network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=dtype)
+    check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, weights, name)
+    network.load_state_dict(dict(weights))
+    network.eval().requires_grad_(False)
+    return ModelPatcher(network, load_device=load_device, offload_device=offload_device)
+
+
+def check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:
+    """ValueError unless the tensors are exactly the expected ones, by name and shape."""
+    missing = [key for key in expected if key not in weights]
+    unknown = [key for key in weights if key not in expected]
+    shapes = [
+        f"{key} should be {expected[key]} but is {tuple(value.shape)}"
+        for key, value in weights.items()
+        if key in expected and tuple(value.shape) != expected[key]
+    ]
+    faults = [*_named("lacks", missing), *_named("has unknown", unknown), *shapes[:SHOWN]]
+    if faults:
+        raise ValueError(f"{name} does not fit: {'; '.join(faults)}. Choose a file made for this node.")
+
+
+def attach(model: ModelPatcher, key: str, networks: Sequence[ModelPatcher]) -> ModelPatcher:
+    """A clone of `model` that the host loads together with these networks; earlier ones under `key` are kept."""
+    model = model.clone()
+    model.set_additional_models(key, [*model.get_additional_models_with_key(key), *networks])
+    return model
+
+
+def _named(fault: str, keys: Sequence[Any]) -> list[str]:
+    rest = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return [f"{fault} {', '.join(keys[:SHOWN])}{rest}"] if keys else []

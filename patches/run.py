@@ -1,0 +1,86 @@
+"""State that is born when a sampling run starts and dies with it, also after an error or an interrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from torch import Tensor
+
+RUN, STEP = "reins_run", "reins_step"
+Made = TypeVar("Made")
+
+
+class AttentionMap(NamedTuple):
+    """How much the cells of one chunk were attended, (b, h, w), and the context window it belongs to."""
+
+    chunk: UUID
+    received: Tensor
+    window: Any
+
+
+@dataclass(eq=False)
+class Step:
+    """One call of the model by the sampler: which chunks are extra predictions, and what came of them."""
+
+    x: Tensor
+    timestep: Tensor
+    sigma: float
+    cond: list | None = None
+    guided: bool = False  # whether the negative takes part
+    marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> term
+    predictions: dict[UUID, Tensor] = field(default_factory=dict)  # term -> denoised (b, c, h, w)
+    maps: list[AttentionMap] = field(default_factory=list)
+
+
+class Run:
+    """Scratch space of one sampling run."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what `make()` gave for `key` in this run; it is called at the first request only."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def clear(self) -> None:
+        self.step = None
+        self._made.clear()
+
+    def __deepcopy__(self, memo: dict) -> Run:
+        """A model cloned in the middle of a run starts empty: tensors of a run are never copied."""
+        return Run()
+
+
+def run_of(model_options: dict[str, Any]) -> Run:
+    """The run that these options belong to.
+
+    `start_run` puts it there. Code that calls the host's sampling function without a guider has no such moment;
+    there the run is born at the first request and lives in the options that were made for that call.
+    """
+    return model_options.setdefault("transformer_options", {}).setdefault(RUN, Run())
+
+
+def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper: give the guider's options a run, and empty it whatever happens."""
+    guider = executor.class_obj
+    options = guider.model_options
+    if RUN in options["transformer_options"]:
+        return executor(*args, **kwargs)
+    run = Run()
+    guider.model_options = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = options
+        run.clear()
+
+
+def with_step(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
+    """Options for one call of the model that belongs to `step`."""
+    return {**model_options, "transformer_options": {**model_options["transformer_options"], STEP: step}}

@@ -1,0 +1,99 @@
+"""Self-Attention Guidance (2210.00939)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from einops import rearrange
+from torch import Tensor
+
+from ..models.self_attention import attention_received, degrade
+from .attention import Attend, Call, add_attention_layer
+from .attention_maps import combine
+from .guidance import Args, cfg_is_open, current_step, in_span, install_guidance, sigma_of
+from .run import STEP, AttentionMap, Step, with_step
+from .sites import Site
+from .span import Span
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Scale of the guidance, and how the attended places are blurred (`blur_sigma` in cells of the latent)."""
+
+    scale: float
+    blur_sigma: float
+    threshold: float
+    kernel_size: int
+    span: Span
+
+
+def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Settings) -> ModelPatcher:
+    """A clone of `model` that is steered away from its prediction for a picture blurred where `site` looks."""
+
+    def add_to_result(args: Args) -> Tensor:
+        if args["cond"] is None or not in_span(settings.span, args):
+            return args["denoised"]
+        degraded = _degraded(args, settings)
+        return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
+
+    model = add_attention_layer(model, site, watch, settings.span)
+    install_guidance(model)
+    model.set_model_sampler_post_cfg_function(add_to_result)
+    return model
+
+
+def watch(call: Call, below: Attend) -> Tensor:
+    """Note how much each place is attended, for the chunks of a step that are not extra predictions."""
+    step: Step | None = call.options.get(STEP)
+    if step is not None:
+        plain = [i for i, chunk in enumerate(call.chunks) if chunk not in step.marks]
+        if plain:
+            watched = call.only(plain)
+            h, w = call.grid
+            received = attention_received(watched.q, watched.k, call.options["n_heads"])
+            maps = watched.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
+            window = call.options.get("context_window")
+            step.maps += [AttentionMap(c, m, window) for c, m in zip(watched.chunks, maps, strict=True)]
+    return below(call)
+
+
+@dataclass(frozen=True)
+class _Degraded:
+    """The pass that CFG uses (the negative's, or the positive's without one), with its picture blurred."""
+
+    conds: list[Any]  # as calc_cond_batch takes them: the negative keeps its place, hence its label
+    denoised: Tensor
+    change: Tensor  # of the prediction, (b, c, h, w)
+
+    def predict(self, args: Args) -> Tensor:
+        """The model's prediction for the degraded picture with the same noise (equation 7)."""
+        sampling, x = args["model"].model_sampling, args["input"]
+        # Only the share of the picture in x changes: all of it for eps, v and EDM, 1 - sigma for flow.
+        x = x + sampling.noise_scaling(args["sigma"], torch.zeros_like(x), self.change)
+        return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
+
+
+def _degraded(args: Args, settings: Settings) -> _Degraded:
+    step = current_step(args)
+    guided = args["uncond"] is not None and (cfg_is_open(args) if step is None else step.guided)
+    choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
+    for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
+        received = _received(conds, step, args)
+        if received is not None:  # None: the time range of the negative is over
+            blurred = degrade(denoised, received, settings.blur_sigma, settings.threshold, settings.kernel_size)
+            return _Degraded(conds, blurred, blurred - denoised)
+    raise RuntimeError("Self-Attention Guidance saw no self-attention in this step: no conditioning was active.")
+
+
+def _received(conds: list[Any], step: Step | None, args: Args) -> Tensor | None:
+    """How much each cell of the latent is attended in a pass, (b, h, w)."""
+    x, timestep = args["input"], args["sigma"]
+    ours = {cond["uuid"] for cond in conds[-1]}
+    if step is None or not any(found.chunk in ours for found in step.maps):
+        step = Step(x=x, timestep=timestep, sigma=sigma_of(args))
+        comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, with_step(args["model_options"], step))
+    return combine(step.maps, conds[-1], x, timestep)

@@ -1,0 +1,158 @@
+"""Tiny, seeded UNets inside the real host, on the CPU, and ways to sample them. Every weight is random and not zero.
+
+sd15: three resolutions with one transformer per block (inputs 1, 3, 5; middle; outputs 0 to 5).
+sdxl: label embedding, linear projections, no transformer at full size, one and two below.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import torch
+from comfy.model_base import ModelType
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+WIDTH, TOKENS, POOLED = 16, 5, 8
+CPU = torch.device("cpu")
+
+
+def _config(**changes: object) -> dict:
+    return {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
+        "channel_mult": [1, 1, 2], "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True,
+        "use_linear_in_transformer": False, "legacy": False, "context_dim": WIDTH, "adm_in_channels": None,
+        "transformer_depth": [1, 1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1] * 6,
+        "use_temporal_attention": False, "use_temporal_resblock": False, "dtype": torch.float32, **changes,
+    }  # fmt: skip
+
+
+SDXL = {
+    "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": POOLED + 6 * 256,
+    "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2, "transformer_depth_output": [2, 2, 1, 1, 0, 0],
+}  # fmt: skip
+
+
+def _randomise(module: torch.nn.Module, seed: int) -> None:
+    """Fill every parameter in name order; peaky self-attention, so that perturbing it shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(module.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim > 1:
+                gain = 2.5 if ".attn1.to_q." in name or ".attn1.to_k." in name else 1.0
+                p.copy_(noise * gain / p[0].numel() ** 0.5)
+            else:
+                p.copy_(1.0 + 0.1 * noise if name.endswith("weight") else 0.1 * noise)
+
+
+def _patcher(family: type, base: type, unet: dict, kind: ModelType, seed: int, weights: dict | None) -> ModelPatcher:
+    config = family(unet)
+    config.unet_config = unet  # undo the family's own number of heads
+    model = base(config, kind, device=CPU)
+    model.diffusion_model.eval().requires_grad_(False)
+    if weights is None:
+        _randomise(model.diffusion_model, seed)
+    else:
+        model.diffusion_model.load_state_dict(weights, strict=True)
+    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, weights: dict | None = None, **config: object) -> ModelPatcher:
+    unet = _config(**config)
+    return _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, unet, kind, seed, weights)
+
+
+class _TinySDXL(comfy.model_base.SDXL):
+    """SDXL with a short pooled text vector."""
+
+
+def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS) -> ModelPatcher:
+    return _patcher(comfy.supported_models.SDXL, _TinySDXL, _config(**SDXL), kind, seed, None)
+
+
+def text(seed: int, tokens: int = TOKENS, **extra: object) -> list:
+    """A conditioning as nodes hand it around."""
+    generator = torch.Generator().manual_seed(seed)
+    pooled = torch.randn((1, POOLED), generator=generator)
+    return [[torch.randn((1, tokens, WIDTH), generator=generator), {"pooled_output": pooled, **extra}]]
+
+
+def noise(h: int = 16, w: int = 16, b: int = 1, seed: int = 7) -> Tensor:
+    return torch.randn((b, 4, h, w), generator=torch.Generator().manual_seed(seed))
+
+
+def sample(
+    model: ModelPatcher, size: tuple[int, int] = (16, 16), batch: int = 1, cfg: float = 5.0, steps: int = 3,
+    positive: list | None = None, negative: list | None = None, sampler: str = "euler", seed: int = 7,
+    start: Tensor | None = None, **extra: object,
+) -> Tensor:  # fmt: skip
+    """A run of the host's KSampler from seeded noise."""
+    latent = torch.zeros((batch, 4, *size))
+    start = noise(*size, batch, seed) if start is None else start
+    return comfy.sample.sample(
+        model, start, steps, cfg, sampler, "normal", text(1) if positive is None else positive,
+        text(2) if negative is None else negative, latent, seed=seed, disable_pbar=True, **extra,
+    )  # fmt: skip
+
+
+def guide(model: ModelPatcher, guider: object, size: tuple[int, int] = (16, 16), steps: int = 3) -> Tensor:
+    """A run of SamplerCustomAdvanced's core with a guider of the host."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    sampler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise(*size), torch.zeros((1, 4, *size)), sampler, sigmas, seed=7, disable_pbar=True)
+
+
+def cond(embedding: Tensor, **extra: object) -> dict:
+    """One conditioning as the sampling loop sees it, for `denoise`."""
+    return {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(embedding)}, "uuid": uuid.uuid4(), **extra}
+
+
+def denoise(model: ModelPatcher, x: Tensor, sigma: float, positive: list, negative: list | None, cfg: float) -> Tensor:
+    """One guided prediction, without a sampler and without the run that a guider would start."""
+    comfy.model_management.load_models_gpu([model])
+    model.pre_run()
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    comfy.sampler_helpers.prepare_model_patcher(model, {"positive": positive, "negative": negative or []}, options)
+    try:
+        with torch.no_grad():
+            sigmas = torch.full((x.shape[0],), float(sigma))
+            return comfy.samplers.sampling_function(model.model, x, sigmas, negative, positive, cfg, options)
+    finally:
+        model.cleanup()
+
+
+@contextmanager
+def forwards(model: ModelPatcher) -> Iterator[list[int]]:
+    """Rows of every call of the network inside the block."""
+    rows: list[int] = []
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def little_memory(monkeypatch: pytest.MonkeyPatch, model: ModelPatcher) -> Iterator[None]:
+    """Inside the block the host believes that only one chunk fits and splits its batches."""
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "get_free_memory", lambda *a, **k: 1)
+        patch.setattr(type(model), "get_free_memory", lambda *a, **k: 1, raising=False)
+        yield
+
+
+def nearly(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether the largest difference is below `tolerance` of the largest value."""
+    return (actual - expected).abs().max() <= tolerance * expected.abs().max()
