@@ -14,8 +14,8 @@ def linear(percent: float, start: float, end: float) -> float:
 
 
 def adaptive(strength: float) -> Fade:
-    """Fade of the widely used PAG pack: 1 - strength^4 * steps done of 1000, never below 0."""
-    return lambda percent, start, end: max(0.0, 1.0 - strength**4 * 1000.0 * percent)
+    """Fade of the widely used PAG pack: 1 - strength^4 * (1000 - timestep), with timesteps from 999 to 0."""
+    return lambda percent, start, end: max(0.0, 1.0 - strength**4 * (1 + 999 * percent))
 
 
 def percent_of(sigma: float, table: Sequence[float]) -> float:

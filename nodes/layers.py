@@ -26,22 +26,24 @@ def parse_layers(text: str, sites: Sequence[Site]) -> list[Site]:
 
 def _named(part: str, sites: Sequence[Site]) -> list[Site]:
     match = PART.fullmatch(part.replace(" ", ""))
-    if match is None:
+    positions = _range(match["first"], match["last"]) if match else range(0)
+    indices = _range(match["low"], match["high"]) if match and match["low"] else None
+    if not positions or (indices is not None and not indices):
         raise ValueError(
-            f"layers: {part!r} is not a layer. Write d, m or u and a number (m0), a range (u0-u3), a transformer "
-            f"inside (d2.0-1) or all. {_available(sites)}"
+            f"layers: {part!r} is not a layer. Write d, m or u and a number (m0), a rising range (u0-u3), a "
+            f"transformer inside (d2.0-1) or all. {_available(sites)}"
         )
-    numbers = _block_numbers(LETTERS[match["letter"]], sites)
+    letter = match["letter"]
+    numbers = dict(enumerate(_block_numbers(LETTERS[letter], sites)))
     found: list[Site] = []
-    for position in _range(match["first"], match["last"]):
-        block = [
-            s for s in sites if position < len(numbers) and s[1:3] == (LETTERS[match["letter"]], numbers[position])
-        ]
-        wanted = [s for s in block if match["low"] is None or s.index in _range(match["low"], match["high"])]
-        missing = not wanted or (match["low"] is not None and len(wanted) < len(_range(match["low"], match["high"])))
-        if missing:
-            raise ValueError(f"layers: the model has no layer {match['letter']}{position}"
-                             f"{_suffix(match['low'], match['high'])} (in {part!r}). {_available(sites)}")  # fmt: skip
+    for position in positions:
+        block = [site for site in sites if site[1:3] == (LETTERS[letter], numbers.get(position))]
+        wanted = block if indices is None else [site for site in block if site.index in indices]
+        if not wanted or (indices is not None and len(wanted) < len(indices)):
+            raise ValueError(
+                f"layers: {part!r} names a layer {letter}{position}{_dotted(indices)} that the model does not have. "
+                f"{_available(sites)}"
+            )
         found += wanted
     return found
 
@@ -50,8 +52,8 @@ def _range(first: str, last: str | None) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _suffix(low: str | None, high: str | None) -> str:
-    return "" if low is None else f".{low}" + (f"-{high}" if high else "")
+def _dotted(indices: range | None) -> str:
+    return "" if indices is None else f".{indices[0]}" + (f"-{indices[-1]}" if len(indices) > 1 else "")
 
 
 def _block_numbers(block: str, sites: Sequence[Site]) -> list[int]:

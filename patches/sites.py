@@ -29,7 +29,8 @@ def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"This node steers the attention layers of a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "
-            f"a {type(unet).__name__}, which has none of them. Connect a UNet model or remove the node."
+            f"{type(model.model).__name__} ({type(unet).__name__}), which has none of them. Connect a UNet model or "
+            f"remove the node."
         )
     return [
         Site(kind, block, number, index)

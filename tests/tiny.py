@@ -10,10 +10,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import comfy.cldm.cldm
 import comfy.conds
+import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -40,7 +43,7 @@ def _config(**changes: object) -> dict:
 
 SDXL = {
     "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": POOLED + 6 * 256,
-    "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2, "transformer_depth_output": [2, 2, 1, 1, 0, 0],
+    "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 1, 1, 2, 2],
 }  # fmt: skip
 
 
@@ -57,29 +60,22 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
                 p.copy_(1.0 + 0.1 * noise if name.endswith("weight") else 0.1 * noise)
 
 
-def _patcher(family: type, base: type, unet: dict, kind: ModelType, seed: int, weights: dict | None) -> ModelPatcher:
+def _patcher(family: type, base: type, unet: dict, kind: ModelType, seed: int) -> ModelPatcher:
     config = family(unet)
     config.unet_config = unet  # undo the family's own number of heads
     model = base(config, kind, device=CPU)
     model.diffusion_model.eval().requires_grad_(False)
-    if weights is None:
-        _randomise(model.diffusion_model, seed)
-    else:
-        model.diffusion_model.load_state_dict(weights, strict=True)
+    _randomise(model.diffusion_model, seed)
+    model.diffusion_model.to(unet["dtype"])
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, weights: dict | None = None, **config: object) -> ModelPatcher:
-    unet = _config(**config)
-    return _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, unet, kind, seed, weights)
+def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
+    return _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, _config(**config), kind, seed)
 
 
-class _TinySDXL(comfy.model_base.SDXL):
-    """SDXL with a short pooled text vector."""
-
-
-def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS) -> ModelPatcher:
-    return _patcher(comfy.supported_models.SDXL, _TinySDXL, _config(**SDXL), kind, seed, None)
+def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
+    return _patcher(comfy.supported_models.SDXL, comfy.model_base.SDXL, _config(**SDXL, **config), kind, seed)
 
 
 def text(seed: int, tokens: int = TOKENS, **extra: object) -> list:
@@ -121,6 +117,7 @@ def cond(embedding: Tensor, **extra: object) -> dict:
 
 def denoise(model: ModelPatcher, x: Tensor, sigma: float, positive: list, negative: list | None, cfg: float) -> Tensor:
     """One guided prediction, without a sampler and without the run that a guider would start."""
+    positive, negative = (_labelled(model, conds) for conds in (positive, negative))
     comfy.model_management.load_models_gpu([model])
     model.pre_run()
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
@@ -131,6 +128,15 @@ def denoise(model: ModelPatcher, x: Tensor, sigma: float, positive: list, negati
             return comfy.samplers.sampling_function(model.model, x, sigmas, negative, positive, cfg, options)
     finally:
         model.cleanup()
+
+
+def _labelled(model: ModelPatcher, conds: list | None) -> list | None:
+    """The conds with the vector that a class-conditional network asks for."""
+    width = model.model.adm_channels
+    if conds is None or not width:
+        return conds
+    label = comfy.conds.CONDRegular(torch.linspace(-1, 1, width)[None])
+    return [{**cond, "model_conds": {**cond["model_conds"], "y": label}} for cond in conds]
 
 
 @contextmanager
@@ -148,11 +154,45 @@ def forwards(model: ModelPatcher) -> Iterator[list[int]]:
 def little_memory(monkeypatch: pytest.MonkeyPatch, model: ModelPatcher) -> Iterator[None]:
     """Inside the block the host believes that only one chunk fits and splits its batches."""
     with monkeypatch.context() as patch:
-        patch.setattr(comfy.model_management, "get_free_memory", lambda *a, **k: 1)
-        patch.setattr(type(model), "get_free_memory", lambda *a, **k: 1, raising=False)
+        patch.setattr(model.model, "memory_required", lambda *_, **__: 1e30)
         yield
 
 
 def nearly(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
     """Whether the largest difference is below `tolerance` of the largest value."""
     return (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def controlnet(seed: int = 3, dtype: torch.dtype = torch.float64) -> comfy.controlnet.ControlNet:
+    """A ControlNet of the host for `sd15`, with an 8 x 8 hint for each latent cell."""
+    config = _config(hint_channels=3, dtype=dtype)
+    for key in ("out_channels", "transformer_depth_output", "use_temporal_attention", "use_temporal_resblock"):
+        del config[key]
+    network = comfy.cldm.cldm.ControlNet(**config, device=CPU, operations=comfy.ops.disable_weight_init)
+    _randomise(network.float(), seed)
+    network.to(dtype).eval().requires_grad_(False)
+    control = comfy.controlnet.ControlNet(network, load_device=CPU)
+    hint = torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(seed))
+    return control.set_cond_hint(hint, strength=0.5)
+
+
+def video(seed: int = 0) -> ModelPatcher:
+    """A UNet with attention over time after each attention over space, as SVD has, taking three frames."""
+    config = _config(
+        use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, video_kernel_size=[3, 1, 1],
+        merge_strategy="learned", merge_factor=0.0, dtype=torch.float64,
+    )  # fmt: skip
+    model = _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, config, ModelType.EDM, seed)
+    model.model.diffusion_model.default_num_video_frames = 3
+    return model
+
+
+def dit() -> ModelPatcher:
+    """A tiny SD3: a transformer without the layers of a UNet."""
+    config = {
+        "input_size": None, "patch_size": 2, "in_channels": 4, "depth": 2, "adm_in_channels": 8, "num_patches": 64,
+        "pos_embed_max_size": 8, "context_embedder_config": {"target": "torch.nn.Linear", "params": {
+            "in_features": WIDTH, "out_features": 128}}, "dtype": torch.float32,
+    }  # fmt: skip
+    model = comfy.model_base.SD3(comfy.supported_models.SD3(config), device=CPU)
+    return ModelPatcher(model, load_device=CPU, offload_device=CPU)

@@ -1,0 +1,238 @@
+"""How many rows the model sees, and that the result does not depend on how they are grouped."""
+
+from __future__ import annotations
+
+import comfy.hooks
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from reins.tests import tiny
+from reins.tests.methods import METHODS, interval, pag, sag, seg
+from reins.tests.tiny import nearly, sample, text
+
+SLOT = "sampler_calc_cond_batch_function"
+
+
+def pass_through(model):
+    """A model on which another pack sits in the host's slot and hands its conds on."""
+    model = model.clone()
+    model.set_model_sampler_calc_cond_batch_function(
+        lambda args: comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+        )
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("steer", "cfg", "per_step"),
+    [
+        (pag, 5.0, [3]),
+        (pag, 1.0, [2]),
+        (lambda m: seg(pag(m)), 5.0, [4]),
+        (lambda m: seg(pag(m)), 1.0, [3]),
+        (sag, 5.0, [2, 1]),
+        (sag, 1.0, [1, 1]),
+        (lambda m: sag(pag(m)), 5.0, [3, 1]),
+        (lambda m: pag(sag(m)), 1.0, [2, 1]),
+        (lambda m: interval(m, 0.98, 0.99), 5.0, [1]),
+        (lambda m: interval(pag(m), 0.98, 0.99), 5.0, [2]),
+        (lambda m: interval(sag(m), 0.98, 0.99), 5.0, [1, 1]),
+    ],
+)
+def test_rows_per_step(steer, cfg, per_step, model):
+    with tiny.forwards(model) as rows:
+        sample(steer(model), cfg=cfg, steps=3)
+    assert rows == per_step * 3
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+@pytest.mark.parametrize("earlier", [True, False], ids=["slot taken before", "slot taken after"])
+def test_with_another_pack_in_the_slot_each_term_calls_the_model_itself(method, earlier, cfg, model):
+    steered = method(pass_through(model)) if earlier else pass_through(method(model))
+    assert nearly(sample(steered, cfg=cfg), sample(method(model), cfg=cfg))
+
+
+def test_a_pack_that_wraps_our_slot_keeps_the_one_batch(model):
+    ours = pag(model)
+    inner = ours.model_options[SLOT]
+    wrapped = ours.clone()
+    wrapped.set_model_sampler_calc_cond_batch_function(lambda args: inner(args))
+    with tiny.forwards(model) as rows:
+        assert torch.equal(sample(seg(wrapped)), sample(seg(ours)))
+    assert rows[:1] == [4]
+
+
+def areas(seed, **extra):
+    """Two conds: one for the left part, one for the rest."""
+    left, right = text(seed, area=(16, 9, 0, 0), **extra), text(seed + 10, area=(16, 10, 0, 6), strength=0.6)
+    return left + right
+
+
+def masks(seed):
+    mask = torch.rand((1, 16, 16), generator=torch.Generator().manual_seed(seed))
+    return text(seed, mask=mask, mask_strength=0.8) + text(seed + 10, mask=1 - mask, set_area_to_bounds=False)
+
+
+def controlled(seed):
+    return text(seed, control=tiny.controlnet(), control_apply_to_uncond=False)
+
+
+@pytest.mark.parametrize("conds", [areas, masks], ids=["areas", "masks"])
+@pytest.mark.parametrize("grouping", ["split", "slot taken"])
+def test_areas_and_masks_work_however_the_rows_are_grouped(method, conds, grouping, sd15, monkeypatch):
+    positive, negative = conds(1), conds(2)
+    expected = sample(method(sd15), positive=positive, negative=negative)
+    if grouping == "split":
+        with tiny.little_memory(monkeypatch, sd15):
+            found = sample(method(sd15), positive=positive, negative=negative)
+    else:
+        found = sample(method(pass_through(sd15)), positive=positive, negative=negative)
+    assert nearly(found, expected)
+    assert not nearly(found, sample(sd15, positive=positive, negative=negative), 1e-3)
+
+
+@pytest.mark.parametrize("on", ["both", "positive"])
+def test_a_control_net_steers_the_extra_predictions_too(method, on, sd15):
+    positive, negative = controlled(1), controlled(2) if on == "both" else text(2)
+    found = sample(method(sd15), positive=positive, negative=negative)
+    assert nearly(found, sample(method(pass_through(sd15)), positive=positive, negative=negative))
+    assert not nearly(found, sample(method(sd15)), 1e-3)
+
+
+def test_the_order_of_several_conds_is_without_effect(method, sd15):
+    positive, negative = text(1) + text(11), text(2) + text(12)
+    forth = sample(method(sd15), positive=positive, negative=negative)
+    back = sample(method(sd15), positive=positive[::-1], negative=negative[::-1])
+    assert nearly(back, forth)
+
+
+def test_prompts_of_different_length_share_a_run(method, sd15):
+    positive, negative = text(1, tokens=10), text(2, tokens=5)
+    found = sample(method(sd15), positive=positive, negative=negative)
+    assert nearly(found, sample(method(pass_through(sd15)), positive=positive, negative=negative))
+
+
+def hooked(seed, scale):
+    """A cond with a hook of its own: the host runs it in a batch of its own."""
+
+    def shrink(n, options):
+        return n * scale
+
+    hook = comfy.hooks.TransformerOptionsHook(
+        {"patches": {"attn2_output_patch": [shrink]}}, hook_scope=comfy.hooks.EnumHookScope.HookedOnly
+    )
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    return text(seed, hooks=group)
+
+
+def test_conds_with_hooks_keep_them_in_the_extra_predictions(method, sd15):
+    positive = hooked(1, 0.5)
+    found = sample(method(sd15), positive=positive)
+    assert nearly(found, sample(method(pass_through(sd15)), positive=positive))
+    assert not nearly(found, sample(method(sd15)), 1e-3)
+
+
+def test_a_hook_that_brings_the_list_a_second_time_changes_nothing(method, sd15):
+    steered = method(sd15)
+    again = {
+        "reins": list(steered.model_options["transformer_options"].get("reins", [])),
+        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
+    }
+    group = comfy.hooks.HookGroup()
+    group.add(comfy.hooks.TransformerOptionsHook(again, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    found = sample(steered, positive=text(1, hooks=group), negative=text(2, hooks=group))
+    assert nearly(found, sample(steered))
+
+
+def test_other_packs_see_the_extra_chunks_as_positives_behind_the_others(sd15):
+    seen = []
+
+    def look(executor, *args, **kwargs):
+        seen.append(args[5]["cond_or_uncond"])
+        return executor(*args, **kwargs)
+
+    steered = seg(pag(sd15))
+    steered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", look)
+    sample(steered, steps=1 + 1)
+    assert seen == [[1, 0, 0, 0]] * 2
+
+
+def test_the_hosts_nag_keeps_its_effect(method, sd15):
+    nag = pytest.importorskip("comfy_extras.nodes_nag").NAGuidance
+    with_nag = nag.execute(sd15, 5.0, 0.5, 1.5).result[0]
+    x, positive, negative = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])]
+    merged = tiny.denoise(method(with_nag), x, 3.0, positive, negative, 5.0)
+    separate = tiny.denoise(method(pass_through(with_nag)), x, 3.0, positive, negative, 5.0)
+    assert nearly(merged, separate)
+    assert not nearly(merged, tiny.denoise(method(sd15), x, 3.0, positive, negative, 5.0), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["pag", "seg", "sag"])
+def test_perp_neg_adds_each_term_for_the_positive_once(name, sd15):
+    method, seen = METHODS[name], []
+    guider = PerpNegGuider.execute(watched(method(sd15), seen), text(1), text(2), text(3), 4.0, 0.7).result[0]
+    tiny.guide(sd15, guider, steps=2)
+    check_terms(name, sd15, seen)
+
+
+@pytest.mark.parametrize("name", ["pag", "seg", "sag"])
+@pytest.mark.parametrize("style", ["regular", "nested"])
+def test_dual_cfg_adds_each_term_for_the_cond_of_its_post_cfg_once(name, style, sd15):
+    method, seen = METHODS[name], []
+    guider = DualCFGGuider.execute(watched(method(sd15), seen), text(1), text(2), text(3), 4.0, 2.0, style).result[0]
+    tiny.guide(sd15, guider, steps=2)
+    check_terms(name, sd15, seen)
+
+
+def watched(steered, seen):
+    """Note what goes into the chain of post-CFG functions and what comes out."""
+    steered = steered.clone()
+    chain = steered.model_options["sampler_post_cfg_function"]
+    steered.model_options["sampler_post_cfg_function"] = [
+        lambda args: (seen.append([args, args["denoised"]]), args["denoised"])[1],
+        *chain,
+        lambda args: (seen[-1].append(args["denoised"]), args["denoised"])[1],
+    ]
+    return steered
+
+
+def check_terms(name, plain, seen):
+    """What a term added equals its effect on the same conds under plain CFG."""
+    assert len(seen) == 2
+    assert not nearly(seen[0][2], seen[0][1], 1e-3)
+    for args, before, after in seen:
+        negative = args["uncond"] if name == "sag" else None
+        cfg = 2.0 if negative else 1.0
+        x, sigma, cond = args["input"], float(args["sigma"][0]), args["cond"]
+        steered, unsteered = (tiny.denoise(m, x, sigma, cond, negative, cfg) for m in (METHODS[name](plain), plain))
+        assert nearly(after, before + (steered - unsteered))
+
+
+def test_a_guider_without_a_negative_works(method, sd15):
+    guider = BasicGuider.execute(method(sd15), text(1)).result[0]
+    assert nearly(tiny.guide(sd15, guider), tiny.guide(sd15, cfg_guider(method(sd15), 1.0)))
+
+
+def cfg_guider(model, cfg):
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(text(1), text(2))
+    guider.set_cfg(cfg)
+    return guider
+
+
+def windows(model, length=4, overlap=1, **options):
+    node = pytest.importorskip("comfy_extras.nodes_context_windows").ContextWindowsManualNode
+    return node.execute(model, length, overlap, "standard_static", 1, False, "flat", 0, False, **options).result[0]
+
+
+@pytest.mark.parametrize("order", ["windows first", "windows last"])
+def test_context_windows_give_what_single_pictures_give(method, order, sd15):
+    """The pictures of this model do not see each other, so windows over the batch must not change them."""
+    start = tiny.noise(b=6)
+    steered = method(windows(sd15)) if order == "windows first" else windows(method(sd15))
+    assert nearly(sample(steered, batch=6, start=start), sample(method(sd15), batch=6, start=start))

@@ -1,0 +1,82 @@
+"""The layer notation on both layouts, and its errors."""
+
+from __future__ import annotations
+
+import pytest
+from reins.nodes.layers import parse_layers
+from reins.patches.sites import Site, find_sites
+from reins.tests import tiny
+from reins.tests.methods import METHODS, pag
+
+
+def names(text, model):
+    return [(s.block[0], s.number, s.index) for s in parse_layers(text, find_sites(model, "attn1"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("m0", [("m", 0, 0)]),
+        ("d0", [("i", 1, 0)]),
+        ("d0-1", [("i", 1, 0), ("i", 3, 0)]),
+        ("d0-d1", [("i", 1, 0), ("i", 3, 0)]),
+        ("u5, m0 ,d2", [("i", 5, 0), ("m", 0, 0), ("o", 5, 0)]),
+        ("M0,m0", [("m", 0, 0)]),
+        ("m0.0", [("m", 0, 0)]),
+    ],
+)
+def test_names_on_the_sd15_layout(text, expected, sd15):
+    assert names(text, sd15) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("d0", [("i", 3, 0)]),
+        ("d1", [("i", 5, 0), ("i", 5, 1)]),
+        ("d1.1,u0.0", [("i", 5, 1), ("o", 0, 0)]),
+        ("m0.0-1", [("m", 0, 0), ("m", 0, 1)]),
+        ("u2-u3", [("o", 2, 0), ("o", 3, 0)]),
+    ],
+)
+def test_names_on_the_sdxl_layout(text, expected, sdxl):
+    assert names(text, sdxl) == expected
+
+
+def test_all_names_every_layer(model):
+    assert parse_layers("all", find_sites(model, "attn1")) == find_sites(model, "attn1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("m7", ["m7", "m0.0-1", "d0", "u3"]),
+        ("u2-u9", ["u4", "u2-u9", "u3"]),
+        ("m0.5", ["m0.5", "m0.0-1"]),
+        ("x1", ["'x1'", "m0"]),
+        ("m", ["'m'"]),
+        ("u3-u2", ["'u3-u2'"]),
+        ("", ["empty"]),
+        ("d0-m0", ["'d0-m0'"]),
+    ],
+)
+def test_a_wrong_layer_is_named_with_those_there_are(text, words, sdxl):
+    with pytest.raises(ValueError, match="layers") as error:
+        pag(sdxl, layers=text)
+    assert all(word in str(error.value) for word in words)
+    pag(sdxl)
+
+
+@pytest.mark.parametrize("name", ["pag", "seg", "sag"])
+def test_a_model_without_a_unet_is_refused_before_sampling(name):
+    with pytest.raises(ValueError, match=r"steers the attention layers of a UNet.*SD3"):
+        METHODS[name](tiny.dit())
+
+
+@pytest.mark.parametrize("name", ["interval", "rescale"])
+def test_methods_that_need_no_layer_take_any_model(name):
+    METHODS[name](tiny.dit())
+
+
+def test_a_site_is_a_plain_tuple():
+    assert Site("attn1", "middle", 0, 0)[1:] == ("middle", 0, 0)

@@ -1,0 +1,59 @@
+"""The pack's nodes as functions of a model, with settings that show an effect, for tests of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from comfy.model_patcher import ModelPatcher
+from reins.nodes.interval import GuidanceInterval
+from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
+from reins.nodes.rescale import GuidanceRescale
+from reins.nodes.self_attention import SelfAttentionGuidance
+from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
+
+Method = Callable[[ModelPatcher], ModelPatcher]
+
+
+def pag(model, scale=3.0, start=0.0, end=1.0, layers="m0", fade="none", adaptive_scale=0.1):
+    return PerturbedAttentionGuidance.execute(model, scale, start, end, layers, fade, adaptive_scale).result[0]
+
+
+def seg(model, scale=3.0, blur_sigma=-1.0, start=0.0, end=1.0, layers="m0", fade="none"):
+    return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade).result[0]
+
+
+def sag(model, scale=0.75, blur_sigma=1.0, threshold=1.0, start=0.0, end=1.0, kernel_size=0):
+    return SelfAttentionGuidance.execute(model, scale, blur_sigma, threshold, start, end, kernel_size).result[0]
+
+
+def interval(model, start=0.3, end=0.7):
+    return GuidanceInterval.execute(model, start, end).result[0]
+
+
+def rescale(model, rescale=0.7):
+    return GuidanceRescale.execute(model, rescale).result[0]
+
+
+METHODS: dict[str, Method] = {
+    "pag": pag,
+    "seg": seg,
+    "seg-narrow": lambda model: seg(model, blur_sigma=1.0, layers="m0,u0"),
+    "sag": sag,
+    "interval": interval,
+    "rescale": rescale,
+}
+
+OFF: dict[str, Method] = {
+    "pag scale 0": lambda model: pag(model, scale=0.0),
+    "pag out of range": lambda model: pag(model, start=0.9, end=0.91),
+    "pag empty range": lambda model: pag(model, start=0.6, end=0.4),
+    "pag faded out": lambda model: pag(model, fade="adaptive (peer)", adaptive_scale=1.0, start=0.01),
+    "seg scale 0": lambda model: seg(model, scale=0.0),
+    "seg blur 0": lambda model: seg(model, blur_sigma=0.0),
+    "seg out of range": lambda model: seg(model, start=0.9, end=0.91),
+    "sag scale 0": lambda model: sag(model, scale=0.0),
+    "sag blur 0": lambda model: sag(model, blur_sigma=0.0),
+    "sag out of range": lambda model: sag(model, start=0.9, end=0.91),
+    "rescale 0": lambda model: rescale(model, 0.0),
+    "interval everywhere": lambda model: interval(model, 0.0, 1.0),
+}
