@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
 SHOWN = 4  # keys that an error names
+# What torch, safetensors and the host raise for a file that is cut off or is something else altogether.
+DAMAGE = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_file(path: str | Path) -> StateDict:
@@ -32,7 +34,16 @@ def read_file(path: str | Path) -> StateDict:
             f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
             f"Use a .safetensors file or download it again."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} cannot be read: {first_line}. Download the file again.") from error
     if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
