@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -110,23 +111,22 @@ def add_attention_layer(model: ModelPatcher, site: Site, layer: Layer, span: Spa
 
 
 def install_attention(model: ModelPatcher) -> None:
-    """Make a clone stack the layers of its list."""
+    """Make a clone of a UNet model stack the layers of its list."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
     install_wrapper(model, WrappersMP.APPLY_MODEL, extra_chunks_last)
     install_wrapper(model, WrappersMP.DIFFUSION_MODEL, stack_layers)
 
 
-def stack_layers(
-    executor: Any, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None,
-    control: dict | None = None, transformer_options: dict[str, Any] = {}, **kwargs: Any,  # noqa: B006
-) -> Tensor:  # fmt: skip
-    """DIFFUSION_MODEL wrapper (its signature is the host's): put the layers of this call into the host's slots."""
-    options = transformer_options
+def stack_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
+    """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots."""
+    if not isinstance(executor.class_obj, UNetModel):  # a guider may send the negative through another network
+        return executor(*arguments, **kwargs)
+    *inputs, options = arguments  # x, timesteps, context, y, control
     if BUILT not in options:  # a hook may have brought the wrapper a second time
         by_site = _layers_by_site(options)
         if by_site:
             options = {**options, BUILT: True, "patches_replace": _replaced(options, by_site)}
-    return executor(x, timesteps, context, y, control, options, **kwargs)
+    return executor(*inputs, options, **kwargs)
 
 
 def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:

@@ -14,12 +14,13 @@ from uuid import uuid5
 
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.fade import Fade
 from .attention import Layer, PerturbedLayers, install_attention
-from .entries import Entry, append, entries, next_order
-from .run import Step, run_of, with_step
+from .entries import Entry, append, entries, install_wrapper, next_order
+from .run import Step, run_of, start_run, with_step
 from .sites import Site
 from .span import Span, percent_at
 
@@ -68,13 +69,14 @@ def add_term(
         return args["denoised"] + (args["cond_denoised"] - _prediction(term, args)) * factor
 
     model.set_model_sampler_post_cfg_function(add_to_result)
+    install_attention(model)
     install_guidance(model)
     return model
 
 
 def install_guidance(model: ModelPatcher) -> None:
-    """Make a clone evaluate the terms of its list in the host's batch."""
-    install_attention(model)
+    """Make a clone, of any kind of model, evaluate the terms and obey the CFG ranges of its list."""
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
     occupant = model.model_options.get(SLOT)
     if not getattr(occupant, "is_reins", False):
         model.set_model_sampler_calc_cond_batch_function(_batch_with_terms(occupant))

@@ -56,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if HOST:
+        config.pluginmanager.import_plugin("reins.tests.host.fixtures")
+
+
 _load_pack()
 if HOST:
     _enter_host()

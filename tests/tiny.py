@@ -6,6 +6,7 @@ sdxl: label embedding, linear projections, no transformer at full size, one and 
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import comfy.cldm.cldm
 import comfy.conds
 import comfy.controlnet
+import comfy.ldm.flux.model
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -190,9 +192,26 @@ def video(seed: int = 0) -> ModelPatcher:
 def dit() -> ModelPatcher:
     """A tiny SD3: a transformer without the layers of a UNet."""
     config = {
-        "input_size": None, "patch_size": 2, "in_channels": 4, "depth": 2, "adm_in_channels": 8, "num_patches": 64,
-        "pos_embed_max_size": 8, "context_embedder_config": {"target": "torch.nn.Linear", "params": {
+        "input_size": None, "patch_size": 2, "in_channels": 4, "depth": 2, "adm_in_channels": POOLED,
+        "num_patches": 256, "pos_embed_max_size": 16, "context_embedder_config": {"target": "torch.nn.Linear", "params": {
             "in_features": WIDTH, "out_features": 128}}, "dtype": torch.float32,
     }  # fmt: skip
     model = comfy.model_base.SD3(comfy.supported_models.SD3(config), device=CPU)
+    _randomise(model.diffusion_model, 0)
+    model.diffusion_model.pos_embed.zero_()  # a buffer, which the host leaves uninitialised
+    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+def flux() -> ModelPatcher:
+    """A tiny Flux; the host calls it with other arguments than a UNet."""
+    sizes = {
+        "in_channels": 4, "out_channels": 4, "vec_in_dim": POOLED, "context_in_dim": WIDTH, "hidden_size": 32,
+        "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": False, "txt_ids_dims": [],
+    }  # fmt: skip
+    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+    config = {key: value for key, value in sizes.items() if key in known}
+    config |= {"image_model": "flux", "dtype": torch.float32}
+    model = comfy.model_base.Flux(comfy.supported_models.Flux(config), device=CPU)
+    _randomise(model.diffusion_model, 0)
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)

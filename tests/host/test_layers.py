@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from reins.nodes.layers import parse_layers
 from reins.patches.sites import Site, find_sites
 from reins.tests import tiny
-from reins.tests.methods import METHODS, pag
+from reins.tests.methods import METHODS, interval, pag, rescale
+from reins.tests.tiny import nearly, sample
 
 
 def names(text, model):
@@ -73,9 +75,16 @@ def test_a_model_without_a_unet_is_refused_before_sampling(name):
         METHODS[name](tiny.dit())
 
 
-@pytest.mark.parametrize("name", ["interval", "rescale"])
-def test_methods_that_need_no_layer_take_any_model(name):
-    METHODS[name](tiny.dit())
+@pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
+def test_methods_that_need_no_layer_steer_any_model(make):
+    model = make()
+    plain, alone = sample(model), sample(model, cfg=1.0)
+    assert plain.isfinite().all()
+    assert not nearly(sample(rescale(model)), plain, 1e-3)
+    assert torch.equal(sample(interval(model, 0.6, 0.4)), alone)
+    with tiny.forwards(model) as rows:
+        assert not nearly(sample(rescale(interval(model, 0.3, 0.6)), steps=6), plain, 1e-3)
+    assert {sum(rows)} != {12}
 
 
 def test_a_site_is_a_plain_tuple():

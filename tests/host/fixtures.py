@@ -1,4 +1,4 @@
-"""Tiny models and the methods under test, by name."""
+"""Tiny models and the methods under test, by name; a plugin that tests/conftest.py loads where there is a host."""
 
 from __future__ import annotations
 

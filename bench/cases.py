@@ -1,0 +1,68 @@
+"""What is measured: networks, and the nodes on them beside the host's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import comfy_extras.nodes_pag
+import comfy_extras.nodes_sag
+from comfy.model_patcher import ModelPatcher
+from reins.tests import tiny
+from reins.tests.methods import interval, pag, rescale, sag, seg
+
+Steer = Callable[[ModelPatcher], ModelPatcher]
+
+
+class Case(NamedTuple):
+    """A way of steering; `against` names the case of the same cfg that a user would have without the pack."""
+
+    name: str
+    cfg: float
+    steer: Steer
+    against: str = "plain"
+
+
+class Network(NamedTuple):
+    name: str
+    make: Callable[[], ModelPatcher]
+    size: tuple[int, int]
+
+
+def host_pag(model: ModelPatcher) -> ModelPatcher:
+    return comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+def host_sag(model: ModelPatcher) -> ModelPatcher:
+    return comfy_extras.nodes_sag.SelfAttentionGuidance.execute(model, 0.5, 2.0).result[0]
+
+
+def sd15_layout() -> ModelPatcher:
+    """Blocks, transformers and skips of SD1.5, every level 320 wide."""
+    return tiny.sd15(
+        model_channels=320, channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, num_heads=8, context_dim=tiny.WIDTH,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3,
+    )  # fmt: skip
+
+
+NETWORKS = [Network("tiny", tiny.sd15, (32, 32)), Network("SD1.5 layout", sd15_layout, (32, 32))]
+
+CASES = [
+    Case(name, cfg, steer, against)
+    for cfg in (7.0, 1.0)
+    for name, steer, against in [
+        ("plain", lambda model: model, "plain"),
+        ("host PAG", host_pag, "plain"),
+        ("PAG", pag, "host PAG"),
+        ("SEG", seg, "host PAG"),
+        ("host SAG", host_sag, "plain"),
+        ("SAG", sag, "host SAG"),
+        ("host PAG + host SAG", lambda model: host_sag(host_pag(model)), "plain"),
+        ("PAG + SAG", lambda model: sag(pag(model)), "host PAG + host SAG"),
+        ("PAG + SEG", lambda model: seg(pag(model)), "host PAG"),
+        ("PAG + SEG + SAG", lambda model: sag(seg(pag(model))), "host PAG + host SAG"),
+        ("Rescale", rescale, "plain"),
+        ("Interval 25 to 75 %", lambda model: interval(model, 0.25, 0.75), "plain"),
+    ]
+    if not (cfg == 1.0 and name.startswith(("Rescale", "Interval")))
+]

@@ -1,0 +1,77 @@
+"""Counts and times of sampling runs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from reins.tests import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .cases import CASES, Case, Network
+
+
+class Row(NamedTuple):
+    """A case on a network; all figures per sampler step. Ratios are medians over interleaved rounds."""
+
+    case: Case
+    calls: float
+    rows: float
+    syncs: float
+    milliseconds: float
+    to_plain: float
+    to_against: float
+
+
+class Syncs(TorchDispatchMode):
+    """Counts reads of a number from a tensor: on a GPU each one waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def measure(network: Network, steps: int, rounds: int) -> Iterable[Row]:
+    """All cases on a network. Rounds go through all cases in turn, so that a slow moment hits all alike."""
+    model = network.make()
+    steered = {case: case.steer(model) for case in CASES}
+    counts = {case: _count(model, steered[case], case, network, steps) for case in CASES}
+    seconds: dict[Case, list[float]] = {case: [] for case in CASES}
+    for _ in range(rounds):
+        for case in CASES:
+            start = time.perf_counter()
+            _sample(steered[case], case, network, steps)
+            seconds[case].append(time.perf_counter() - start)
+    by_name = {(case.name, case.cfg): case for case in CASES}
+    for case in CASES:
+        calls, rows, syncs = counts[case]
+        plain, against = by_name["plain", case.cfg], by_name[case.against, case.cfg]
+        yield Row(
+            case, calls / steps, rows / steps, (syncs - counts[plain][2]) / steps,
+            1000 * statistics.median(seconds[case]) / steps,
+            _ratio(seconds[case], seconds[plain]), _ratio(seconds[case], seconds[against]),
+        )  # fmt: skip
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _count(
+    model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network, steps: int
+) -> tuple[int, int, int]:
+    with tiny.forwards(model) as rows, Syncs() as syncs:
+        _sample(steered, case, network, steps)
+    return len(rows), sum(rows), syncs.count
+
+
+def _sample(steered: ModelPatcher, case: Case, network: Network, steps: int) -> None:
+    tiny.sample(steered, network.size, cfg=case.cfg, steps=steps)

@@ -1,0 +1,76 @@
+"""python3 dev.py bench [--quick]: prints the tables and writes them to bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from reins.bench.cases import Network
+    from reins.bench.measure import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = "| cfg | nodes | UNet calls | rows | device reads | ms | to plain | to | |"
+
+
+def enter() -> None:
+    """The pack under its test name, beside the host that COMFYUI_PATH names."""
+    spec = importlib.util.spec_from_file_location("reins_tests_conftest", ROOT / "tests" / "conftest.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def table(network: Network, rows: list[Row]) -> list[str]:
+    h, w = network.size
+    lines = [f"## {network.name}, latent {h}x{w}, per sampler step", "", HEAD, "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        case = row.case
+        against = (
+            ("", "") if case.name == "plain" or case.against == "plain" else (f"{row.to_against:.2f}", case.against)
+        )
+        lines.append(
+            f"| {case.cfg:g} | {case.name} | {row.calls:.3g} | {row.rows:.3g} | {row.syncs:+.3g} "
+            f"| {row.milliseconds:.1f} | {row.to_plain:.2f} | {against[0]} | {against[1]} |"
+        )
+    return [*lines, ""]
+
+
+def preface(version: str, steps: int, rounds: int) -> list[str]:
+    return [
+        "# What the nodes cost", "",
+        "Written by `python3 dev.py bench`. UNet calls and rows are exact counts. Device reads are numbers read from a "
+        "tensor beyond those of plain sampling: on a GPU each waits for the device. Times compare cases of one run: "
+        "every round goes through all cases, ratios are medians over rounds; 'to' compares with the host's own nodes.",
+        "",
+        f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
+        f"CPU, float32, Euler, {steps} steps, {rounds} rounds, one picture.", "",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the tiny network only, few rounds, nothing written")
+    quick = parser.parse_args().quick
+    enter()
+    import comfyui_version
+    from reins.bench.cases import NETWORKS
+    from reins.bench.measure import measure
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    steps, rounds = (4, 3) if quick else (8, 9)
+    lines = preface(comfyui_version.__version__, steps, rounds)
+    for network in NETWORKS[: 1 if quick else None]:
+        found = table(network, list(measure(network, steps, rounds)))
+        print("\n".join(found), flush=True)
+        lines += found
+    if not quick:
+        (ROOT / "bench" / "RESULTS.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a person reads about a node, against the schema that the host gets; and the example in CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import reins
+import torch
+from comfy_api.latest import io
+from reins.tests import tiny
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = ("en", "ko", "ja", "zh")
+
+
+async def _listed() -> list[type[io.ComfyNode]]:
+    return await (await reins.comfy_entrypoint()).get_node_list()
+
+
+NODES = {node.define_schema().node_id: node for node in asyncio.run(_listed())}
+
+
+@pytest.fixture(params=NODES)
+def schema(request: pytest.FixtureRequest) -> io.Schema:
+    return NODES[request.param].define_schema()
+
+
+def definitions(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def test_a_node_has_a_description_and_its_inputs_and_outputs_have_tooltips(schema):
+    assert schema.node_id.startswith("Reins_")
+    assert schema.category.startswith("reins/")
+    assert schema.display_name
+    assert schema.description
+    assert all(socket.tooltip for socket in [*schema.inputs, *schema.outputs])
+
+
+def test_a_node_has_a_help_page_in_the_folder_that_the_host_serves(schema):
+    assert (ROOT / reins.WEB_DIRECTORY / "docs" / f"{schema.node_id}.md").is_file()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_node_is_translated_with_all_its_inputs_and_outputs(schema, language):
+    entry = definitions(language)[schema.node_id]
+    assert entry["display_name"]
+    assert entry["description"]
+    assert list(entry["inputs"]) == [socket.id for socket in schema.inputs]
+    assert list(entry["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+
+
+def test_the_english_texts_are_those_of_the_schema(schema):
+    assert definitions("en")[schema.node_id] == {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {socket.id: {"name": socket.id, "tooltip": socket.tooltip} for socket in schema.inputs},
+        "outputs": {str(i): {"tooltip": socket.tooltip} for i, socket in enumerate(schema.outputs)},
+    }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_translation_is_left_over(language):
+    assert set(definitions(language)) == set(NODES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_option_strings_in_a_tooltip_are_the_ones_to_choose_from(schema, language):
+    entry = definitions(language)[schema.node_id]
+    for socket in schema.inputs:
+        for option in getattr(socket, "options", None) or ():
+            assert option in entry["inputs"][socket.id]["tooltip"]
+
+
+def test_the_options_in_a_help_page_are_those_of_the_schema(schema):
+    page = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+    options = {option for socket in schema.inputs for option in getattr(socket, "options", None) or ()}
+    explained = " ".join(re.findall(r"^- `fade`:(.*)$", page, re.MULTILINE))
+    assert set(re.findall(r"`([\w ()]+)`:", explained)) == options
+
+
+def test_the_example_in_contributing_is_short_and_runs(monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n# (\w+)/(\w+)\.py\n(.*?)```", text, re.DOTALL)
+    assert [floor for floor, *_ in blocks] == ["patches", "nodes"]
+    assert sum(len(code.splitlines()) for *_, code in blocks) < 60
+    for floor, name, code in blocks:
+        importlib.import_module(f"reins.{floor}")
+        module = ModuleType(f"reins.{floor}.{name}")
+        module.__package__ = f"reins.{floor}"
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(code, f"{floor}/{name}.py", "exec"), module.__dict__)
+    node = module.SoftAttentionGuidance
+    model = tiny.sd15()
+    with tiny.forwards(model) as rows:
+        (steered,) = node.execute(model, 2.0, 0.0, 1.0, "m0").result
+        result = tiny.sample(steered, steps=2)
+    assert rows == [3, 3]
+    assert not torch.equal(result, tiny.sample(model, steps=2))
+    (off,) = node.execute(model, 0.0, 0.0, 1.0, "m0").result
+    assert off is model
