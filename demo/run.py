@@ -1,0 +1,191 @@
+"""Runs every example workflow on a real ComfyUI server and shows what comes out.
+
+python -m demo.run --comfy DIR      a server of our own, for as long as the demo takes
+python -m demo.run --url URL        a running ComfyUI that has the pack
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from .client import Client, Event, ExecutionFailed, Graph, Json, PromptRejected
+from .graphs import (
+    CHECKPOINT_LOADER,
+    EXAMPLE_CHECKPOINT,
+    FEW_STEPS,
+    SMALL_PIXELS,
+    UnknownWorkflow,
+    load_graphs,
+    needs_checkpoint,
+    shrunk,
+    with_checkpoint,
+)
+from .host import Host, HostDied, HostSettings, has_accelerator, offer_file, weightless_arguments, write_weightless
+from .pictures import Picture, contact_sheet, save_pictures
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN_SECONDS = 3600
+BAR = "  {desc:<28.28} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
+
+
+class DemoError(Exception):
+    """A reason why no workflow can be run at all."""
+
+
+class Session(NamedTuple):
+    """A server to talk to, the checkpoint that it shall load, and whether that one has weights."""
+
+    client: Client
+    checkpoint: str
+    weightless: bool
+
+
+@contextlib.contextmanager
+def own_server(comfy: Path, checkpoint: Path | None) -> Iterator[Session]:
+    """A server with a temporary base directory that holds one checkpoint."""
+    if checkpoint is not None and not checkpoint.is_file():
+        raise DemoError(f"there is no checkpoint file {checkpoint}")
+    with tempfile.TemporaryDirectory(prefix="reins-demo-", ignore_cleanup_errors=True) as folder:
+        arguments = weightless_arguments(comfy) if checkpoint is None else ()
+        settings = HostSettings(comfy, Path(folder), cpu=not has_accelerator(), arguments=arguments)
+        settings.checkpoints.mkdir(parents=True)
+        if checkpoint is None:
+            print(
+                "writing a checkpoint without weights: it takes the place of SD1.5, its pictures are noise", flush=True
+            )
+            name = write_weightless(comfy, "sd15-min", settings.checkpoints)
+        else:
+            name = offer_file(checkpoint, settings.checkpoints)
+        print(f"starting ComfyUI ({comfy}) on the {'CPU' if settings.cpu else 'accelerator'}", flush=True)
+        with Host(settings) as host:
+            print(f"ready after {host.boot_seconds:.0f} s at {host.url}", flush=True)
+            check_pack(host.client, f"the log ends with\n{host.log_tail()}")
+            yield Session(host.client, name, checkpoint is None)
+
+
+@contextlib.contextmanager
+def running_server(url: str, checkpoint: str | None) -> Iterator[Session]:
+    """A ComfyUI that somebody else started; its checkpoint is named as its own loader lists it."""
+    client = Client(url)
+    try:
+        offered = checkpoint_names(client.object_info()[CHECKPOINT_LOADER])
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise DemoError(f"no ComfyUI answers at {url}: {error}") from error
+    check_pack(client, "link this checkout into its custom_nodes and restart it")
+    name = checkpoint or EXAMPLE_CHECKPOINT
+    if name not in offered:
+        raise DemoError(f"that ComfyUI has no checkpoint {name}; name one by --checkpoint: {', '.join(offered)}")
+    yield Session(client, name, False)
+
+
+def checkpoint_names(loader: Json) -> list[str]:
+    """The choices of a loader's combo box, in either of the two forms in which hosts describe one."""
+    kind, *options = loader["input"]["required"]["ckpt_name"]
+    return kind if isinstance(kind, list) else options[0]["options"]
+
+
+def check_pack(client: Client, advice: str) -> None:
+    if not any(name.startswith("Reins_") for name in client.object_info()):
+        raise DemoError(f"that ComfyUI knows no node of this pack; {advice}")
+
+
+class ProgressBar:
+    """The websocket's events as one line: the node that runs, and how far it is."""
+
+    def __init__(self, name: str, graph: Graph) -> None:
+        self._graph = graph
+        self._bar = tqdm(total=1, desc=name, bar_format=BAR, leave=False, file=sys.stdout, disable=None)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, event: Event) -> None:
+        node = event.data.get("node") if event.kind in ("executing", "progress") else None
+        if node is None:
+            return
+        if event.kind == "progress":
+            self._bar.total, self._bar.n = event.data["max"], event.data["value"]
+        self._bar.set_postfix_str(self._graph.get(node, {}).get("class_type", node))
+
+
+def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> list[Picture]:
+    """Runs one graph, saves its pictures and prints the line that remains of it."""
+    graph = with_checkpoint(graph, session.checkpoint)
+    if session.weightless and needs_checkpoint(graph):
+        graph = shrunk(graph)
+    with ProgressBar(name, graph) as bar:
+        result = session.client.run(graph, RUN_SECONDS, bar)
+    contents = [session.client.image_bytes(file) for file in result.image_files()]
+    paths = save_pictures(name, contents, folder)
+    print(f"  {name:<40} {result.seconds:7.1f} s   {len(paths)} picture{'s' * (len(paths) != 1)}", flush=True)
+    return [Picture(path.stem, path) for path in paths]
+
+
+def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
+    """Runs the graphs one after the other, failed ones too, and sums up; returns the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if session.weightless:
+        print(f"at most {SMALL_PIXELS} pixels and {FEW_STEPS} steps now; --checkpoint FILE, with weights, cuts nothing")
+    start, pictures, failed = time.monotonic(), [], []
+    for name, graph in graphs.items():
+        try:
+            pictures += run_workflow(session, name, graph, folder)
+        except (PromptRejected, ExecutionFailed) as error:
+            failed.append(name)
+            print(f"  {name:<40}  FAILED   {error}", flush=True)
+    seconds = time.monotonic() - start
+    if pictures:
+        contact_sheet(pictures, folder / "contact_sheet.png")
+    print(f"{len(graphs) - len(failed)} of {len(graphs)} workflows ran in {seconds:.1f} s; pictures in {folder}")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    server = parser.add_mutually_exclusive_group(required=True)
+    server.add_argument("--comfy", type=Path, help="a ComfyUI folder")
+    server.add_argument("--url", help="a running ComfyUI")
+    parser.add_argument("--checkpoint", help="a file, or with --url a name in its checkpoint folder")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
+    options = parse()
+    try:
+        graphs = load_graphs(options.only)
+        if not graphs:
+            raise DemoError("there is no workflow in demo/api")
+        if options.url:
+            place = running_server(options.url, options.checkpoint)
+        else:
+            place = own_server(options.comfy.resolve(), Path(options.checkpoint) if options.checkpoint else None)
+        with place as session:
+            return run_all(session, graphs, options.out)
+    except (DemoError, UnknownWorkflow, HostDied, ConnectionError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

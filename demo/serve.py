@@ -1,0 +1,79 @@
+"""Starts a ComfyUI with the pack linked in and keeps it running until Ctrl-C.
+
+python -m demo.serve --comfy DIR --base-directory DIR [--port N] [--checkpoint FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from .graphs import EXAMPLE_CHECKPOINT
+from .host import (
+    ROOT,
+    Host,
+    HostDied,
+    HostSettings,
+    has_accelerator,
+    offer_file,
+    weightless_arguments,
+    write_weightless,
+)
+
+
+def offer_examples(settings: HostSettings, checkpoint: str) -> None:
+    """Puts the examples among the user's saved workflows, with the checkpoint that this server has."""
+    folder = settings.base / "user" / "default" / "workflows" / "reins"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        text = path.read_text(encoding="utf-8").replace(EXAMPLE_CHECKPOINT, checkpoint)
+        (folder / path.name).write_text(text, encoding="utf-8")
+
+
+def serve(options: argparse.Namespace) -> int:
+    comfy = options.comfy.resolve()
+    settings = HostSettings(
+        comfy,
+        options.base_directory.resolve(),
+        cpu=not has_accelerator(),
+        port=options.port,
+        arguments=() if options.checkpoint else weightless_arguments(comfy),
+    )
+    settings.checkpoints.mkdir(parents=True, exist_ok=True)
+    if options.checkpoint:
+        checkpoint = offer_file(options.checkpoint, settings.checkpoints)
+    else:
+        checkpoint = write_weightless(comfy, "sd15-min", settings.checkpoints)
+    offer_examples(settings, checkpoint)
+    print(f"starting ComfyUI ({comfy}); its files are in {settings.base}", flush=True)
+    with Host(settings) as host:
+        print(
+            f"open {host.url}  (checkpoint: {checkpoint}; the examples are under Workflows, reins; Ctrl-C ends)",
+            flush=True,
+        )
+        return host.wait()
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfy", type=Path, required=True)
+    parser.add_argument("--base-directory", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=8188)
+    parser.add_argument("--checkpoint", type=Path)
+    options = parser.parse_args()
+    if options.checkpoint and not options.checkpoint.is_file():
+        parser.error(f"there is no checkpoint file {options.checkpoint}")
+    try:
+        return serve(options)
+    except HostDied as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
