@@ -1,0 +1,135 @@
+"""The real frontend in a headless Chromium: loads workflows and gives back what it makes of them.
+
+A Chromium of the system is used (CHROMIUM names one): nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from playwright.sync_api import Page, Route, sync_playwright
+
+Json: TypeAlias = Any  # what json.loads returns
+
+READY_MS = 120_000
+SETTLE_MS = 400
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = ("--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking")
+
+# Stored for the user before the first page load, so that neither a tour nor a notice covers the canvas.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "99.0.0",
+    "Comfy.Release.Status": "what's new seen",
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.Workflow.ShowMissingNodesWarning": False,
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.Locale": "en",
+}
+
+READY = """() => window.app?.graph && window.app.extensionManager
+    && window.LiteGraph?.registered_node_types['KSampler']"""
+UNKNOWN = """() => window.app.graph.nodes
+    .filter(node => node.has_errors || !window.LiteGraph.registered_node_types[node.type])
+    .map(node => node.type)"""
+FIX_SEEDS = """() => window.app.graph.nodes
+    .flatMap(node => node.widgets ?? [])
+    .filter(widget => widget.name === 'control_after_generate')
+    .forEach(widget => { widget.value = 'fixed' })"""
+
+
+def find_chromium() -> str | None:
+    """The executable of CHROMIUM, else the first browser on the path that Playwright can drive."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+class UnknownNodes(ValueError):
+    """A workflow names nodes that the server does not have: they stand red in the editor."""
+
+
+def as_text(content: Json) -> str:
+    """The one way in which workflow files are written."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+class Frontend:
+    """A page with an open editor."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        self.refused: set[str] = set()
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def open(self, url: str) -> None:
+        """Opens the editor; requests that leave the server are refused, and remembered."""
+
+        def only_this_server(route: Route) -> None:
+            if route.request.url.startswith((url, "data:", "blob:")):
+                route.continue_()
+            else:
+                self.refused.add(route.request.url)
+                route.abort()
+
+        self.page.route("**/*", only_this_server)
+        self.page.goto(url, wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=READY_MS)
+        self.page.wait_for_timeout(SETTLE_MS)
+
+    def load(self, workflow: Json) -> None:
+        """Loads a workflow in editor format, as opening its file does."""
+        self.page.evaluate("async graph => { await window.app.loadGraphData(graph) }", workflow)
+        self._settle()
+
+    def load_api(self, graph: Json, name: str) -> None:
+        """Loads a graph in API format and arranges its nodes; seeds stay as they are from run to run."""
+        self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name) }", [graph, name])
+        self._settle()
+        self.page.evaluate("() => window.app.graph.arrange()")
+        self.page.evaluate(FIX_SEEDS)
+
+    def _settle(self) -> None:
+        self.page.wait_for_timeout(SETTLE_MS)
+        if unknown := self.page.evaluate(UNKNOWN):
+            raise UnknownNodes(f"nodes that the server does not know: {', '.join(unknown)}")
+
+    def api_graph(self) -> Json:
+        """What Run would queue.  Through JSON text: Playwright would turn undefined values into null."""
+        text = self.page.evaluate("async () => JSON.stringify((await window.app.graphToPrompt()).output)")
+        return json.loads(text)
+
+    def twin_of(self, workflow: Json) -> Json:
+        """The API form of an editor workflow, in the order of node ids."""
+        self.load(workflow)
+        graph = self.api_graph()
+        return {node_id: graph[node_id] for node_id in sorted(graph, key=lambda node_id: (len(node_id), node_id))}
+
+    def workflow(self) -> Json:
+        """What Save would write."""
+        return json.loads(self.page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
+
+
+@contextlib.contextmanager
+def open_frontend(url: str, post: Callable[[str, Json], None]) -> Iterator[Frontend]:
+    """The editor of the server at `url`; `post` sends it a JSON body."""
+    executable = find_chromium()
+    if executable is None:
+        raise FileNotFoundError(f"no browser found: install Chromium or set CHROMIUM; tried {', '.join(BROWSERS)}")
+    for name, value in SETTINGS.items():
+        post(f"/settings/{name}", value)
+    is_root = getattr(os, "geteuid", lambda: 1)() == 0
+    flags = [*FLAGS, "--no-sandbox"] if is_root else list(FLAGS)  # Chromium's sandbox does not start as root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=flags)
+        try:
+            frontend = Frontend(browser.new_page(viewport={"width": 1600, "height": 900}))
+            frontend.open(url)
+            yield frontend
+        finally:
+            browser.close()

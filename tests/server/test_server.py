@@ -1,0 +1,215 @@
+"""The pack inside a real ComfyUI: what a person gets who queues a workflow."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-dev.txt)")
+Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
+
+from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
+from reins.demo.graphs import load_graphs, shrunk, with_checkpoint  # noqa: E402
+
+if TYPE_CHECKING:
+    from reins.demo.client import Event, Graph, Result
+    from reins.tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+PACK = "ComfyUI-Reins"
+GUIDANCE = (
+    "Reins_PerturbedAttentionGuidance",
+    "Reins_SmoothedEnergyGuidance",
+    "Reins_SelfAttentionGuidance",
+    "Reins_GuidanceInterval",
+    "Reins_GuidanceRescale",
+)
+SAMPLER, GUIDE, SAVE = "3", "10", "9"
+SIDE = 64
+
+
+def text_to_image(checkpoint: str, seed: int = 1, steps: int = 2, prefix: str = "test") -> Graph:
+    """The plain graph that every ComfyUI opens with, small."""
+    sampler = {"seed": seed, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    links = {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
+    return {
+        "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": SIDE, "height": SIDE, "batch_size": 1}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 1], "text": "a lighthouse"}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 1], "text": ""}},
+        SAMPLER: {"class_type": "KSampler", "inputs": sampler | links},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": [SAMPLER, 0], "vae": ["4", 2]}},
+        SAVE: {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": prefix}},
+    }
+
+
+def guided(graph: Graph, node: str, inputs: dict[str, Any]) -> Graph:
+    """The graph with one of our nodes between the checkpoint and the sampler."""
+    graph[GUIDE] = {"class_type": node, "inputs": {"model": ["4", 0], **inputs}}
+    graph[SAMPLER]["inputs"]["model"] = [GUIDE, 0]
+    return graph
+
+
+def perturbed(graph: Graph, **changes: Any) -> Graph:
+    inputs = {"scale": 3.0, "start_percent": 0.0, "end_percent": 1.0, "layers": "m0", "fade": "none"}
+    return guided(graph, GUIDANCE[0], inputs | changes)
+
+
+def inputs_of(info: dict[str, Any]) -> dict[str, list[Any]]:
+    return info["input"].get("required", {}) | info["input"].get("optional", {})
+
+
+def default_of(kind: Any, options: dict[str, Any]) -> Any:
+    choices = kind if isinstance(kind, list) else options.get("options", [])
+    return options["default"] if "default" in options else choices[0]
+
+
+def picture(server: Server, result: Result) -> Image.Image:
+    (file,) = result.image_files()
+    return Image.open(io.BytesIO(server.client.image_bytes(file)))
+
+
+def pixel_hash(server: Server, result: Result) -> str:
+    """Of the pixels alone: the file also holds the graph."""
+    return hashlib.sha256(picture(server, result).tobytes()).hexdigest()
+
+
+def run_plain(server: Server, seed: int = 1, prefix: str = "plain") -> Result:
+    return server.client.run(text_to_image(server.checkpoint, seed=seed, prefix=prefix))
+
+
+def test_the_server_starts_without_a_complaint_about_the_pack(server: Server) -> None:
+    assert PACK in server.boot_log  # it was loaded at all
+    for complaint in ("Traceback", "IMPORT FAILED", f"Cannot import {server.host.settings.base}"):
+        assert complaint not in server.boot_log
+
+
+@pytest.mark.parametrize("node", GUIDANCE)
+def test_a_node_explains_itself_and_every_socket(server: Server, node: str) -> None:
+    info = server.client.get(f"/object_info/{node}")[node]
+    assert info["category"] == "reins/guidance"
+    assert info["display_name"] != node
+    assert info["description"].strip()
+    untold = [name for name, (_, *options) in inputs_of(info).items() if not (options and options[0].get("tooltip"))]
+    assert not untold, f"inputs without a tooltip: {untold}"
+    assert len(info["output_tooltips"]) == len(info["output"])
+    assert all(info["output_tooltips"])
+
+
+@pytest.mark.parametrize("node", GUIDANCE)
+def test_a_node_with_its_default_values_makes_a_picture(server: Server, node: str) -> None:
+    info = server.client.get(f"/object_info/{node}")[node]
+    sockets = {name: (kind, *options) for name, (kind, *options) in inputs_of(info).items() if kind != "MODEL"}
+    inputs = {name: default_of(kind, *options) for name, (kind, *options) in sockets.items()}
+    result = server.client.run(guided(text_to_image(server.checkpoint, prefix=node), node, inputs))
+    assert picture(server, result).size == (SIDE, SIDE)
+
+
+def test_a_workflow_with_guidance_reports_progress_shows_previews_and_changes_the_picture(server: Server) -> None:
+    result = server.client.run(perturbed(text_to_image(server.checkpoint, steps=3)))
+    assert picture(server, result).size == (SIDE, SIDE)
+    assert result.progress(SAMPLER)[-1] == (3, 3)
+    assert result.previews
+    plain = server.client.run(text_to_image(server.checkpoint, steps=3))
+    assert pixel_hash(server, plain) != pixel_hash(server, result)
+
+
+def test_guidance_of_scale_zero_leaves_every_pixel(server: Server) -> None:
+    result = server.client.run(perturbed(text_to_image(server.checkpoint), scale=0.0))
+    assert pixel_hash(server, result) == pixel_hash(server, run_plain(server))
+
+
+def test_a_value_below_its_minimum_is_refused_by_name_and_the_next_prompt_runs(server: Server) -> None:
+    with pytest.raises(PromptRejected, match=r"(?s)smaller than min.*scale") as refused:
+        server.client.run(perturbed(text_to_image(server.checkpoint), scale=-1000.0))
+    assert refused.value.node_ids == [GUIDE]
+    assert picture(server, run_plain(server)).size == (SIDE, SIDE)
+
+
+def test_a_layer_that_the_model_lacks_is_named_with_those_it_has_and_the_next_prompt_runs(
+    server: Server, expected_in_tracebacks: list[str]
+) -> None:
+    expected_in_tracebacks.append("m7")
+    with pytest.raises(ExecutionFailed, match=r"m7.*m0") as failed:
+        server.client.run(perturbed(text_to_image(server.checkpoint), layers="m7"))
+    assert failed.value.node_id == GUIDE
+    assert failed.value.exception_type == "ValueError"
+    assert picture(server, server.client.run(perturbed(text_to_image(server.checkpoint)))).size == (SIDE, SIDE)
+
+
+def test_a_cancelled_run_leaves_nothing_behind(server: Server) -> None:
+    before = server.client.run(perturbed(text_to_image(server.checkpoint, seed=5, prefix="before")))
+
+    def cancel(event: Event) -> None:
+        if event.kind == "progress":
+            server.client.interrupt()
+
+    with pytest.raises(ExecutionFailed) as failed:
+        server.client.run(perturbed(text_to_image(server.checkpoint, seed=5, steps=500)), on_event=cancel)
+    assert failed.value.interrupted
+    after = server.client.run(perturbed(text_to_image(server.checkpoint, seed=5, prefix="after")))
+    assert pixel_hash(server, after) == pixel_hash(server, before)
+
+
+def test_equal_seeds_give_equal_pixels_also_after_unloading_and_other_seeds_others(server: Server) -> None:
+    first = server.client.run(perturbed(text_to_image(server.checkpoint, seed=11, prefix="first")))
+    server.client.forget()
+    time.sleep(1)  # the server forgets when its queue is idle
+    second = server.client.run(perturbed(text_to_image(server.checkpoint, seed=11, prefix="second")))
+    assert SAMPLER not in second.cached_nodes()
+    assert pixel_hash(server, first) == pixel_hash(server, second)
+    other = server.client.run(perturbed(text_to_image(server.checkpoint, seed=12)))
+    assert pixel_hash(server, other) != pixel_hash(server, first)
+
+
+def test_an_unchanged_workflow_is_not_computed_again(server: Server) -> None:
+    graph = perturbed(text_to_image(server.checkpoint, seed=21, prefix="once"))
+    server.client.run(graph)
+    assert {GUIDE, SAMPLER} <= set(server.client.run(graph).cached_nodes())
+
+
+def test_every_example_is_offered_among_the_templates(server: Server) -> None:
+    files = sorted((ROOT / "example_workflows").glob("*.json"))
+    if not files:
+        pytest.skip("there are no example workflows")
+    assert sorted(server.client.get("/workflow_templates")[PACK]) == [file.stem for file in files]
+    for file in files:
+        assert server.client.get(f"/api/workflow_templates/{PACK}/{file.name}") == json.loads(file.read_text("utf-8"))
+        thumbnail = file.with_suffix(".jpg")
+        assert server.client.get_bytes(f"/api/workflow_templates/{PACK}/{thumbnail.name}") == thumbnail.read_bytes()
+
+
+def test_every_help_page_is_served(server: Server) -> None:
+    pages = sorted((ROOT / "web" / "docs").rglob("*.md"))
+    if not pages:
+        pytest.skip("there are no help pages")
+    for page in pages:
+        place = page.relative_to(ROOT / "web").as_posix()
+        assert server.client.get_bytes(f"/extensions/{PACK}/{place}") == page.read_bytes()
+
+
+def test_every_translation_reaches_the_frontend(server: Server) -> None:
+    files = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
+    if not files:
+        pytest.skip("there are no translations")
+    served = server.client.get("/i18n")
+    known = {name for name in server.client.object_info() if name.startswith("Reins_")}
+    for file in files:
+        translations = json.loads(file.read_text("utf-8"))
+        assert translations.keys() <= known, "a translation names a node that does not exist"
+        assert served[file.parent.name]["nodeDefs"].items() >= translations.items()
+
+
+@pytest.mark.parametrize("name", load_graphs())
+def test_an_example_runs_through_the_api(server: Server, name: str) -> None:
+    (graph,) = load_graphs([name]).values()
+    result = server.client.run(shrunk(with_checkpoint(graph, server.checkpoint), pixels=SIDE, steps=2))
+    assert result.image_files()
