@@ -193,8 +193,8 @@ def dit() -> ModelPatcher:
     """A tiny SD3: a transformer without the layers of a UNet."""
     config = {
         "input_size": None, "patch_size": 2, "in_channels": 4, "depth": 2, "adm_in_channels": POOLED,
-        "num_patches": 256, "pos_embed_max_size": 16, "context_embedder_config": {"target": "torch.nn.Linear", "params": {
-            "in_features": WIDTH, "out_features": 128}}, "dtype": torch.float32,
+        "num_patches": 256, "pos_embed_max_size": 16, "dtype": torch.float32, "context_embedder_config": {
+            "target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 128}},
     }  # fmt: skip
     model = comfy.model_base.SD3(comfy.supported_models.SD3(config), device=CPU)
     _randomise(model.diffusion_model, 0)

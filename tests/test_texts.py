@@ -1,0 +1,153 @@
+"""Help pages, translations, README and examples: complete, consistent, without dead links and without traces."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "web" / "docs"
+EXAMPLES = ROOT / "example_workflows"
+LANGUAGES = ("en", "ko", "ja", "zh")
+SCRIPTS = {"ko": r"[가-힣]", "ja": r"[ぁ-んァ-ン]", "zh": r"[一-鿿]"}
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+TEXTS = [
+    *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
+]  # fmt: skip
+TRACE = re.compile(r"/work\b|/root\b|/tmp\b|/home/|\b(TODO|FIXME|XXX)\b")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def definitions(language: str) -> dict[str, Any]:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+NODES = definitions("en")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """(place, text) of every text in a translation."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    else:
+        yield path, tree
+
+
+def messages() -> set[str]:
+    """The errors that the code can raise, with an ellipsis for each value that is filled in."""
+    found = set()
+    for floor in ("nodes", "patches"):
+        for file in (ROOT / floor).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                    found.add(_pattern(node.exc.args[0]))
+    return found
+
+
+def _pattern(text: ast.expr) -> str:
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    shown = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+    return re.sub("…+", "…", shown)
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node():
+    assert {page.stem for page in DOCS.glob("*.md")} == set(NODES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_covers_the_same_nodes_inputs_and_outputs(language):
+    places = {place for place, _ in leaves(definitions(language))}
+    assert places == {place for place, _ in leaves(NODES)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_translated_text_is_empty_or_holds_signs_that_the_frontend_would_interpret(language):
+    for place, text in leaves(definitions(language)):
+        assert text.strip() == text != "", place
+        assert not set("{}@|$") & set(text), place
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_names_descriptions_and_tooltips_are_in_the_language_of_their_folder(language):
+    english = dict(leaves(NODES))
+    for place, text in leaves(definitions(language)):
+        assert re.search(SCRIPTS[language], text), place
+        assert text != english[place], place
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_explains_every_input(node):
+    page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
+    listed = page.split("## Inputs")[1].split("\n## ")[0]
+    names = " ".join(re.findall(r"^- ((?:`\w+`(?:, )?)+): ", listed, re.MULTILINE))
+    assert re.findall(r"\w+", names) == list(NODES[node]["inputs"])
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_has_formula_paper_cost_and_troubleshooting(node):
+    page = (DOCS / f"{node}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    for heading in ("Formula", "Inputs", "When to use it", "Order, cost, guiders", "If something goes wrong"):
+        assert heading in headings
+    assert "```" in page.split("## Formula")[1].split("## Inputs")[0]
+    assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}\)", page)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_errors_quoted_in_a_help_page_are_those_of_the_code(node):
+    trouble = (DOCS / f"{node}.md").read_text(encoding="utf-8").split("## If something goes wrong")[1]
+    quoted = set(re.findall(r"^- `([^`]+)`", trouble, re.MULTILINE))
+    assert quoted <= messages()
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_readme_names_the_node_and_links_its_page(node):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{NODES[node]['display_name']}](web/docs/{node}.md)" in readme
+    assert f"### {NODES[node]['display_name']}" in readme
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_to_files_resolve(path):
+    targets = [link.split("#")[0] for link in LINK.findall(path.read_text(encoding="utf-8"))]
+    dead = [link for link in targets if link and "://" not in link and not (path.parent / link).exists()]
+    assert not dead
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_no_text_holds_a_trace_of_how_it_was_made(path):
+    assert not TRACE.findall(path.read_text(encoding="utf-8"))
+
+
+def test_examples_are_workflows_with_a_thumbnail_and_a_twin_and_nothing_else():
+    names = {path.stem for path in EXAMPLES.glob("*.json")}
+    assert names
+    assert {path.name for path in EXAMPLES.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("json", "jpg")
+    }
+    assert names <= {path.stem for path in (ROOT / "demo" / "api").glob("*.json")}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
+    (loader,) = (node for node in nodes if node["type"] == "CheckpointLoaderSimple")
+    for needed in (loader["widgets_values"][0], "CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"):
+        assert needed in note["widgets_values"][0]
+    title = 30  # drawn above a node's place
+    boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((node["pos"], node["size"]) for node in nodes)]
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
