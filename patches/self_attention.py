@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import comfy.samplers
@@ -80,6 +81,7 @@ class _Degraded:
 def _degraded(args: Args, settings: Settings) -> _Degraded:
     step = current_step(args)
     guided = args["uncond"] is not None and (cfg_is_open(args) if step is None else step.guided)
+    guided = guided and not isclose(args["cond_scale"], 1.0)  # another node may ask for the negative all the same
     choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
     for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
         received = _received(conds, step, args)

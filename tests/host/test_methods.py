@@ -163,6 +163,13 @@ def test_sag_follows_the_paper(kind, cfg, size):
     assert nearly(denoise(sag(model), cfg, sigma, size), expected)
 
 
+def test_at_cfg_one_sag_looks_at_the_positive_also_where_another_node_wants_the_negative(sd15):
+    wanted = sd15.clone()
+    wanted.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
+    assert nearly(denoise(sag(wanted), 1.0), denoise(sag(sd15), 1.0))
+    assert not nearly(denoise(sag(wanted), 1.001), denoise(sag(sd15), 1.0), 1e-3)
+
+
 def test_sag_with_the_hosts_kernel_equals_the_hosts_node(model):
     host = comfy_extras.nodes_sag.SelfAttentionGuidance.execute(model, 0.5, 2.0).result[0]
     assert nearly(sample(sag(model, 0.5, 2.0, kernel_size=9)), sample(host))
