@@ -8,7 +8,6 @@ from comfy_api.latest import io
 from ..patches.self_attention import Settings, add_self_attention_guidance
 from ..patches.sites import find_sites
 from ..patches.span import Span
-from .layers import parse_layers
 from .schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
 
@@ -48,7 +47,12 @@ class SelfAttentionGuidance(io.ComfyNode):
         cls, model: ModelPatcher, scale: float, blur_sigma: float, threshold: float, start_percent: float,
         end_percent: float, kernel_size: int = 0,
     ) -> io.NodeOutput:  # fmt: skip
-        (site,) = parse_layers("m0.0", find_sites(model, "attn1"))
+        site = next((site for site in find_sites(model, "attn1") if site.block == "middle"), None)
+        if site is None:
+            raise ValueError(
+                "Self-Attention Guidance reads the self-attention of the UNet's middle block, but this model has none "
+                "there. Use Perturbed-Attention Guidance with another layer instead."
+            )
         if scale == 0 or blur_sigma == 0 or kernel_size == 1:
             return io.NodeOutput(model)
         settings = Settings(scale, blur_sigma, threshold, kernel_size, Span(start_percent, end_percent))

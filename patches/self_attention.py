@@ -39,6 +39,8 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
         if args["cond"] is None or not in_span(settings.span, args):
             return args["denoised"]
         degraded = _degraded(args, settings)
+        if degraded is None:
+            return args["denoised"]
         return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
 
     model = add_attention_layer(model, site, watch, settings.span)
@@ -78,17 +80,17 @@ class _Degraded:
         return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
 
 
-def _degraded(args: Args, settings: Settings) -> _Degraded:
+def _degraded(args: Args, settings: Settings) -> _Degraded | None:
     step = current_step(args)
     guided = args["uncond"] is not None and (cfg_is_open(args) if step is None else step.guided)
     guided = guided and not isclose(args["cond_scale"], 1.0)  # another node may ask for the negative all the same
     choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
     for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
         received = _received(conds, step, args)
-        if received is not None:  # None: the time range of the negative is over
+        if received is not None:  # None: this step is in the time range of none of the conds
             blurred = degrade(denoised, received, settings.blur_sigma, settings.threshold, settings.kernel_size)
             return _Degraded(conds, blurred, blurred - denoised)
-    raise RuntimeError("Self-Attention Guidance saw no self-attention in this step: no conditioning was active.")
+    return None
 
 
 def _received(conds: list[Any], step: Step | None, args: Args) -> Tensor | None:

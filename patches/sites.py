@@ -26,6 +26,7 @@ class Site(NamedTuple):
 def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
     """All attentions of a kind in execution order; ValueError for a model that is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")
+    unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"This node steers the attention layers of a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "

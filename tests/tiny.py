@@ -76,6 +76,11 @@ def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> Mo
     return _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, _config(**config), kind, seed)
 
 
+def sd2(seed: int = 0, kind: ModelType = ModelType.V_PREDICTION, **config: object) -> ModelPatcher:
+    unet = _config(use_linear_in_transformer=True, num_heads=-1, num_head_channels=16, **config)
+    return _patcher(comfy.supported_models.SD20, comfy.model_base.BaseModel, unet, kind, seed)
+
+
 def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
     return _patcher(comfy.supported_models.SDXL, comfy.model_base.SDXL, _config(**SDXL, **config), kind, seed)
 

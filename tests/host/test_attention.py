@@ -48,6 +48,12 @@ def test_a_layer_that_only_looks_changes_no_bit(kind, model):
     assert torch.equal(sample(watched), sample(model))
 
 
+def test_a_compiled_network_has_the_sites_of_the_one_it_was_made_from(sd15):
+    compiled = sd15.clone()
+    compiled.add_object_patch("diffusion_model", torch.compile(sd15.model.diffusion_model))
+    assert find_sites(compiled, "attn1") == find_sites(sd15, "attn1")
+
+
 def test_layers_that_add_commute(model):
     site = find_sites(model, "attn2")[0]
     forth = with_layers(model, (site, shift(0.5)), (site, shift(-0.2)))

@@ -119,8 +119,9 @@ def test_two_nodes_of_a_kind_act_twice(name, sd15):
     assert nearly(twice - plain, 2 * (once - plain), 1e-4)
 
 
-def test_all_methods_together_run_on_both_layouts(model):
-    steered = model
+@pytest.mark.parametrize("layout", ["sd15", "sd2", "sdxl"])
+def test_all_methods_together_run_on_every_layout(layout):
+    steered = model = getattr(tiny, layout)()
     for method in METHODS.values():
         steered = method(steered)
     with tiny.forwards(model) as rows:

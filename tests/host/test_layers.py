@@ -75,6 +75,15 @@ def test_a_model_without_a_unet_is_refused_before_sampling(name):
         METHODS[name](tiny.dit())
 
 
+def test_a_unet_without_attention_in_the_middle_is_told_what_it_has():
+    model = tiny.sd15(transformer_depth_middle=-1)
+    with pytest.raises(ValueError, match=r"names a layer m0 .* This model has: d0, d1, d2, u0"):
+        pag(model)
+    with pytest.raises(ValueError, match=r"reads the self-attention of the UNet's middle block"):
+        METHODS["sag"](model)
+    assert sample(pag(model, layers="u0"), steps=2).isfinite().all()
+
+
 @pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
 def test_methods_that_need_no_layer_steer_any_model(make):
     model = make()

@@ -204,6 +204,14 @@ def test_sag_without_an_active_negative_looks_at_the_positive(sd15):
     assert nearly(tiny.denoise(sag(sd15), x, 3.0, positive, once, 5.0), plain + effect)
 
 
+def test_a_step_in_which_no_cond_is_active_is_left_as_the_host_makes_it(method, sd15):
+    gap = text(1, start_percent=0.0, end_percent=0.2) + text(1, start_percent=0.8, end_percent=1.0)
+    assert sample(method(sd15), positive=gap, negative=gap, steps=6).isfinite().all()
+    never = [tiny.cond(text(2)[0][0], timestep_start=0.5, timestep_end=0.1)]  # not at sigma 3
+    x = 3.0 * noise()
+    assert torch.equal(*(tiny.denoise(m, x, 3.0, never, never, 5.0) for m in (sag(sd15), sd15)))
+
+
 def test_sag_looks_at_the_whole_latent_when_the_negative_has_areas(sd15):
     """Two areas that cover the latent with one prompt: the map is put together from both crops."""
     halves = text(2, area=(16, 8, 0, 0)) + text(2, area=(16, 8, 0, 8))

@@ -178,8 +178,7 @@ def test_an_unchanged_workflow_is_not_computed_again(server: Server) -> None:
 
 def test_every_example_is_offered_among_the_templates(server: Server) -> None:
     files = sorted((ROOT / "example_workflows").glob("*.json"))
-    if not files:
-        pytest.skip("there are no example workflows")
+    assert files
     assert sorted(server.client.get("/workflow_templates")[PACK]) == [file.stem for file in files]
     for file in files:
         assert server.client.get(f"/api/workflow_templates/{PACK}/{file.name}") == json.loads(file.read_text("utf-8"))
@@ -189,8 +188,7 @@ def test_every_example_is_offered_among_the_templates(server: Server) -> None:
 
 def test_every_help_page_is_served(server: Server) -> None:
     pages = sorted((ROOT / "web" / "docs").rglob("*.md"))
-    if not pages:
-        pytest.skip("there are no help pages")
+    assert pages
     for page in pages:
         place = page.relative_to(ROOT / "web").as_posix()
         assert server.client.get_bytes(f"/extensions/{PACK}/{place}") == page.read_bytes()
@@ -198,8 +196,7 @@ def test_every_help_page_is_served(server: Server) -> None:
 
 def test_every_translation_reaches_the_frontend(server: Server) -> None:
     files = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
-    if not files:
-        pytest.skip("there are no translations")
+    assert files
     served = server.client.get("/i18n")
     known = {name for name in server.client.object_info() if name.startswith("Reins_")}
     for file in files:
