@@ -7,10 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from reins.tests import tiny
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import CASES, Case, Network
 
@@ -21,22 +19,10 @@ class Row(NamedTuple):
     case: Case
     calls: float
     rows: float
-    syncs: float
+    reads: float
     milliseconds: float
     to_plain: float
     to_against: float
-
-
-class Syncs(TorchDispatchMode):
-    """Counts reads of a number from a tensor: on a GPU each one waits for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def measure(network: Network, steps: int, rounds: int) -> Iterable[Row]:
@@ -52,10 +38,10 @@ def measure(network: Network, steps: int, rounds: int) -> Iterable[Row]:
             seconds[case].append(time.perf_counter() - start)
     by_name = {(case.name, case.cfg): case for case in CASES}
     for case in CASES:
-        calls, rows, syncs = counts[case]
+        calls, rows, reads = counts[case]
         plain, against = by_name["plain", case.cfg], by_name[case.against, case.cfg]
         yield Row(
-            case, calls / steps, rows / steps, (syncs - counts[plain][2]) / steps,
+            case, calls / steps, rows / steps, (reads - counts[plain][2]) / steps,
             1000 * statistics.median(seconds[case]) / steps,
             _ratio(seconds[case], seconds[plain]), _ratio(seconds[case], seconds[against]),
         )  # fmt: skip
@@ -68,9 +54,9 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 def _count(
     model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network, steps: int
 ) -> tuple[int, int, int]:
-    with tiny.forwards(model) as rows, Syncs() as syncs:
+    with tiny.forwards(model) as rows, tiny.DeviceReads() as reads:
         _sample(steered, case, network, steps)
-    return len(rows), sum(rows), syncs.count
+    return len(rows), sum(rows), reads.count
 
 
 def _sample(steered: ModelPatcher, case: Case, network: Network, steps: int) -> None:

@@ -34,7 +34,7 @@ def table(network: Network, rows: list[Row]) -> list[str]:
             ("", "") if case.name == "plain" or case.against == "plain" else (f"{row.to_against:.2f}", case.against)
         )
         lines.append(
-            f"| {case.cfg:g} | {case.name} | {row.calls:.3g} | {row.rows:.3g} | {row.syncs:+.3g} "
+            f"| {case.cfg:g} | {case.name} | {row.calls:.3g} | {row.rows:.3g} | {row.reads:+.3g} "
             f"| {row.milliseconds:.1f} | {row.to_plain:.2f} | {against[0]} | {against[1]} |"
         )
     return [*lines, ""]

@@ -43,7 +43,7 @@ class Term(PerturbedLayers):
             return 0.0
         if self.fade is None:
             return self.scale
-        percent = percent_at(sigma_of(args), run_of(args["model_options"]), _to_sigma(args))
+        percent = percent_at(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
         return self.scale * self.fade(percent, *self.span)
 
 
@@ -82,27 +82,26 @@ def install_guidance(model: ModelPatcher) -> None:
         model.set_model_sampler_calc_cond_batch_function(_batch_with_terms(occupant))
 
 
-def sigma_of(args: Args) -> float:
-    """The sigma of this step, read from the device once per step."""
-    step = current_step(args)
-    return float(args["sigma"][0]) if step is None else step.sigma
-
-
 def in_span(span: Span, args: Args) -> bool:
     """Whether this step lies in a range of percents."""
-    return span.contains(sigma_of(args), run_of(args["model_options"]), _to_sigma(args))
+    return span.contains(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
 
 
-def current_step(args: Args) -> Step | None:
-    """What our slot noted about this very call of the model, if it was asked."""
+def current_step(args: Args) -> Step:
+    """What our slot noted about this very call of the model; noted now where a guider skipped the slot."""
     step = run_of(args["model_options"]).step
-    return step if step is not None and step.x is args["input"] and step.timestep is args["sigma"] else None
+    if step is None or step.x is not args["input"] or step.timestep is not args["sigma"]:
+        step = _note_step(args, args["cond"], args["uncond"])
+    return step
 
 
-def cfg_is_open(args: Args) -> bool:
-    """Whether all CFG ranges of the model include this step."""
-    transformer_options = args["model_options"]["transformer_options"]
-    return all(in_span(entry.span, args) for entry in entries(transformer_options, CFGSpan))
+def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
+    """The one place that reads sigma from the device, once per step."""
+    step = Step(x=args["input"], timestep=args["sigma"], sigma=float(args["sigma"][0]), cond=cond)
+    run_of(args["model_options"]).step = step
+    spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
+    step.guided = uncond is not None and all(in_span(span, args) for span in spans)
+    return step
 
 
 def _to_sigma(args: Args) -> Callable[[float], float]:
@@ -114,12 +113,10 @@ def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callab
 
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
-        step = _new_step(args, conds[0])
-        run_of(options).step = step
-        if not cfg_is_open(args):
+        step = _note_step(args, *conds[:2])
+        closed = conds[1] is not None and not step.guided
+        if closed:
             conds[1] = None
-        closed = conds[1] is None and args["conds"][1] is not None
-        step.guided = conds[1] is not None
         options = with_step(options, step)
         if occupant is None:
             terms = [] if conds[0] is None else _active_terms(args)
@@ -142,10 +139,6 @@ def _active_terms(args: Args) -> list[Term]:
     return [term for term in entries(transformer_options, Term) if term.factor(args) != 0]
 
 
-def _new_step(args: Args, cond: list | None) -> Step:
-    return Step(x=args["input"], timestep=args["sigma"], sigma=float(args["sigma"][0]), cond=cond)
-
-
 def _marked(cond: list[dict], term: Term, step: Step) -> list[dict]:
     """The positive's conds as chunks of their own, which only the term's layers act on."""
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(term.id))} for entry in cond]
@@ -155,10 +148,10 @@ def _marked(cond: list[dict], term: Term, step: Step) -> list[dict]:
 
 def _prediction(term: Term, args: Args) -> Tensor:
     step = current_step(args)
-    if step is not None and step.cond is args["cond"] and term.id in step.predictions:
+    if step.cond is args["cond"] and term.id in step.predictions:
         return step.predictions.pop(term.id)
-    step = _new_step(args, args["cond"])
-    marked = _marked(args["cond"], term, step)
-    options = with_step(args["model_options"], step)
-    (denoised,) = comfy.samplers.calc_cond_batch(args["model"], [marked], step.x, step.timestep, options)
+    alone = step.for_another_call()
+    marked = _marked(args["cond"], term, alone)
+    options = with_step(args["model_options"], alone)
+    (denoised,) = comfy.samplers.calc_cond_batch(args["model"], [marked], alone.x, alone.timestep, options)
     return denoised

@@ -34,6 +34,10 @@ class Step:
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # term -> denoised (b, c, h, w)
     maps: list[AttentionMap] = field(default_factory=list)
 
+    def for_another_call(self) -> Step:
+        """The same place in the run with nothing noted, for a call of our own."""
+        return Step(x=self.x, timestep=self.timestep, sigma=self.sigma)
+
 
 class Run:
     """Scratch space of one sampling run."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..models.self_attention import attention_received, degrade
 from .attention import Attend, Call, add_attention_layer
 from .attention_maps import combine
-from .guidance import Args, cfg_is_open, current_step, in_span, install_guidance, sigma_of
+from .guidance import Args, current_step, in_span, install_guidance
 from .run import STEP, AttentionMap, Step, with_step
 from .sites import Site
 from .span import Span
@@ -82,8 +82,8 @@ class _Degraded:
 
 def _degraded(args: Args, settings: Settings) -> _Degraded | None:
     step = current_step(args)
-    guided = args["uncond"] is not None and (cfg_is_open(args) if step is None else step.guided)
-    guided = guided and not isclose(args["cond_scale"], 1.0)  # another node may ask for the negative all the same
+    # At cfg 1 another node may have asked for the negative all the same.
+    guided = step.guided and args["uncond"] is not None and not isclose(args["cond_scale"], 1.0)
     choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
     for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
         received = _received(conds, step, args)
@@ -93,11 +93,11 @@ def _degraded(args: Args, settings: Settings) -> _Degraded | None:
     return None
 
 
-def _received(conds: list[Any], step: Step | None, args: Args) -> Tensor | None:
+def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
     """How much each cell of the latent is attended in a pass, (b, h, w)."""
     x, timestep = args["input"], args["sigma"]
     ours = {cond["uuid"] for cond in conds[-1]}
-    if step is None or not any(found.chunk in ours for found in step.maps):
-        step = Step(x=x, timestep=timestep, sigma=sigma_of(args))
+    if not any(found.chunk in ours for found in step.maps):
+        step = step.for_another_call()
         comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, with_step(args["model_options"], step))
     return combine(step.maps, conds[-1], x, timestep)

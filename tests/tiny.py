@@ -28,6 +28,7 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 WIDTH, TOKENS, POOLED = 16, 5, 8
 CPU = torch.device("cpu")
@@ -155,6 +156,18 @@ def forwards(model: ModelPatcher) -> Iterator[list[int]]:
         yield rows
     finally:
         hook.remove()
+
+
+class DeviceReads(TorchDispatchMode):
+    """Counts reads of a number from a tensor inside the block: on a GPU each one waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -221,6 +221,32 @@ def check_terms(name, plain, seen):
         assert nearly(after, before + (steered - unsteered))
 
 
+def reads_per_step(run):
+    """Numbers read from the device in each further step of a run."""
+    counts = []
+    for steps in (4, 8):
+        with tiny.DeviceReads() as reads:
+            run(steps)
+        counts.append(reads.count)
+    return (counts[1] - counts[0]) / 4
+
+
+def test_all_nodes_together_read_one_number_per_step(sd15):
+    steered = sd15
+    for method in METHODS.values():
+        steered = method(steered)
+
+    def perp_neg(model, steps):
+        guider = Guider_PerpNeg(model)
+        guider.set_conds(text(1), text(2), text(3))
+        guider.set_cfg(4.0, 0.7)
+        return tiny.guide(model, guider, steps=steps)
+
+    for run in (lambda model, steps: sample(model, steps=steps), perp_neg):
+        plain = reads_per_step(lambda steps, run=run: run(sd15, steps))
+        assert reads_per_step(lambda steps, run=run: run(steered, steps)) - plain <= 1
+
+
 def test_a_guider_without_a_negative_works(method, sd15):
     guider = Guider_Basic(method(sd15))
     guider.set_conds(text(1))
