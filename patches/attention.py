@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .chunks import SAMPLING, extra_chunks_last
-from .entries import Entry, append, entries, install_wrapper, next_order
+from .entries import KEY, Entry, append, entries, install_wrapper, next_order
 from .run import RUN, STEP, Run, Step, start_run
 from .sites import Site
 from .span import WHOLE_RUN, Span
@@ -40,13 +41,12 @@ class Call:
         """The uuid of each chunk, in the order of the rows."""
         return self.options["uuids"]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the layer; RuntimeError where another patch changed the tokens."""
+    def grid(self, tokens: Tensor) -> tuple[int, int]:
+        """Height and width that the tokens (q, k or v) fill; RuntimeError where another patch changed their number."""
         h, w = self.options["activations_shape"][-2:]
-        if self.k.shape[1] != h * w:
+        if tokens.shape[1] != h * w:
             raise RuntimeError(
-                f"A {h}x{w} layer should have {h * w} tokens but has {self.k.shape[1]}: another patch merges or tiles "
+                f"A {h}x{w} layer should have {h * w} tokens but has {tokens.shape[1]}: another patch merges or tiles "
                 f"them. Remove that patch (token merging, tiled attention) from the model."
             )
         return h, w
@@ -93,6 +93,20 @@ class PerturbedLayers(Entry):
     apply: Layer
 
 
+def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
+    """Options for one call of the model that belongs to `step`.
+
+    Code that samples without preparing the model's options has not put the wrappers there; then they are added.
+    """
+    options = {**model_options["transformer_options"], STEP: step}
+    if RUN not in options:
+        wrappers = dict(options.get("wrappers", {}))
+        for kind, wrapper in WRAPPERS.items():
+            wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}
+        options["wrappers"] = wrappers
+    return {**model_options, "transformer_options": options}
+
+
 def attend(call: Call) -> Tensor:
     """The host's own attention, so that the user's choice of kernel holds."""
     options = call.options
@@ -113,19 +127,21 @@ def add_attention_layer(model: ModelPatcher, site: Site, layer: Layer, span: Spa
 def install_attention(model: ModelPatcher) -> None:
     """Make a clone of a UNet model stack the layers of its list."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
-    install_wrapper(model, WrappersMP.APPLY_MODEL, extra_chunks_last)
-    install_wrapper(model, WrappersMP.DIFFUSION_MODEL, stack_layers)
+    for kind, wrapper in WRAPPERS.items():
+        install_wrapper(model, kind, wrapper)
 
 
 def stack_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots."""
-    if not isinstance(executor.class_obj, UNetModel):  # a guider may send the negative through another network
+    unet = executor.class_obj
+    if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
         return executor(*arguments, **kwargs)
     *inputs, options = arguments  # x, timesteps, context, y, control
     if BUILT not in options:  # a hook may have brought the wrapper a second time
         by_site = _layers_by_site(options)
         if by_site:
-            options = {**options, BUILT: True, "patches_replace": _replaced(options, by_site)}
+            frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
+            options = {**options, BUILT: True, "patches_replace": _replaced(options, by_site, frames)}
     return executor(*inputs, options, **kwargs)
 
 
@@ -150,17 +166,20 @@ def _in_span(span: Span, options: Mapping[str, Any]) -> bool:
     return span.contains(sigma, options.get(RUN) or Run(), options[SAMPLING].percent_to_sigma)
 
 
-def _replaced(options: Mapping[str, Any], by_site: Mapping[Site, list[Layer]]) -> dict[str, dict]:
+def _replaced(options: Mapping[str, Any], by_site: Mapping[Site, list[Layer]], frames: int | None) -> dict[str, dict]:
     slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
     for site, layers in by_site.items():
         of_kind = slots.setdefault(site.kind, {})
         # The host asks for the exact slot first, then for the slot of the whole block.
         occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
-        of_kind[site[1:]] = _slot(occupant, layers)
+        of_kind[site[1:]] = _slot(occupant, layers, frames)
     return slots
 
 
-def _slot(occupant: Callable[..., Tensor] | None, layers: Sequence[Layer]) -> Callable[..., Tensor]:
+def _slot(occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], frames: int | None) -> Callable[..., Tensor]:
+    """What the host calls for one attention in this one call of the network."""
+    calls = count()
+
     def below(call: Call) -> Tensor:
         return attend(call) if occupant is None else occupant(call.q, call.k, call.v, call.options)
 
@@ -170,7 +189,7 @@ def _slot(occupant: Callable[..., Tensor] | None, layers: Sequence[Layer]) -> Ca
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         call = Call(q, k, v, options)
-        return below(call) if _is_temporal(call) else chain(call)
+        return below(call) if _is_over_time(call, frames, next(calls)) else chain(call)
 
     return replace_attention
 
@@ -179,11 +198,12 @@ def _stacked(layer: Layer, below: Attend) -> Attend:
     return lambda call: layer(call, below)
 
 
-def _is_temporal(call: Call) -> bool:
-    """Video models send their attention over time through the slot of the attention over space."""
-    b, _, h, w = call.options["activations_shape"]
-    rows, tokens, _ = call.q.shape
-    return tokens != h * w and rows % (h * w) == 0 and rows * tokens == b * h * w
+def _is_over_time(call: Call, frames: int | None, earlier_calls: int) -> bool:
+    """Video models send their attention over time through the slot of the attention over space, and after it."""
+    if frames is None or call.q.shape[1] != frames:
+        return False
+    h, w = call.options["activations_shape"][-2:]
+    return frames != h * w or earlier_calls % 2 == 1  # the shapes alone do not tell where there are h * w frames
 
 
 def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
@@ -208,3 +228,6 @@ def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
 def with_queries(call: Call, q: Tensor) -> Call:
     """The same call with other queries."""
     return replace(call, q=q)
+
+
+WRAPPERS = {WrappersMP.APPLY_MODEL: extra_chunks_last, WrappersMP.DIFFUSION_MODEL: stack_layers}

@@ -18,9 +18,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.fade import Fade
-from .attention import Layer, PerturbedLayers, install_attention
+from .attention import Layer, PerturbedLayers, install_attention, options_of_call
 from .entries import Entry, append, entries, install_wrapper, next_order
-from .run import Step, run_of, start_run, with_step
+from .run import RUN, Step, run_of, start_run
 from .sites import Site
 from .span import Span, percent_at
 
@@ -98,9 +98,10 @@ def current_step(args: Args) -> Step:
 def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
     """The one place that reads sigma from the device, once per step."""
     step = Step(x=args["input"], timestep=args["sigma"], sigma=float(args["sigma"][0]), cond=cond)
-    run_of(args["model_options"]).step = step
+    run = run_of(args["model_options"])
+    run.step = step
     spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
-    step.guided = uncond is not None and all(in_span(span, args) for span in spans)
+    step.guided = uncond is not None and all(span.contains(step.sigma, run, _to_sigma(args)) for span in spans)
     return step
 
 
@@ -113,25 +114,30 @@ def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callab
 
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
-        step = _note_step(args, *conds[:2])
-        closed = conds[1] is not None and not step.guided
-        if closed:
+        step = _note_step(args, conds[0], conds[1] if len(conds) > 1 else None)
+        closed = conds[1:2] not in ([], [None]) and not step.guided
+        if closed and not options.get("disable_cfg1_optimization"):  # set by nodes that need the negative in any case
             conds[1] = None
-        options = with_step(options, step)
         if occupant is None:
-            terms = [] if conds[0] is None else _active_terms(args)
+            terms = _active_terms(args) if conds[0] is not None and _may_join(options) else []
             marked = [_marked(conds[0], term, step) for term in terms]
+            options = options_of_call(options, step)
             out = comfy.samplers.calc_cond_batch(args["model"], conds + marked, step.x, step.timestep, options)
             step.predictions = {term.id: extra for term, extra in zip(terms, out[len(conds) :], strict=True)}
         else:
-            out = occupant({**args, "conds": conds, "model_options": options})
+            out = occupant({**args, "conds": conds, "model_options": options_of_call(options, step)})
         out = list(out[: len(conds)])
-        if closed:
+        if closed and conds[1] is None:
             out[1] = out[0].clone()  # CFG of two equal predictions is the prediction, for every later hook too
         return out
 
     calc_cond_batch.is_reins = True
     return calc_cond_batch
+
+
+def _may_join(model_options: Args) -> bool:
+    """Whether chunks can be told apart in one batch: not where another pack regroups rows around the model's call."""
+    return RUN in model_options["transformer_options"] and "model_function_wrapper" not in model_options
 
 
 def _active_terms(args: Args) -> list[Term]:
@@ -152,6 +158,6 @@ def _prediction(term: Term, args: Args) -> Tensor:
         return step.predictions.pop(term.id)
     alone = step.for_another_call()
     marked = _marked(args["cond"], term, alone)
-    options = with_step(args["model_options"], alone)
+    options = options_of_call(args["model_options"], alone)
     (denoised,) = comfy.samplers.calc_cond_batch(args["model"], [marked], alone.x, alone.timestep, options)
     return denoised

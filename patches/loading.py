@@ -34,16 +34,7 @@ def read_file(path: str | Path) -> StateDict:
             f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
             f"Use a .safetensors file or download it again."
         ) from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:
+    except DAMAGE as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} cannot be read: {first_line}. Download the file again.") from error
     if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):

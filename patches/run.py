@@ -7,17 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+
+from .entries import KEY
 
 RUN, STEP = "reins_run", "reins_step"
 Made = TypeVar("Made")
 
 
 class AttentionMap(NamedTuple):
-    """How much the cells of one chunk were attended, (b, h, w), and the context window it belongs to."""
+    """How much the cells of one chunk were attended, (b, h, w).
+
+    `label` is the chunk's place among the conds: positive and negative may share a uuid. `size` is that of the latent
+    which the network saw; `window` the context window, if there are any.
+    """
 
     chunk: UUID
+    label: int
     received: Tensor
+    size: tuple[int, int]
     window: Any
 
 
@@ -62,12 +71,15 @@ class Run:
 
 
 def run_of(model_options: dict[str, Any]) -> Run:
-    """The run that these options belong to.
+    """The run that these options belong to; `start_run` puts it there.
 
-    `start_run` puts it there. Code that calls the host's sampling function without a guider has no such moment;
-    there the run is born at the first request and lives in the options that were made for that call.
+    Code that prepares options for one call of the host's sampling function, but has no guider, gets a run that lives
+    in those options. A model's own options, handed to that function unprepared, belong to no run and keep nothing.
     """
-    return model_options.setdefault("transformer_options", {}).setdefault(RUN, Run())
+    options = model_options.get("transformer_options", {})
+    if RUN not in options and KEY in options.get("wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}):
+        options[RUN] = Run()
+    return options.get(RUN) or Run()
 
 
 def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,8 +95,3 @@ def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         guider.model_options = options
         run.clear()
-
-
-def with_step(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
-    """Options for one call of the model that belongs to `step`."""
-    return {**model_options, "transformer_options": {**model_options["transformer_options"], STEP: step}}

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models.self_attention import attention_received, degrade
-from .attention import Attend, Call, add_attention_layer
+from .attention import Attend, Call, add_attention_layer, options_of_call
 from .attention_maps import combine
 from .guidance import Args, current_step, in_span, install_guidance
-from .run import STEP, AttentionMap, Step, with_step
+from .run import STEP, AttentionMap, Step
 from .sites import Site
 from .span import Span
 
@@ -52,16 +52,28 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
 def watch(call: Call, below: Attend) -> Tensor:
     """Note how much each place is attended, for the chunks of a step that are not extra predictions."""
     step: Step | None = call.options.get(STEP)
-    if step is not None:
+    if step is not None and _rows_are_whole_pictures(call, step):
         plain = [i for i, chunk in enumerate(call.chunks) if chunk not in step.marks]
         if plain:
-            watched = call.only(plain)
-            h, w = call.grid
-            received = attention_received(watched.q, watched.k, call.options["n_heads"])
-            maps = watched.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
-            window = call.options.get("context_window")
-            step.maps += [AttentionMap(c, m, window) for c, m in zip(watched.chunks, maps, strict=True)]
+            _note_maps(call.only(plain), step)
     return below(call)
+
+
+def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
+    """Whether each chunk has a row per picture; other packs may cut pictures into tiles, or split batches again."""
+    window = call.options.get("context_window")
+    # 0.33 may put one picture more before a window, as an anchor
+    per_chunk = (len(step.x),) if window is None else (len(window.index_list), len(window.index_list) + 1)
+    return len(call.q) == len(call.k) and len(call.k) in [rows * len(call.chunks) for rows in per_chunk]
+
+
+def _note_maps(call: Call, step: Step) -> None:
+    h, w = call.grid(call.k)
+    received = attention_received(call.q, call.k, call.options["n_heads"])
+    maps = call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
+    size, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
+    labelled = zip(call.chunks, call.options["cond_or_uncond"], maps, strict=True)
+    step.maps += [AttentionMap(chunk, label, found, size, window) for chunk, label, found in labelled]
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,13 @@ def _degraded(args: Args, settings: Settings) -> _Degraded | None:
 
 
 def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
-    """How much each cell of the latent is attended in a pass, (b, h, w)."""
-    x, timestep = args["input"], args["sigma"]
-    ours = {cond["uuid"] for cond in conds[-1]}
-    if not any(found.chunk in ours for found in step.maps):
-        step = step.for_another_call()
-        comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, with_step(args["model_options"], step))
-    return combine(step.maps, conds[-1], x, timestep)
+    """How much each cell of the latent is attended in a pass, (b, h, w); None where no cond of it is active."""
+    label, x, timestep = len(conds) - 1, args["input"], args["sigma"]
+    ours = {(cond["uuid"], label) for cond in conds[-1]}
+    maps = [found for found in step.maps if (found.chunk, found.label) in ours]
+    if not maps:
+        alone = step.for_another_call()
+        options = options_of_call(args["model_options"], alone)
+        comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, options)
+        maps = alone.maps
+    return combine(maps, conds[-1], x, timestep)

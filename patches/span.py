@@ -6,6 +6,8 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
+import torch
+
 from ..models.fade import percent_of
 from .run import Run
 
@@ -28,8 +30,13 @@ class Span(NamedTuple):
         return low <= sigma <= high
 
     def _sigmas(self, to_sigma: ToSigma) -> tuple[float, float]:
-        high = float(to_sigma(self.start_percent)) if self.start_percent > 0 else inf
-        return high, float(to_sigma(self.end_percent))
+        high = _single(to_sigma(self.start_percent)) if self.start_percent > 0 else inf
+        return high, _single(to_sigma(self.end_percent))
+
+
+def _single(sigma: float) -> float:
+    """Rounded as the sampler's own sigmas are, so that a step exactly on the end of a range is inside."""
+    return torch.tensor(sigma, dtype=torch.float32).item()
 
 
 WHOLE_RUN = Span()

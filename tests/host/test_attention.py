@@ -157,8 +157,11 @@ def test_a_foreign_token_merge_is_named_where_it_matters(sd15):
     merged.set_model_attn1_output_patch(lambda n, options: n.repeat_interleave(2, 1))
     with pytest.raises(RuntimeError, match=r"queries.*values: another patch merges tokens"):
         sample(pag(merged))
+    for method in ("seg", "seg-narrow"):
+        with pytest.raises(RuntimeError, match=r"4x4 layer should have 16 tokens but has 8: another patch merges"):
+            sample(METHODS[method](merged))
     assert sample(METHODS["sag"](merged)).isfinite().all()  # keys are whole, so the map is
-    assert sample(METHODS["seg"](merged)).isfinite().all()
+    assert sample(merged).isfinite().all()
 
 
 def test_attention_over_time_is_left_alone():
@@ -173,5 +176,21 @@ def test_attention_over_time_is_left_alone():
     site = next(site for site in find_sites(model, "attn1") if site.block == "middle")
     frames = tiny.noise(b=3)
     sample(with_layers(model, (site, note)), batch=3, start=frames, steps=2)
-    assert set(seen) == {(6, 16)}  # two conds of three frames, four by four cells
+    assert seen == [(6, 16)] * 2  # two conds of three frames, four by four cells
     assert sample(pag(model), batch=3, start=frames, steps=2).isfinite().all()
+    seen.clear()
+    model.model.diffusion_model.default_num_video_frames = 4  # as many as the layer has cells: all shapes are equal
+    sample(with_layers(model, (site, note)), size=(8, 8), batch=4, start=tiny.noise(8, 8, b=4), steps=2)
+    assert seen == [(8, 4)] * 2
+
+
+def test_the_order_of_the_graph_is_kept_however_a_host_merges_lists(sd15):
+    """0.3.64 turns lists around where a hook meets the model's options."""
+    site = find_sites(sd15, "attn2")[0]
+    doubled = with_layers(sd15, (site, shift(0.5)), (site, lambda call, below: 2 * below(call)))
+    turned = doubled.clone()
+    options = turned.model_options["transformer_options"]
+    turned.model_options["transformer_options"] = {**options, KEY: options[KEY][::-1]}
+    other = with_layers(sd15, (site, lambda call, below: 2 * below(call)), (site, shift(0.5)))
+    assert torch.equal(sample(turned), sample(doubled))
+    assert not nearly(sample(other), sample(doubled), 1e-3)

@@ -85,6 +85,12 @@ def controlled(seed):
     return text(seed, control=tiny.controlnet(), control_apply_to_uncond=False)
 
 
+def controlled_together():
+    """As the stock node does it: one ControlNet for both prompts, hence one batch and one set of residuals."""
+    control = tiny.controlnet()
+    return {"positive": text(1, control=control), "negative": text(2, control=control)}
+
+
 @pytest.mark.parametrize("conds", [areas, masks], ids=["areas", "masks"])
 @pytest.mark.parametrize("grouping", ["split", "slot taken"])
 def test_areas_and_masks_work_however_the_rows_are_grouped(method, conds, grouping, sd15, monkeypatch):
@@ -105,6 +111,76 @@ def test_a_control_net_steers_the_extra_predictions_too(method, on, sd15):
     found = sample(method(sd15), positive=positive, negative=negative)
     assert nearly(found, sample(method(pass_through(sd15)), positive=positive, negative=negative))
     assert not nearly(found, sample(method(sd15)), 1e-3)
+
+
+def test_the_residuals_of_a_shared_control_net_stay_with_their_rows(method, sd15):
+    conds = controlled_together()
+    with tiny.forwards(sd15) as rows:
+        found = sample(method(sd15), **conds)
+    assert nearly(found, sample(method(pass_through(sd15)), **conds))
+    assert method is not METHODS["pag"] or rows[:1] == [3]
+
+
+def tiled(apply_model, args):
+    """Stacks the left and the right half of all pictures in one call, and tells nobody, as tiling packs do."""
+    x, t, rows = args["input"], args["timestep"], len(args["input"])
+    doubled = {k: torch.cat([v, v]) if torch.is_tensor(v) and len(v) == rows else v for k, v in args["c"].items()}
+    left, right = apply_model(torch.cat(x.chunk(2, -1)), torch.cat([t, t]), **doubled).chunk(2)
+    return torch.cat([left, right], -1)
+
+
+def one_by_one(apply_model, args):
+    """Sends each chunk through the network by itself with the options of all."""
+    n, out = len(args["cond_or_uncond"]), []
+    for i in range(n):
+        rows = slice(i * len(args["input"]) // n, (i + 1) * len(args["input"]) // n)
+        conds = {k: v[rows] if torch.is_tensor(v) else v for k, v in args["c"].items()}
+        out.append(apply_model(args["input"][rows], args["timestep"][rows], **conds))
+    return torch.cat(out)
+
+
+def regrouped(model, wrapper):
+    model = model.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_pack_that_sends_chunks_one_by_one_changes_nothing(method, batch, sd15):
+    alone = regrouped(sd15, one_by_one)
+    assert nearly(sample(method(alone), batch=batch), sample(method(sd15), batch=batch))
+
+
+@pytest.mark.parametrize("name", ["pag", "seg"])
+def test_under_a_tiling_pack_each_tile_is_steered(name, sd15):
+    """The reference: the same tiles by hand, each with the layers of the extra prediction."""
+    x, positive, negative = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])]
+    found = tiny.denoise(METHODS[name](regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
+    tiles = [tiny.denoise(METHODS[name](sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
+    assert nearly(found, torch.cat(tiles, -1))
+
+
+def test_under_a_tiling_pack_sag_says_what_it_needs(sd15):
+    with pytest.raises(RuntimeError, match=r"whole picture, but another node cuts.*into tiles"):
+        sample(METHODS["sag"](regrouped(sd15, tiled)))
+    assert sample(METHODS["sag"](sd15)).isfinite().all()
+
+
+def test_another_packs_slot_may_ask_ours_for_one_cond(method, sd15):
+    steered = method(sd15)
+    if SLOT not in steered.model_options:
+        pytest.skip("rescale takes no slot")
+    ours, asked = steered.model_options[SLOT], steered.clone()
+    asked.set_model_sampler_calc_cond_batch_function(
+        lambda args: [
+            ours({**args, "conds": [args["conds"][0]]})[0],
+            ours({**args, "conds": [None, args["conds"][1]]})[1],
+        ]
+    )
+    if method is METHODS["interval"]:
+        assert sample(asked).isfinite().all()
+    else:
+        assert nearly(sample(asked), sample(steered))
 
 
 def test_the_order_of_several_conds_is_without_effect(method, sd15):

@@ -11,6 +11,8 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_base import ModelType
 from reins.models.blur import gaussian_blur
 from reins.models.fade import linear
+from reins.patches.run import Run
+from reins.patches.span import Span
 from reins.tests import tiny
 from reins.tests.host.test_batch import pass_through
 from reins.tests.methods import interval, pag, rescale, sag, seg
@@ -212,6 +214,16 @@ def test_a_step_in_which_no_cond_is_active_is_left_as_the_host_makes_it(method, 
     assert torch.equal(*(tiny.denoise(m, x, 3.0, never, never, 5.0) for m in (sag(sd15), sd15)))
 
 
+@pytest.mark.parametrize("area", [(12, 12, 0, 0), (16, 10, 0, 0), (8, 8, 4, 6)])
+def test_an_area_on_the_positive_alone_leaves_the_map_of_the_negative(area, sd15):
+    """The host copies the negative for that area, and the copy shares the uuid of the positive's."""
+    positive = text(1) + text(11, area=area)
+    by_hand = text(2) + text(2, area=area)
+    found = sample(sag(sd15), positive=positive, negative=text(2))
+    assert nearly(found, sample(sag(sd15), positive=positive, negative=by_hand))
+    assert not nearly(found, sample(sd15, positive=positive, negative=text(2)), 1e-3)
+
+
 def test_sag_looks_at_the_whole_latent_when_the_negative_has_areas(sd15):
     """Two areas that cover the latent with one prompt: the map is put together from both crops."""
     halves = text(2, area=(16, 8, 0, 0)) + text(2, area=(16, 8, 0, 8))
@@ -239,6 +251,13 @@ def test_two_intervals_are_their_overlap(sd15):
     assert rows == expected
 
 
+def test_the_negative_stays_evaluated_outside_where_a_node_needs_it(sd15):
+    host = comfy_extras.nodes_sag.SelfAttentionGuidance.execute(sd15, 0.5, 2.0).result[0]
+    with tiny.forwards(sd15) as rows:
+        assert sample(interval(host, 0.5, 0.6), steps=6).isfinite().all()
+    assert rows == [2, 1] * 6
+
+
 def test_outside_the_interval_sag_behaves_as_without_cfg(sd15):
     assert torch.equal(denoise(sag(interval(sd15, 0.9, 1.0))), denoise(sag(sd15), 1.0))
 
@@ -248,6 +267,23 @@ def test_the_interval_skips_other_packs_cfg_functions_outside(sd15):
     other.set_model_sampler_cfg_function(lambda args: 0 * args["input"])
     assert torch.equal(denoise(interval(other, 0.9, 1.0)), denoise(sd15, 1.0))
     assert torch.equal(denoise(interval(other, 0.0, 1.0)), denoise(other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ends_of_a_range_are_inside(kind):
+    """Also where the model computes its sigmas in double precision and the sampler's are single."""
+    sampling = tiny.sd15(kind=kind).get_model_object("model_sampling")
+    for percent in [i / 200 for i in range(1, 200)]:
+        sigma = float(torch.tensor(float(sampling.percent_to_sigma(percent)), dtype=torch.float32))
+        assert Span(percent, 1.0).contains(sigma, Run(), sampling.percent_to_sigma)
+        assert Span(0.0, percent).contains(sigma, Run(), sampling.percent_to_sigma)
+        assert not Span(0.0, percent).contains(sigma * 0.999, Run(), sampling.percent_to_sigma)
+        assert not Span(percent, 1.0).contains(sigma * 1.001, Run(), sampling.percent_to_sigma)
+
+
+def test_a_range_from_the_start_holds_any_sigma_above():
+    to_sigma = {0.0: 1.0, 1.0: 0.0}.__getitem__
+    assert Span(0.0, 1.0).contains(1.3, Run(), to_sigma)
 
 
 # --- rescale ---

@@ -7,6 +7,7 @@ import gc
 import weakref
 
 import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -69,6 +70,28 @@ def test_nothing_of_a_run_outlives_it(end, sd15):
     assert RUN not in model.model_options["transformer_options"]
 
 
+def test_a_models_own_options_keep_nothing_when_they_are_sampled_unprepared(sd15):
+    """Code without a guider may hand a model's options straight to the host's sampling function."""
+    steered = sag(pag(sd15))
+    x, positive, negative = 3 * tiny.noise(), [tiny.cond(tiny.text(1)[0][0])], [tiny.cond(tiny.text(2)[0][0])]
+    expected = tiny.denoise(steered, x, 3.0, positive, negative, 5.0)
+    steered.pre_run()
+    with torch.no_grad():
+        found = comfy.samplers.sampling_function(
+            steered.model, x, torch.full((1,), 3.0), negative, positive, 5.0, steered.model_options
+        )
+    steered.cleanup()
+    assert nearly(found, expected)
+    assert RUN not in steered.model_options["transformer_options"]
+
+
+def test_only_the_main_predictions_leave_maps(sd15):
+    model, runs = watch_runs(sag(pag(sd15)))
+    counts = []
+    sample(model, callback=lambda *_: counts.append(len(runs[0].step.maps)))
+    assert counts == [2] * 3  # negative and positive
+
+
 def test_what_is_made_once_is_made_once_per_run():
     run, calls = Run(), []
     for _ in range(3):
@@ -104,8 +127,6 @@ def test_runs_inside_runs_do_not_disturb_each_other(sd15):
 
 
 def test_a_post_cfg_function_that_predicts_again_before_ours_changes_nothing(sd15):
-    import comfy.samplers
-
     def predict_again(args):
         conds = args["uncond"], args["cond"]
         comfy.samplers.sampling_function(
