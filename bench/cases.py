@@ -24,9 +24,13 @@ class Case(NamedTuple):
 
 
 class Network(NamedTuple):
+    """A network, its latent, and how long it is measured."""
+
     name: str
     make: Callable[[], ModelPatcher]
     size: tuple[int, int]
+    steps: int
+    rounds: int
 
 
 def host_pag(model: ModelPatcher) -> ModelPatcher:
@@ -45,7 +49,10 @@ def sd15_layout() -> ModelPatcher:
     )  # fmt: skip
 
 
-NETWORKS = [Network("tiny", tiny.sd15, (32, 32)), Network("SD1.5 layout", sd15_layout, (32, 32))]
+NETWORKS = [
+    Network("tiny", tiny.sd15, (32, 32), steps=6, rounds=7),
+    Network("SD1.5 layout", sd15_layout, (32, 32), steps=3, rounds=3),
+]
 
 CASES = [
     Case(name, cfg, steer, against)

@@ -25,16 +25,16 @@ class Row(NamedTuple):
     to_against: float
 
 
-def measure(network: Network, steps: int, rounds: int) -> Iterable[Row]:
+def measure(network: Network) -> Iterable[Row]:
     """All cases on a network. Rounds go through all cases in turn, so that a slow moment hits all alike."""
-    model = network.make()
+    model, steps = network.make(), network.steps
     steered = {case: case.steer(model) for case in CASES}
-    counts = {case: _count(model, steered[case], case, network, steps) for case in CASES}
+    counts = {case: _count(model, steered[case], case, network) for case in CASES}
     seconds: dict[Case, list[float]] = {case: [] for case in CASES}
-    for _ in range(rounds):
+    for _ in range(network.rounds):
         for case in CASES:
             start = time.perf_counter()
-            _sample(steered[case], case, network, steps)
+            _sample(steered[case], case, network)
             seconds[case].append(time.perf_counter() - start)
     by_name = {(case.name, case.cfg): case for case in CASES}
     for case in CASES:
@@ -55,9 +55,9 @@ def _count(
     model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network, steps: int
 ) -> tuple[int, int, int]:
     with tiny.forwards(model) as rows, tiny.DeviceReads() as reads:
-        _sample(steered, case, network, steps)
+        _sample(steered, case, network)
     return len(rows), sum(rows), reads.count
 
 
-def _sample(steered: ModelPatcher, case: Case, network: Network, steps: int) -> None:
-    tiny.sample(steered, network.size, cfg=case.cfg, steps=steps)
+def _sample(steered: ModelPatcher, case: Case, network: Network) -> None:
+    tiny.sample(steered, network.size, cfg=case.cfg, steps=network.steps)

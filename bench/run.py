@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,14 @@ def enter() -> None:
 
 def table(network: Network, rows: list[Row]) -> list[str]:
     h, w = network.size
-    lines = [f"## {network.name}, latent {h}x{w}, per sampler step", "", HEAD, "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"## {network.name}, latent {h}x{w}, per sampler step",
+        "",
+        f"{network.steps} steps, {network.rounds} rounds.",
+        "",
+        HEAD,
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         case = row.case
         against = (
@@ -40,7 +46,7 @@ def table(network: Network, rows: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def preface(version: str, steps: int, rounds: int) -> list[str]:
+def preface(version: str) -> list[str]:
     return [
         "# What the nodes cost", "",
         "Written by `python3 dev.py bench`. UNet calls and rows are exact counts. Device reads are numbers read from a "
@@ -48,7 +54,7 @@ def preface(version: str, steps: int, rounds: int) -> list[str]:
         "every round goes through all cases, ratios are medians over rounds; 'to' compares with the host's own nodes.",
         "",
         f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
-        f"CPU, float32, Euler, {steps} steps, {rounds} rounds, one picture.", "",
+        "CPU, float32, Euler, one picture.", "",
     ]  # fmt: skip
 
 
@@ -61,11 +67,9 @@ def main() -> None:
     from reins.bench.cases import NETWORKS
     from reins.bench.measure import measure
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    steps, rounds = (4, 3) if quick else (8, 9)
-    lines = preface(comfyui_version.__version__, steps, rounds)
-    for network in NETWORKS[: 1 if quick else None]:
-        found = table(network, list(measure(network, steps, rounds)))
+    lines = preface(comfyui_version.__version__)
+    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else NETWORKS:
+        found = table(network, list(measure(network)))
         print("\n".join(found), flush=True)
         lines += found
     if not quick:
