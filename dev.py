@@ -285,7 +285,7 @@ class TestRun(NamedTuple):
 def run_pytest(label: str, arguments: list[str], env: dict[str, str], show: bool) -> TestRun:
     """Runs pytest to its end; its output is passed on at once, or kept to be shown in one piece."""
     start, output = time.monotonic(), bytearray()
-    command = [str(venv_python()), "-m", "pytest", "--durations=10", *arguments]
+    command = [str(venv_python()), "-m", "pytest", "--durations=10", "-rs", *arguments]
     if sys.stdout.isatty():
         command.append("--color=yes")
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
@@ -305,7 +305,7 @@ def run_pytest(label: str, arguments: list[str], env: dict[str, str], show: bool
 def pytest_summary(output: str) -> str:
     """Pytest's own closing line; interpreters may have written more after it."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", output)
-    found = re.findall(r"^=*\s*(.*? in \d[\d.]*s\b.*?)\s*=*$", plain, re.MULTILINE)
+    found = re.findall(r"^=*[ \t]*(.*? in \d[\d.]*s\b.*?)[ \t]*=*$", plain, re.MULTILINE)
     return found[-1] if found else "pytest gave no summary"
 
 
@@ -386,7 +386,9 @@ def sum_up(runs: list[TestRun], has_host: bool, options: argparse.Namespace) -> 
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__.partition("\nOne file")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="run every example workflow on a real server")
@@ -397,11 +399,11 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=command_demo)
 
     test = commands.add_parser("test", help="run the tests; further arguments go to pytest", allow_abbrev=False)
-    test.add_argument("--full", action="store_true", help="every combination instead of the covering set")
+    test.add_argument("--full", action="store_true", help="twelve times as many combinations of methods and settings")
     test.add_argument("--require-host", action="store_true", help="fail where no ComfyUI is found")
     test.set_defaults(run=command_test)
 
-    bench = commands.add_parser("bench", help="measure the nodes; arguments go to bench/run.py", allow_abbrev=False)
+    bench = commands.add_parser("bench", help="measure the nodes; --quick: the tiny network only", allow_abbrev=False)
     bench.set_defaults(run=command_bench)
 
     serve = commands.add_parser("serve", help="a ComfyUI with the pack, until Ctrl-C")

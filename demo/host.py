@@ -55,6 +55,8 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Host:
+        if not port_is_free(self.port):
+            raise HostDied(f"port {self.port} is in use; choose another one or end the program that holds it")
         prepare_base(self.settings)
         start = time.monotonic()
         with self._log_path.open("wb") as log:
@@ -117,6 +119,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nothing listens there: another ComfyUI would answer in the place of the one that failed to start."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def server_env() -> dict[str, str]:

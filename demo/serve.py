@@ -53,7 +53,10 @@ def serve(options: argparse.Namespace) -> int:
             f"open {host.url}  (checkpoint: {checkpoint}; the examples are under Workflows, reins; Ctrl-C ends)",
             flush=True,
         )
-        return host.wait()
+        code = host.wait()
+        if code != 0:
+            raise HostDied(f"the server ended with {code}:\n{host.log_tail()}")
+        return code
 
 
 def main() -> int:

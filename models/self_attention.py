@@ -26,9 +26,14 @@ def attention_received(q: Tensor, k: Tensor, heads: int) -> Tensor:
     return torch.stack(received)
 
 
+def kernel_length(sigma: float, kernel_size: int) -> int:
+    """Odd length of a blur kernel in cells: the wanted size or, for 0, 6 sigma + 1; 1 is no blur."""
+    return (kernel_size or int(6 * sigma + 1)) | 1
+
+
 def kernel_sizes(sigma: float, kernel_size: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """Odd kernel per side of a map of `shape`: the wanted size, or 6 sigma + 1 for 0, capped by mirrored padding."""
-    wanted = (kernel_size or int(6 * sigma + 1)) | 1
+    """Kernel lengths for the rows and columns of a map of `shape` (h, w), capped by mirrored padding."""
+    wanted = kernel_length(sigma, kernel_size)
     return min(wanted, 2 * shape[0] - 1), min(wanted, 2 * shape[1] - 1)
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .blur import gaussian_blur
 
-INFINITE_ABOVE = 9999.0  # from here on the official code takes the mean query
+INFINITE_ABOVE = 9999.0  # above, the official code takes the mean query
 
 
 def kernel_size(sigma: float, side: int) -> int:
-    """Odd kernel for a Gaussian of `sigma` cells, no longer than a side of the grid (official code)."""
+    """Odd kernel for a Gaussian of `sigma` cells, at most the first odd number that spans a `side` (official code)."""
     return min(math.ceil(6 * sigma) | 1, side | 1)
 
 

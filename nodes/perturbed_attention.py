@@ -19,7 +19,7 @@ class PerturbedAttentionGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_PerturbedAttentionGuidance",
-            display_name="Perturbed-Attention Guidance",
+            display_name="Perturbed-Attention Guidance (PAG)",
             category="reins/guidance",
             description="Clears up structure: steers away from a prediction whose self-attention is switched off "
             "(PAG). Works with and without CFG; one more evaluation per step.",

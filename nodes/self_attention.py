@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..models.self_attention import kernel_length
 from ..patches.self_attention import Settings, add_self_attention_guidance
 from ..patches.sites import find_sites
 from ..patches.span import Span
@@ -16,7 +17,7 @@ class SelfAttentionGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SelfAttentionGuidance",
-            display_name="Self-Attention Guidance",
+            display_name="Self-Attention Guidance (SAG)",
             category="reins/guidance",
             description="Brings out detail where the model looks: blurs the attended places, predicts again and steers "
             "away from that (SAG). One more evaluation per step, in a second call.",
@@ -53,7 +54,7 @@ class SelfAttentionGuidance(io.ComfyNode):
                 "Self-Attention Guidance reads the self-attention of the UNet's middle block, but this model has none "
                 "there. Use Perturbed-Attention Guidance with another layer instead."
             )
-        if scale == 0 or blur_sigma == 0 or kernel_size == 1:
+        if scale == 0 or blur_sigma == 0 or kernel_length(blur_sigma, kernel_size) == 1:
             return io.NodeOutput(model)
         settings = Settings(scale, blur_sigma, threshold, kernel_size, Span(start_percent, end_percent))
         return io.NodeOutput(add_self_attention_guidance(model, site, settings))

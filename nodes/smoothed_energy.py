@@ -19,7 +19,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SmoothedEnergyGuidance",
-            display_name="Smoothed Energy Guidance",
+            display_name="Smoothed Energy Guidance (SEG)",
             category="reins/guidance",
             description="A gentler relative of PAG: steers away from a prediction whose attention queries are blurred "
             "(SEG). Fewer side effects at high scales; one more evaluation per step.",
@@ -27,7 +27,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
             inputs=[
                 model_input(), scale_input(3.0),
                 make_input(
-                    io.Float, "blur_sigma", default=-1.0, min=-1.0, max=9999.0, step=0.1,
+                    io.Float, "blur_sigma", default=-1.0, min=-1.0, max=10000.0, step=0.1,
                     tooltip="Width of the blur in cells of the layer's grid. Below 0: infinitely wide (the strongest "
                     "and the paper's choice); 0: no blur, hence no guidance; 1 to 10: milder.",
                 ),

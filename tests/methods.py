@@ -53,6 +53,7 @@ OFF: dict[str, Method] = {
     "seg out of range": lambda model: seg(model, start=0.9, end=0.91),
     "sag scale 0": lambda model: sag(model, scale=0.0),
     "sag blur 0": lambda model: sag(model, blur_sigma=0.0),
+    "sag blur of a cell": lambda model: sag(model, blur_sigma=0.1),
     "sag out of range": lambda model: sag(model, start=0.9, end=0.91),
     "rescale 0": lambda model: rescale(model, 0.0),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),

@@ -73,6 +73,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(("damage", "name"), BAD)
 def test_a_bad_file_is_refused_with_one_clear_sentence(damage, name, tmp_path, capsys):
     damage(tmp_path / name)
