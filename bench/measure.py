@@ -51,9 +51,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def _count(
-    model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network, steps: int
-) -> tuple[int, int, int]:
+def _count(model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network) -> tuple[int, int, int]:
     with tiny.forwards(model) as rows, tiny.DeviceReads() as reads:
         _sample(steered, case, network)
     return len(rows), sum(rows), reads.count

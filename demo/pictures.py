@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +22,23 @@ class Picture(NamedTuple):
     path: Path
 
 
-def save_pictures(name: str, contents: list[bytes], folder: Path) -> list[Path]:
-    """Writes name.png, name_2.png, ...; PNG bytes stay as they are, for they carry the workflow."""
-    paths = []
-    for number, content in enumerate(contents, 1):
-        path = folder / (f"{name}.png" if number == 1 else f"{name}_{number}.png")
+def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -> list[Picture]:
+    """Writes each (file name on the server, content) as workflow-label.png; PNG bytes stay, for they carry the graph.
+
+    The label is what the graph calls the picture: the server's name without its running number.
+    """
+    pictures: list[Picture] = []
+    for name, content in files:
+        label = re.sub(r"_\d+_$", "", Path(name).stem)
+        same = sum(picture.title.split(" #")[0] == label for picture in pictures)
+        title = f"{label} #{same + 1}" if same else label
+        path = folder / f"{workflow}-{title.replace(' #', '_')}.png"
         if content.startswith(b"\x89PNG"):
             path.write_bytes(content)
         else:
             Image.open(io.BytesIO(content)).save(path)
-        paths.append(path)
-    return paths
+        pictures.append(Picture(title, path))
+    return pictures
 
 
 def contact_sheet(pictures: list[Picture], path: Path, columns: int = 4) -> None:

@@ -129,10 +129,10 @@ def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> lis
         graph = shrunk(graph)
     with ProgressBar(name, graph) as bar:
         result = session.client.run(graph, RUN_SECONDS, bar)
-    contents = [session.client.image_bytes(file) for file in result.image_files()]
-    paths = save_pictures(name, contents, folder)
-    print(f"  {name:<40} {result.seconds:7.1f} s   {len(paths)} picture{'s' * (len(paths) != 1)}", flush=True)
-    return [Picture(path.stem, path) for path in paths]
+    files = [(file["filename"], session.client.image_bytes(file)) for file in result.image_files()]
+    pictures = save_pictures(name, files, folder)
+    print(f"  {name:<40} {result.seconds:7.1f} s   {len(pictures)} picture{'s' * (len(pictures) != 1)}", flush=True)
+    return pictures
 
 
 def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
@@ -148,9 +148,10 @@ def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
             failed.append(name)
             print(f"  {name:<40}  FAILED   {error}", flush=True)
     seconds = time.monotonic() - start
+    print(f"{len(graphs) - len(failed)} of {len(graphs)} workflows ran in {seconds:.1f} s; pictures in {folder}")
     if pictures:
         contact_sheet(pictures, folder / "contact_sheet.png")
-    print(f"{len(graphs) - len(failed)} of {len(graphs)} workflows ran in {seconds:.1f} s; pictures in {folder}")
+        print(f"all of them on one sheet: {folder / 'contact_sheet.png'}")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
