@@ -78,7 +78,7 @@ Layer = Callable[[Call, Attend], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionLayer(Entry):
-    """A layer that acts on every chunk of the step's main predictions."""
+    """A layer that acts on every chunk, those of extra predictions included."""
 
     site: Site
     apply: Layer
