@@ -51,7 +51,7 @@ def sd15_layout() -> ModelPatcher:
 
 NETWORKS = [
     Network("tiny", tiny.sd15, (24, 24), steps=6, rounds=7),
-    Network("tiny", tiny.sd15, (32, 32), steps=3, rounds=5),  # rows cost more here than calls
+    Network("tiny", tiny.sd15, (32, 32), steps=3, rounds=5),
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=3, rounds=3),
 ]
 

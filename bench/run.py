@@ -50,10 +50,10 @@ def preface(version: str) -> list[str]:
     return [
         "# What the nodes cost", "",
         "Written by `python3 dev.py bench`. UNet calls and rows are exact counts. Device reads are numbers read from a "
-        "tensor beyond those of plain sampling, on a GPU each waits for the device: one per step, and some once per run to "
-        "turn percents into sigmas. Times compare cases of one run: "
-        "every round goes through all cases, ratios are medians over rounds; 'to' compares with the host's own nodes. A CPU pays for rows, so what one call instead "
-        "of several saves shrinks as the latent grows.",
+        "tensor beyond those of plain sampling, on a GPU each waits for the device: one per step, and some once per "
+        "run to turn percents into sigmas. Times compare cases of one run: every round goes through all cases, ratios "
+        "are medians over rounds; 'to' compares with the host's own nodes. The allocator keeps its memory, because "
+        "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls.",
         "",
         f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
         "CPU, float32, Euler, one picture.", "",
