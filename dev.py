@@ -285,7 +285,7 @@ class TestRun(NamedTuple):
 def run_pytest(label: str, arguments: list[str], env: dict[str, str], show: bool) -> TestRun:
     """Runs pytest to its end; its output is passed on at once, or kept to be shown in one piece."""
     start, output = time.monotonic(), bytearray()
-    command = [str(venv_python()), "-m", "pytest", "--durations=10", "-rs", *arguments]
+    command = [str(venv_python()), "-m", "pytest", "--durations=10", "-rfEs", *arguments]
     if sys.stdout.isatty():
         command.append("--color=yes")
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
