@@ -36,25 +36,24 @@ def combine(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, time
             rest = torch.relu(1 - weights) if rest is None else rest
         h, w, top, left = chunk.area or (*x.shape[-2:], 0, 0)
         mult = chunk.mult[:, 0] if rest is None else rest[:, top : top + h, left : left + w]
-        received, seen = _over_windows([found for found in maps if found.chunk == cond["uuid"]], len(x), (h, w))
-        total[:, top : top + h, left : left + w] += received.to(x) * (mult * seen.to(x))
-        weights[:, top : top + h, left : left + w] += mult * seen.to(x)
+        received, seen = _over_windows([found for found in maps if found.chunk == cond["uuid"]], x, (h, w))
+        total[:, top : top + h, left : left + w] += received * (mult * seen)
+        weights[:, top : top + h, left : left + w] += mult * seen
     if active and not maps:
         raise RuntimeError(TILED)
     return total / weights.clamp_min(1e-37) if active else None
 
 
-def _over_windows(maps: Sequence[AttentionMap], images: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The mean over context windows of a chunk's maps, (b, h, w), and which images have one, (b, 1, 1)."""
-    received, counts = torch.zeros((images, *size)), torch.zeros((images, 1, 1))
+    received, counts = x.new_zeros((len(x), *size)), x.new_zeros((len(x), 1, 1))
     for found in maps:
         if found.size != size:
             raise RuntimeError(TILED)
-        rows = list(range(images)) if found.window is None else _images(found.window, len(found.received))
-        received, counts = received.to(found.received.device), counts.to(found.received.device)
-        received[rows] += enlarge(found.received, size)
+        rows = list(range(len(x))) if found.window is None else _images(found.window, len(found.received))
+        received[rows] += enlarge(found.received.to(x), size)
         counts[rows] += 1
-    return received / counts.clamp_min(1), (counts > 0).float()
+    return received / counts.clamp_min(1), (counts > 0).to(x)
 
 
 def _images(window: Any, rows: int) -> list[int]:

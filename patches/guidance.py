@@ -114,20 +114,22 @@ def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callab
 
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
-        step = _note_step(args, conds[0], conds[1] if len(conds) > 1 else None)
-        closed = conds[1:2] not in ([], [None]) and not step.guided
-        if closed and not options.get("disable_cfg1_optimization"):  # set by nodes that need the negative in any case
+        uncond = conds[1] if len(conds) > 1 else None
+        step = _note_step(args, conds[0], uncond)
+        # The flag is set by nodes that need the negative in any case.
+        skipped = uncond is not None and not step.guided and not options.get("disable_cfg1_optimization")
+        if skipped:
             conds[1] = None
+        options = options_of_call(options, step)
         if occupant is None:
             terms = _active_terms(args) if conds[0] is not None and _may_join(options) else []
             marked = [_marked(conds[0], term, step) for term in terms]
-            options = options_of_call(options, step)
             out = comfy.samplers.calc_cond_batch(args["model"], conds + marked, step.x, step.timestep, options)
             step.predictions = {term.id: extra for term, extra in zip(terms, out[len(conds) :], strict=True)}
         else:
-            out = occupant({**args, "conds": conds, "model_options": options_of_call(options, step)})
+            out = occupant({**args, "conds": conds, "model_options": options})
         out = list(out[: len(conds)])
-        if closed and conds[1] is None:
+        if skipped:
             out[1] = out[0].clone()  # CFG of two equal predictions is the prediction, for every later hook too
         return out
 
