@@ -1,4 +1,6 @@
-"""A real ComfyUI server from the outside: started, spoken to and shown.  Used by `dev.py` and by the server tests.
+"""What a person sees of the pack at work: its example workflows on a real server, and the small world they show.
 
-Nothing here imports the host or the pack, except `weightless`, which reads the host's shapes.
+`client`, `host`, `graphs`, `pictures`, `run` and `serve` handle a real ComfyUI from the outside; they import neither
+the host nor the pack.  `scenes` draws the small world, `judge` reads it, `evaluate` measures a model with both, `training`
+makes the models.  `weightless` writes checkpoints for workflows that need a large one.
 """
