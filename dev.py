@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """One command for people who try, test or change the pack; needs only Python 3.10 and nothing installed.
 
-    python3 dev.py demo     every example workflow through a real ComfyUI server, pictures in output/demo
+    python3 dev.py demo     the example workflows through a real ComfyUI server, pictures in output/demo
     python3 dev.py test     the tests, on every ComfyUI that can be found
     python3 dev.py bench    what each node costs
     python3 dev.py serve    a ComfyUI with the pack linked in, until Ctrl-C
+    python3 dev.py train    makes a file of demo/weights anew: base, clip-vision, checked
 
 The first run prepares a virtual environment (and, where none is found, a ComfyUI) in a cache folder; REINS_HOME names
 another one.  COMFYUI_PATH names one or several ComfyUI folders to use instead of the ones that are found.
@@ -339,12 +340,21 @@ def command_serve(options: argparse.Namespace) -> int:
     return run_child([str(python), "-m", "demo.serve", *arguments])
 
 
+# glibc gives large blocks back after each use; faulting them in again would take half of a CPU's time
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+
+
 def command_bench(options: argparse.Namespace) -> int:
     host = newest_host()
     command = [str(set_up([host])), str(ROOT / "bench" / "run.py"), *options.rest]
-    # glibc gives large blocks back after each use; faulting them in again would take half of the time measured
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-    return run_child(command, COMFYUI_PATH=str(host.path), **keep)
+    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
+
+
+def command_train(options: argparse.Namespace) -> int:
+    host = newest_host()
+    python = python_for(host, ("torch", "matplotlib", "tqdm"))
+    command = [str(python), str(ROOT / "demo" / "train.py"), *options.rest]
+    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
 
 
 def command_test(options: argparse.Namespace) -> int:
@@ -358,7 +368,7 @@ def command_test(options: argparse.Namespace) -> int:
         env.pop("COMFYUI_PATH", None)
         jobs = [("without a host", ["-m", "not host and not server and not browser", *options.rest], env)]
     older = ["-m", "host and not server and not browser", *options.rest]
-    jobs += [(str(host), older, {**env, "COMFYUI_PATH": str(host.path)}) for host in hosts[1:]]
+    jobs += [(str(host), older, {**env, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": "1"}) for host in hosts[1:]]
     beside = ThreadPoolExecutor(max_workers=1)
     try:
         waiting = [beside.submit(run_pytest, *job, show=False) for job in jobs[1:]]
@@ -393,8 +403,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser("demo", help="run every example workflow on a real server")
-    demo.add_argument("--checkpoint", help="an SD1.5 or SDXL file; without it a model without weights makes noise")
+    demo = commands.add_parser("demo", help="run the example workflows on a real server")
+    demo.add_argument("--checkpoint", help="an SD1.5 or SDXL file for the workflows that need one")
     demo.add_argument("--url", help="a running ComfyUI that has the pack, instead of a server of our own")
     demo.add_argument("--only", nargs="+", metavar="NAME", help="workflows to run (names in demo/api)")
     demo.add_argument("--out", default=ROOT / "output" / "demo", metavar="DIR", help="where the pictures go")
@@ -413,6 +423,11 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--checkpoint", help="a checkpoint file to offer")
     serve.add_argument("--base-directory", metavar="DIR", help="models, inputs and outputs (default: in the cache)")
     serve.set_defaults(run=command_serve)
+
+    train = commands.add_parser(
+        "train", help="make a file of demo/weights anew; `train --help` names them", add_help=False
+    )
+    train.set_defaults(run=command_train)
     return top
 
 

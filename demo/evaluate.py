@@ -1,0 +1,109 @@
+"""Lets a model draw what words ask for, through the host's own sampling, and lets the judge say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..models.demo_model import tokens
+from .judge import Verdict, judge
+from .scenes import SIZE, SLOTS, draw_words
+
+PROMPTS_SEED, NOISE_SEED = 99, 3
+AT_ONCE = 16  # pictures in one batch: more is slower on a CPU
+Conditioning = list[tuple[Tensor, dict[str, object]]]
+
+
+class Settings(NamedTuple):
+    """How pictures are sampled; these are also what the example workflows use."""
+
+    cfg: float = 3.0
+    steps: int = 16
+    sampler: str = "dpmpp_2m"
+    scheduler: str = "karras"
+    denoise: float = 1.0
+
+
+class Score(NamedTuple):
+    """What the judge found in a batch of pictures."""
+
+    image: Tensor  # (b, 3, SIZE, SIZE)
+    verdict: Verdict
+    right: Tensor  # (b, slots) booleans
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Share of the pictures in which a slot is right; "all" for those in which every slot is."""
+        slots = {name: self.right[:, index].float().mean().item() for index, name in enumerate(SLOTS)}
+        return {**slots, "all": self.right.all(1).float().mean().item()}
+
+    @property
+    def quality(self) -> float:
+        return self.verdict.quality.mean().item()
+
+
+def prompts(count: int, seed: int = PROMPTS_SEED) -> Tensor:
+    """(count, slots) words to ask for."""
+    return draw_words(count, torch.Generator().manual_seed(seed))
+
+
+def conditioning(table: Tensor, words: Tensor) -> Conditioning:
+    """The host's form of word indices (b, slots), one row per picture."""
+    return [[table[tokens(words)], {}]]
+
+
+def sample(
+    model: ModelPatcher, table: Tensor, words: Tensor, settings: Settings, seed: int = NOISE_SEED,
+    start: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(b, 3, SIZE, SIZE) in 0..1: a picture per row of `words` (b, slots), with an empty negative.
+
+    `start` (b, 3, SIZE, SIZE) in -1..1 is what a denoise below 1 begins with.
+    """
+    latent = torch.zeros(len(words), 3, SIZE, SIZE) if start is None else start
+    noise = comfy.sample.prepare_noise(latent, seed)
+    negative = conditioning(table, torch.full_like(words[:1], -1))
+    drawn = []
+    with torch.inference_mode():
+        for asked, some_noise, some_latent in zip(
+            *(part.split(AT_ONCE) for part in (words, noise, latent)), strict=True
+        ):
+            drawn.append(
+                comfy.sample.sample(
+                    model, some_noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler,
+                    conditioning(table, asked), negative, some_latent,
+                    denoise=settings.denoise, disable_pbar=True, seed=seed,
+                )
+            )  # fmt: skip
+    return ((torch.cat(drawn).float().cpu() + 1) / 2).clamp(0, 1)
+
+
+def score(image: Tensor, words: Tensor) -> Score:
+    verdict = judge(image)
+    return Score(image, verdict, verdict.right(words))
+
+
+class Gain(NamedTuple):
+    """How paired pictures differ in quality, in dB."""
+
+    mean: float
+    error: float  # standard error of the mean
+    better: float  # share of the pairs that got better
+
+
+def gain(after: Score, before: Score) -> Gain:
+    difference = after.verdict.quality - before.verdict.quality
+    return Gain(
+        difference.mean().item(),
+        (difference.std() / len(difference) ** 0.5).item(),
+        (difference > 0).float().mean().item(),
+    )
+
+
+def one_line(rates: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {rate:.2f}" for name, rate in rates.items())

@@ -1,0 +1,1 @@
+"""How the demo's weights are made: one loop for the base model and for every adapter on top of it."""

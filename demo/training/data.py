@@ -1,0 +1,66 @@
+"""Endless batches of drawn scenes with the words said of them, and what the network is asked to predict of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..scenes import SLOTS, Scenes, Views, draw, draw_words, render
+
+UNSAID = 0.12  # chance that a slot says nothing, so that partial prompts work
+ALL_UNSAID = 0.10  # chance that the whole prompt does, for CFG
+
+
+class Batch(NamedTuple):
+    """b drawn scenes; `said` (b, slots) holds their words with -1 in the slots that say nothing."""
+
+    scenes: Scenes
+    views: Views
+    said: Tensor
+
+    @property
+    def latent(self) -> Tensor:
+        """(b, 3, SIZE, SIZE) in -1..1."""
+        return self.views.image * 2 - 1
+
+
+def draw_batch(
+    count: int, generator: torch.Generator, texture: str | None = None, unsaid: Sequence[float] | float = UNSAID
+) -> Batch:
+    """A batch as the base model sees it; `texture` replaces theirs, `unsaid` may differ per slot."""
+    words = draw_words(count, generator)
+    if texture is not None:
+        words[:, -1] = SLOTS["texture"].index(texture)
+    scenes = draw(count, generator, words)
+    said = words.clone()
+    said[torch.rand(said.shape, generator=generator) < torch.as_tensor(unsaid)] = -1
+    said[torch.rand(count, generator=generator) < ALL_UNSAID] = -1
+    return Batch(scenes, render(scenes), said)
+
+
+class Question(NamedTuple):
+    """What the network is shown, and the v that it should answer (b, 3, h, w)."""
+
+    x: Tensor
+    timestep: Tensor
+    target: Tensor
+    sigma: Tensor
+
+
+def ask(latent: Tensor, sigmas: Tensor, generator: torch.Generator, high_noise: float = 1.0) -> Question:
+    """Noise of every level, evenly over the table `sigmas` (levels,) and over the batch.
+
+    `high_noise` below 1 asks more often at high noise, above 1 at low.  v as in Salimans and Ho, arXiv 2202.00512,
+    with alpha = 1 / sqrt(1 + sigma^2).
+    """
+    count, levels = len(latent), len(sigmas)
+    place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    index = (place**high_noise * levels).long().clamp(max=levels - 1)
+    noise = torch.randn(latent.shape, generator=generator).to(latent.device)
+    index = index.to(sigmas.device)
+    sigma = sigmas[index][:, None, None, None]
+    length = (1 + sigma * sigma).sqrt()
+    return Question((latent + sigma * noise) / length, index.float(), (noise - sigma * latent) / length, sigma)

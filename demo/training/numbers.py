@@ -1,0 +1,117 @@
+"""What the shipped files reach, measured through the host as a person would use them: the tables of their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, TOKEN_SLOTS, WORDS_KEY, split_places
+from ...nodes.perturbed_attention import PerturbedAttentionGuidance
+from ...nodes.self_attention import SelfAttentionGuidance
+from ...nodes.smoothed_energy import SmoothedEnergyGuidance
+from ...patches.demo_model import load_clip_vision, load_model
+from ...patches.loading import read_file
+from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
+from ..scenes import SLOTS, draw, draw_words, render
+from .clip_vision import read_words
+
+COUNT = 192
+GUIDANCE_SEED = 11  # of the noise on which guidance is measured; its settings were chosen on another
+NO_CFG = Settings(cfg=1.0)
+
+
+def load_base(path: Path = BASE_FILE) -> tuple[ModelPatcher, Tensor]:
+    """The model as its node makes it, and its table of words."""
+    weights = read_file(path)
+    return load_model(weights, path.name), weights[WORDS_KEY].float()
+
+
+def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
+    """The model with each guidance, at settings found on other noise; its example workflows have them too.
+
+    Structure is decided by the self-attention of the second block up (u2); the middle one (m0) hardly matters here.
+    """
+    pag = PerturbedAttentionGuidance.execute(model, 0.7, 0.2, 0.7, "u2", "none", 0.1)
+    seg = SmoothedEnergyGuidance.execute(model, 0.7, -1.0, 0.2, 0.7, "u2", "none")
+    sag = SelfAttentionGuidance.execute(model, 0.5, 1.0, 1.0, 0.0, 1.0, 0)
+    return {"PAG": pag.result[0], "SEG": seg.result[0], "SAG": sag.result[0]}
+
+
+def repainted(model: ModelPatcher, table: Tensor, words: Tensor, cfg: float) -> Score:
+    """Drawn scenes, painted over at denoise 0.35 with the colour word of another prompt and no other word."""
+    image = render(draw(len(words), torch.Generator().manual_seed(1), words)).image
+    asked = torch.full_like(words, -1)
+    asked[:, 1] = (words[:, 1] + 1) % len(SLOTS["colour"])
+    settings = Settings(cfg=cfg, denoise=0.35)
+    return score(sample(model, table, asked, settings, start=image * 2 - 1), asked)
+
+
+def base_numbers(path: Path) -> Iterator[str]:
+    model, table = load_base(path)
+    words = prompts(COUNT)
+    for cfg in (1.0, 3.0, 5.0):
+        plain = score(sample(model, table, words, Settings(cfg=cfg)), words)
+        yield f"cfg {cfg:g}: {describe(plain)}"
+        if cfg == 3.0:
+            others = score(plain.image, words.roll(1, 0))
+            yield f"the same pictures against the words of other prompts: {one_line(others.rates)}"
+    for cfg in (1.0, 3.0):
+        found = repainted(model, table, words, cfg)
+        colour = found.rates["colour"]
+        yield f"another colour painted over a drawn scene, denoise 0.35, cfg {cfg:g}: colour {colour:.2f}"
+    free = torch.full_like(words, -1)
+    before = score(sample(model, table, free, NO_CFG, GUIDANCE_SEED), free)
+    yield f"no words, cfg 1: {distances(before)}"
+    for name, steered in guided(model).items():
+        after = score(sample(steered, table, free, NO_CFG, GUIDANCE_SEED), free)
+        change = gain(after, before)
+        yield (
+            f"no words, cfg 1, {name}: {distances(after)}; {change.mean:+.2f} ± {change.error:.2f} dB, "
+            f"better in {change.better:.0%} of the pairs"
+        )
+
+
+def distances(found: Score) -> str:
+    error = found.verdict.template_error.mean().item()
+    return f"quality {found.quality:.1f} dB, template error {error:.3f}"
+
+
+def describe(found: Score) -> str:
+    return f"{one_line(found.rates)}; {distances(found)}"
+
+
+def with_style(model: ModelPatcher, path: Path, strength: float) -> ModelPatcher:
+    """The model with a LoRA file, through the host's own loader."""
+    styled, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), strength, 0)
+    return styled
+
+
+def style_numbers(path: Path) -> Iterator[str]:
+    model, table = load_base()
+    words = prompts(COUNT)
+    words[:, -1] = SLOTS["texture"].index("checked")
+    for strength in (0.0, 0.5, 1.0):
+        found = score(sample(with_style(model, path, strength), table, words, Settings()), words)
+        yield f"strength {strength:g}: {describe(found)}"
+
+
+def clip_vision_numbers(path: Path) -> Iterator[str]:
+    weights = read_file(path)
+    vectors = weights.pop(WORDS_KEY).float()
+    encoder = load_clip_vision(CLIP_VISION_CONFIG, weights, path.name)
+    generator = torch.Generator().manual_seed(4)
+    words = draw_words(4 * COUNT, generator)
+    words[:, -1] = torch.randint(len(SLOTS["texture"]), (len(words),), generator=generator)
+    image = render(draw(len(words), generator, words)).image
+    for size in (32, 256):
+        pixels = torch.nn.functional.interpolate(image, (size, size), mode="nearest").movedim(1, -1)
+        embeds = encoder.encode_image(pixels)["image_embeds"].float()
+        read = torch.stack([cosines.argmax(1) for cosines in read_words(embeds, vectors)], 1)
+        right = (read == split_places(words)).float().mean(0).tolist()
+        yield f"pictures of {size} pixels: {one_line(dict(zip(TOKEN_SLOTS, right, strict=True)))}"

@@ -1,0 +1,29 @@
+"""The runs that there are, by name, and how what they make is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .base import BaseTask
+from .clip_vision import ClipVisionTask
+from .numbers import base_numbers, clip_vision_numbers, style_numbers
+from .style import StyleTask
+from .trainer import Task
+
+
+class Run(NamedTuple):
+    """A task, made for a device, and the lines for the card of its file."""
+
+    make: Callable[[torch.device], Task]
+    numbers: Callable[[Path], Iterable[str]]
+
+
+RUNS = {
+    "base": Run(BaseTask, base_numbers),
+    "checked": Run(StyleTask, style_numbers),
+    "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
+}
