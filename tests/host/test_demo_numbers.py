@@ -1,0 +1,165 @@
+"""What the shipped files reach, as numbers: the demo model draws what words ask for, and methods change it as they say.
+
+Each number stands beside a control that must fail it.  Older hosts run with 8 pictures instead of 64 (REINS_BRIEF):
+there the same bounds would be noise, so a rate may be one picture lower.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
+from reins.demo.scenes import SLOTS, draw, draw_words, render
+from reins.demo.training.clip_vision import image_embeds, read_words
+from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, repainted, with_style
+from reins.demo.training.style import StyleTask
+from reins.models.demo_model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, WORDS_KEY, split_places
+from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
+from reins.patches.demo_model import load_clip_vision
+from reins.patches.loading import read_file
+
+BRIEF = bool(os.environ.get("REINS_BRIEF"))
+COUNT = 8 if BRIEF else 64
+ONE = 1 / COUNT if BRIEF else 0.0
+PLAIN, CHECKED = 0, SLOTS["texture"].index("checked")
+
+full = pytest.mark.skipif(BRIEF, reason="needs 64 pictures; the newest host has them")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+@pytest.fixture(scope="module")
+def words() -> torch.Tensor:
+    return prompts(COUNT)
+
+
+@pytest.fixture(scope="module")
+def with_cfg(base, words) -> Score:
+    return score(sample(*base, words, Settings()), words)
+
+
+@pytest.fixture(scope="module")
+def free() -> torch.Tensor:
+    """No words at all, for twice as many pictures: guidance is judged by small differences."""
+    return torch.full((2 * COUNT, len(SLOTS)), -1)
+
+
+@pytest.fixture(scope="module")
+def unguided(base, free) -> Score:
+    return score(sample(*base, free, NO_CFG, GUIDANCE_SEED), free)
+
+
+@pytest.mark.parametrize(
+    ("slot", "least"),
+    [("colour", 0.95), ("background", 0.95), ("size", 0.95), ("place", 0.95), ("texture", 0.95), ("shape", 0.90),
+     ("all", 0.90)],
+)  # fmt: skip
+def test_with_cfg_the_words_are_followed(with_cfg, slot, least):
+    assert with_cfg.rates[slot] >= least - ONE
+
+
+def test_the_words_of_other_prompts_are_not_what_was_drawn(with_cfg, words):
+    wrong = score(with_cfg.image, words.roll(1, 0)).rates
+    assert wrong["all"] <= ONE
+    assert all(wrong[slot] < 0.7 for slot in ("shape", "colour", "place", "background"))
+
+
+@full
+def test_without_words_the_model_draws_what_it_likes(unguided, words):
+    found = score(unguided.image[:COUNT], words)
+    assert found.rates["all"] <= 0.05
+    for slot in ("shape", "colour", "place"):
+        chance = 1 / len(SLOTS[slot])
+        assert found.rates[slot] < chance + 0.25
+    assert all(len(found.verdict.words[:, index].unique()) > 1 for index in range(5))  # not one and the same picture
+
+
+def test_a_part_of_a_prompt_is_followed_and_the_rest_is_free(base, words):
+    asked = torch.full_like(words[:16], -1)
+    asked[:, 1] = words[:16, 1]
+    found = score(sample(*base, asked, Settings()), asked)
+    assert found.rates["colour"] >= 0.95 - ONE
+    assert found.rates["shape"] == 1.0  # nothing was asked
+
+
+def test_cfg_lets_the_words_overrule_a_picture_to_start_from(base, words):
+    """Another colour over a drawn scene.  (From noise there is nothing to win: every word is followed at cfg 1 too.)"""
+    weak, strong = (repainted(*base, words[:32], cfg).rates["colour"] for cfg in (1.0, 3.0))
+    assert strong >= weak + (0.0 if BRIEF else 0.1)
+
+
+@full
+def test_pag_clears_up_pictures_that_no_word_guides(base, free, unguided):
+    """Six pairs in ten were hoped for; 57 in a hundred is what it does, and those gain more than the others lose."""
+    found = score(sample(guided(base[0])["PAG"], base[1], free, NO_CFG, GUIDANCE_SEED), free)
+    change = gain(found, unguided)
+    assert change.better > 0.52
+    assert change.mean > 2 * change.error
+    assert found.verdict.template_error.mean() < unguided.verdict.template_error.mean()
+
+
+@full
+def test_sag_clears_up_pictures_that_no_word_guides(base, free, unguided):
+    found = score(sample(guided(base[0])["SAG"], base[1], free[:COUNT], NO_CFG, GUIDANCE_SEED), free[:COUNT])
+    change = gain(found, score(unguided.image[:COUNT], free[:COUNT]))
+    assert change.better >= 0.6
+    assert change.mean > 0
+
+
+def test_too_much_pag_ruins_pictures_and_none_changes_no_bit(base, words):
+    """The control of the two tests above: what the judge calls better is not any change."""
+    few = words[:8]
+    plain = sample(*base, few, NO_CFG)
+    off, much = (
+        PerturbedAttentionGuidance.execute(base[0], scale, 0.0, 1.0, "u2-u3", "none", 0.1).result[0]
+        for scale in (0.0, 3.0)
+    )
+    assert torch.equal(sample(off, base[1], few, NO_CFG), plain)
+    ruined = gain(score(sample(much, base[1], few, NO_CFG), few), score(plain, few))
+    assert ruined.mean < -5 and ruined.better == 0
+
+
+def test_the_style_lora_is_learnt_by_the_hosts_own_loader_and_changes_nothing_else(base, words):
+    """The base has never seen the checked texture; strength 0 is the base itself."""
+    asked = words[:24].clone()
+    asked[:, -1] = CHECKED
+    off, on = (
+        score(sample(with_style(base[0], StyleTask.file, strength), base[1], asked, Settings()), asked)
+        for strength in (0.0, 1.0)
+    )
+    assert off.rates["texture"] <= ONE
+    assert torch.equal(off.image, sample(*base, asked, Settings()))
+    assert on.rates["texture"] >= 0.9 - ONE
+    for slot in ("shape", "colour", "place", "size", "background"):
+        assert on.rates[slot] >= 0.85 - ONE
+
+
+def test_the_image_encoder_reads_every_word_of_a_drawn_picture_at_two_sizes():
+    weights = read_file(CLIP_VISION_FILE)
+    vectors = weights.pop(WORDS_KEY).float()
+    encoder = load_clip_vision(CLIP_VISION_CONFIG, weights, CLIP_VISION_FILE.name)
+    generator = torch.Generator().manual_seed(11)
+    words = draw_words(4 * COUNT, generator)
+    image = render(draw(len(words), generator, words)).image
+    for size in (32, 256):
+        output = encoder.encode_image(torch.nn.functional.interpolate(image, (size, size)).movedim(1, -1))
+        assert output["image_embeds"].shape == (len(words), 96)
+        assert output["penultimate_hidden_states"].shape == (len(words), 65, 128)
+        read = torch.stack([found.argmax(1) for found in read_words(output["image_embeds"].float(), vectors)], 1)
+        right = (read == split_places(words)).float().mean(0)
+        assert right.min() >= 0.95
+        assert (read == split_places(words.roll(1, 0))).all(1).float().mean() < 0.05
+
+
+def test_the_tower_without_additions_in_place_answers_as_the_hosts():
+    weights = read_file(CLIP_VISION_FILE)
+    weights.pop(WORDS_KEY)
+    tower = load_clip_vision(CLIP_VISION_CONFIG, weights, CLIP_VISION_FILE.name).model.float()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(image_embeds(tower, pixels), tower(pixel_values=pixels)[2], atol=1e-5)
