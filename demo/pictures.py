@@ -41,9 +41,9 @@ def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -
     return pictures
 
 
-def contact_sheet(pictures: list[Picture], path: Path, columns: int = 4) -> None:
-    """Draws all pictures with their titles in a grid."""
-    columns = min(columns, len(pictures))
+def contact_sheet(pictures: list[Picture], path: Path) -> None:
+    """Draws all pictures with their titles in a grid; a batch of four stays in one row."""
+    columns = min(8 if len(pictures) > 24 else 4, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = CELL + GAP, CELL + TITLE + GAP
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)

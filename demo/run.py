@@ -1,4 +1,4 @@
-"""Runs every example workflow on a real ComfyUI server and shows what comes out.
+"""Runs the example workflows on a real ComfyUI server and shows what comes out.
 
 python -m demo.run --comfy DIR      a server of our own, for as long as the demo takes
 python -m demo.run --url URL        a running ComfyUI that has the pack
@@ -44,7 +44,7 @@ class DemoError(Exception):
 
 
 class Session(NamedTuple):
-    """A server to talk to, the checkpoint that it shall load, and whether that one has weights."""
+    """A server to talk to, the checkpoint that it shall load if one is needed, and whether that one has weights."""
 
     client: Client
     checkpoint: str
@@ -52,31 +52,33 @@ class Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def own_server(comfy: Path, checkpoint: Path | None) -> Iterator[Session]:
-    """A server with a temporary base directory that holds one checkpoint."""
+def own_server(comfy: Path, checkpoint: Path | None, needed: bool) -> Iterator[Session]:
+    """A server with a temporary base directory that holds one checkpoint, where one is needed."""
     if checkpoint is not None and not checkpoint.is_file():
         raise DemoError(f"there is no checkpoint file {checkpoint}")
+    weightless = needed and checkpoint is None
     with tempfile.TemporaryDirectory(prefix="reins-demo-", ignore_cleanup_errors=True) as folder:
-        arguments = weightless_arguments(comfy) if checkpoint is None else ()
+        arguments = weightless_arguments(comfy) if weightless else ()
         settings = HostSettings(comfy, Path(folder), cpu=not has_accelerator(), arguments=arguments)
         settings.checkpoints.mkdir(parents=True)
-        if checkpoint is None:
+        name = ""
+        if weightless:
             print(
                 "writing a checkpoint without weights: it takes the place of SD1.5, its pictures are noise", flush=True
             )
             name = write_weightless(comfy, "sd15-min", settings.checkpoints)
-        else:
+        elif checkpoint is not None:
             name = offer_file(checkpoint, settings.checkpoints)
         print(f"starting ComfyUI ({comfy}) on the {'CPU' if settings.cpu else 'accelerator'}", flush=True)
         with Host(settings) as host:
             print(f"ready after {host.boot_seconds:.0f} s at {host.url}", flush=True)
             check_pack(host.client, f"the log ends with\n{host.log_tail()}")
-            yield Session(host.client, name, checkpoint is None)
+            yield Session(host.client, name, weightless)
 
 
 @contextlib.contextmanager
-def running_server(url: str, checkpoint: str | None) -> Iterator[Session]:
-    """A ComfyUI that somebody else started; its checkpoint is named as its own loader lists it."""
+def running_server(url: str, checkpoint: str | None, needed: bool) -> Iterator[Session]:
+    """A ComfyUI that somebody else started; its checkpoint, if one is needed, is named as its own loader lists it."""
     client = Client(url)
     try:
         offered = checkpoint_names(client.object_info()[CHECKPOINT_LOADER])
@@ -84,7 +86,7 @@ def running_server(url: str, checkpoint: str | None) -> Iterator[Session]:
         raise DemoError(f"no ComfyUI answers at {url}: {error}") from error
     check_pack(client, "link this checkout into its custom_nodes and restart it")
     name = checkpoint or EXAMPLE_CHECKPOINT
-    if name not in offered:
+    if needed and name not in offered:
         raise DemoError(f"that ComfyUI has no checkpoint {name}; name one by --checkpoint: {', '.join(offered)}")
     yield Session(client, name, False)
 
@@ -120,6 +122,18 @@ class ProgressBar:
         if event.kind == "progress":
             self._bar.total, self._bar.n = event.data["max"], event.data["value"]
         self._bar.set_postfix_str(self._graph.get(node, {}).get("class_type", node))
+
+
+def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
+    """The workflows named by --only, else all that can show something with what there is."""
+    graphs = load_graphs(options.only)
+    if not graphs:
+        raise DemoError("there is no workflow in demo/api")
+    if options.only or options.checkpoint:
+        return graphs
+    ready = {name: graph for name, graph in graphs.items() if not needs_checkpoint(graph)}
+    print(f"{len(ready)} workflows for the demo model; --checkpoint FILE runs {len(graphs) - len(ready)} more on yours")
+    return ready
 
 
 def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> list[Picture]:
@@ -172,13 +186,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended on the way out
     options = parse()
     try:
-        graphs = load_graphs(options.only)
-        if not graphs:
-            raise DemoError("there is no workflow in demo/api")
+        graphs = choose_graphs(options)
+        needed = any(needs_checkpoint(graph) for graph in graphs.values())
         if options.url:
-            place = running_server(options.url, options.checkpoint)
+            place = running_server(options.url, options.checkpoint, needed)
         else:
-            place = own_server(options.comfy.resolve(), Path(options.checkpoint) if options.checkpoint else None)
+            checkpoint = Path(options.checkpoint) if options.checkpoint else None
+            place = own_server(options.comfy.resolve(), checkpoint, needed)
         with place as session:
             return run_all(session, graphs, options.out)
     except (DemoError, UnknownWorkflow, HostDied, ConnectionError) as error:

@@ -21,7 +21,7 @@ from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
 from ..scenes import SLOTS, draw, draw_words, render
 from .clip_vision import read_words
 
-COUNT = 192
+COUNT = 128
 GUIDANCE_SEED = 11  # of the noise on which guidance is measured; its settings were chosen on another
 NO_CFG = Settings(cfg=1.0)
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 aiohttp = pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-dev.txt)")
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, shrunk, with_checkpoint  # noqa: E402
+from reins.demo.judge import judge  # noqa: E402
+from reins.models.demo_model import word_indices  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Event, Graph, Result
@@ -32,6 +35,7 @@ GUIDANCE = (
     "Reins_GuidanceInterval",
     "Reins_GuidanceRescale",
 )
+DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
 SAMPLER, GUIDE, SAVE = "3", "10", "9"
 SIDE = 64
 
@@ -92,10 +96,10 @@ def test_the_server_starts_without_a_complaint_about_the_pack(server: Server) ->
         assert complaint not in server.boot_log
 
 
-@pytest.mark.parametrize("node", GUIDANCE)
+@pytest.mark.parametrize("node", GUIDANCE + DEMO)
 def test_a_node_explains_itself_and_every_socket(server: Server, node: str) -> None:
     info = server.client.get(f"/object_info/{node}")[node]
-    assert info["category"] == "reins/guidance"
+    assert info["category"] == ("reins/guidance" if node in GUIDANCE else "reins/demo")
     assert info["display_name"] != node
     assert info["description"].strip()
     untold = [name for name, (_, *options) in inputs_of(info).items() if not (options and options[0].get("tooltip"))]
@@ -210,3 +214,43 @@ def test_an_example_runs_through_the_api(server: Server, name: str) -> None:
     (graph,) = load_graphs([name]).values()
     result = server.client.run(shrunk(with_checkpoint(graph, server.checkpoint), pixels=SIDE, steps=2))
     assert result.image_files()
+
+
+def test_the_demo_workflow_draws_what_its_three_prompts_say(server: Server) -> None:
+    (graph,) = load_graphs(["demo_prompt"]).values()
+    result = server.client.run(graph)
+    asked = {node: saved_words(graph, node) for node in graph if graph[node]["class_type"] == "SaveImage"}
+    assert len(asked) == 3
+    right = wrong = 0
+    for node, words in asked.items():
+        files = result.outputs[node]["images"]
+        drawn = torch.stack([as_scene(server.client.image_bytes(file)) for file in files])
+        assert len(drawn) == 4
+        verdict = judge(drawn)
+        right += verdict.right(words).all(1).sum().item()
+        wrong += sum(verdict.right(other).all(1).sum().item() for name, other in asked.items() if name != node)
+    assert right >= 11
+    assert wrong == 0
+
+
+def saved_words(graph: Graph, node: str) -> torch.Tensor:
+    """The words of the prompt from which a picture comes: up the graph from where it is saved."""
+    while graph[node]["class_type"] != "KSampler":
+        inputs = graph[node]["inputs"]
+        node = (inputs.get("images") or inputs.get("image") or inputs.get("samples"))[0]
+    return word_indices(graph[graph[node]["inputs"]["positive"][0]]["inputs"])
+
+
+def as_scene(png: bytes) -> torch.Tensor:
+    """(3, 32, 32) in 0..1 of a picture that was enlarged by 8."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    assert image.size == (256, 256)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(256, 256, 3)
+    return pixels[4::8, 4::8].movedim(-1, 0) / 255
+
+
+def test_the_packs_style_is_offered_by_the_hosts_own_lora_loader(server: Server) -> None:
+    loader = server.client.get("/object_info/LoraLoaderModelOnly")["LoraLoaderModelOnly"]
+    kind, *options = loader["input"]["required"]["lora_name"]
+    names = kind if isinstance(kind, list) else options[0]["options"]
+    assert "reins-demo-checked.safetensors" in names
