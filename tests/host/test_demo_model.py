@@ -70,16 +70,17 @@ def test_an_empty_latent_for_256_pixels_becomes_32_by_32(model):
     assert result.shape == (1, 3, 32, 32)
 
 
-def test_every_prediction_gives_the_drawn_scene_back_where_there_is_hardly_noise(model):
+def test_a_drawn_scene_comes_back_out_of_noise_of_five_times_its_contrast(model):
     """v, the table of noise levels and the latent format belong together."""
     image, *_ = DemoScene.execute(0, 4, **SCENE).result
     latent = model.model.process_latent_in(image.movedim(-1, 1) * 2 - 1)
-    sigma = model.model.model_sampling.sigmas[300].expand(4)
+    sigma = model.model.model_sampling.sigmas[500].expand(4)
     x = latent + sigma[:, None, None, None] * torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         denoised = model.model.apply_model(x, sigma, c_crossattn=prompt(**SCENE)[0][0].expand(4, -1, -1))
     noisy_error, error = ((other - latent).pow(2).mean().sqrt() for other in (x, denoised))
-    assert error < 0.2 * noisy_error
+    assert noisy_error > 4 * latent.std()
+    assert error < 0.3 * latent.std()  # with a latent factor of 0.5 it would be 0.7, with 2 as much
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
