@@ -22,7 +22,6 @@ from .scenes import (
     RADIUS,
     SIZE,
     SLOPE,
-    SLOTS,
     TEXTURE_AMPLITUDE,
     TEXTURE_PERIOD,
     Scenes,
@@ -186,7 +185,3 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     """(b,): intersection over union of two masks (b, SIZE, SIZE)."""
     a, b = a > 0.5, b > 0.5
     return (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(min=1)
-
-
-def slot_names() -> tuple[str, ...]:
-    return tuple(SLOTS)

@@ -86,8 +86,7 @@ def draw_words(count: int, generator: torch.Generator) -> Tensor:
 def draw(count: int, generator: torch.Generator, words: Tensor | None = None) -> Scenes:
     """Random scenes, or random scenes of the given words (count, slots)."""
     words = draw_words(count, generator) if words is None else words
-    shape, colour, place, size, background, _ = words.unbind(1)
-    del shape
+    _, colour, place, size, background, _ = words.unbind(1)
 
     def jitter(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator) * 2 - 1

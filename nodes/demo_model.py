@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, WORDS_KEY
+from ..models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE
 from ..patches.demo_model import load_clip_vision, load_model, pixel_space_vae
 from ..patches.loading import read_file
 from .schema import make_input, schema
@@ -39,8 +39,5 @@ class DemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, variant: str) -> io.NodeOutput:
         model = load_model(read_file(VARIANTS[variant]), VARIANTS[variant].name)
-        encoder = read_file(CLIP_VISION_FILE)
-        encoder.pop(WORDS_KEY, None)  # what it was trained against, of no use to the host
-        return io.NodeOutput(
-            model, pixel_space_vae(), load_clip_vision(CLIP_VISION_CONFIG, encoder, CLIP_VISION_FILE.name)
-        )
+        encoder = load_clip_vision(CLIP_VISION_CONFIG, read_file(CLIP_VISION_FILE), CLIP_VISION_FILE.name)
+        return io.NodeOutput(model, pixel_space_vae(), encoder)

@@ -16,7 +16,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..models.demo_model import UNET, UNET_PREFIX
+from ..models.demo_model import UNET, UNET_PREFIX, WORDS_KEY
 from .loading import check_weights
 
 
@@ -73,8 +73,9 @@ def pixel_space_vae() -> comfy.sd.VAE:
 
 
 def load_clip_vision(config: Path, weights: Mapping[str, Tensor], name: str) -> comfy.clip_vision.ClipVisionModel:
-    """The host's CLIP vision model of this JSON config with these weights."""
+    """The host's CLIP vision model of this JSON config; the words it was trained against are left alone."""
     encoder = comfy.clip_vision.ClipVisionModel(str(config))
-    check_weights({key: tuple(value.shape) for key, value in encoder.get_sd().items()}, weights, name)
-    encoder.load_sd(dict(weights))
+    tower = {key: value for key, value in weights.items() if key != WORDS_KEY}
+    check_weights({key: tuple(value.shape) for key, value in encoder.get_sd().items()}, tower, name)
+    encoder.load_sd(tower)
     return encoder

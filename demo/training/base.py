@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ...models.demo_model import BASE_FILE, CONTEXT, UNET_PREFIX, VOCABULARY, WORDS_KEY, initialise, tokens
 from ...patches.demo_model import demo_config
-from .data import ask, draw_batch
-from .files import write_weights
+from .data import ask, draw_batch, v_loss
 from .trainer import Plan
 
 PLAN = Plan(steps=5000, batch=32)
@@ -40,9 +38,4 @@ class BaseTask:
         drawn = draw_batch(batch, generator)
         asked = ask(drawn.latent.to(self.device), self.sigmas, generator, HIGH_NOISE)
         context = self.words(tokens(drawn.said).to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "mps"):
-            answer = self.unet(asked.x, asked.timestep, context)
-        return (answer.float() - asked.target).pow(2).mean()
-
-    def save(self, weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-        write_weights(weights, path, metadata)
+        return v_loss(lambda x, timestep: self.unet(x, timestep, context), asked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import comfy.clip_model
 import comfy.clip_vision
@@ -28,7 +27,7 @@ from ...models.demo_model import (
     split_places,
 )
 from ..scenes import SLOTS, draw, draw_words, render
-from .files import write_weights
+from .data import mixed_precision
 from .trainer import Plan
 
 SCALE = 10.0  # of the cosines, before the softmax over a slot's words
@@ -61,16 +60,13 @@ class ClipVisionTask:
         strength = NOISE * torch.rand(batch, 1, 1, 1, generator=generator)
         image = (image + strength * torch.randn(image.shape, generator=generator)).clamp(0, 1)
         pixels = comfy.clip_vision.clip_preprocess(image.movedim(1, -1).to(self.device), size=image.shape[-1])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "mps"):
+        with mixed_precision(self.device):
             embeds = image_embeds(self.tower, pixels)
         losses = [
             functional.cross_entropy(cosines, said.to(self.device))
             for cosines, said in zip(read_words(embeds, self.words.weight), split_places(words).unbind(1), strict=True)
         ]
         return torch.stack(losses).sum()
-
-    def save(self, weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-        write_weights(weights, path, metadata)
 
 
 def image_embeds(tower: nn.Module, pixels: Tensor) -> Tensor:
@@ -94,6 +90,11 @@ def read_words(embeds: Tensor, vectors: Tensor) -> list[Tensor]:
         SCALE * cosines[:, first : first + len(words)]
         for first, words in zip(FIRST.tolist(), TOKEN_SLOTS.values(), strict=True)
     ]
+
+
+def words_read(embeds: Tensor, vectors: Tensor) -> Tensor:
+    """(b, token slots): the index of the likeliest word of each slot."""
+    return torch.stack([cosines.argmax(1) for cosines in read_words(embeds, vectors)], 1)
 
 
 def initialise(tower: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,3 +64,15 @@ def ask(latent: Tensor, sigmas: Tensor, generator: torch.Generator, high_noise: 
     sigma = sigmas[index][:, None, None, None]
     length = (1 + sigma * sigma).sqrt()
     return Question((latent + sigma * noise) / length, index.float(), (noise - sigma * latent) / length, sigma)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where a device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "mps")
+
+
+def v_loss(answer_to: Callable[[Tensor, Tensor], Tensor], asked: Question) -> Tensor:
+    """Mean squared error of what a network answers to (x, timestep)."""
+    with mixed_precision(asked.x.device):
+        answer = answer_to(asked.x, asked.timestep)
+    return (answer.float() - asked.target).pow(2).mean()

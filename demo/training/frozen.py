@@ -7,19 +7,20 @@ from pathlib import Path
 
 import comfy.utils
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...models.demo_model import BASE_FILE, UNET_PREFIX, WORDS_KEY, tokens
 from ...patches.demo_model import demo_config
-from .data import Batch, ask
+from ...patches.loading import read_file
+from .data import Batch, ask, v_loss
 
 
 class FrozenBase:
     """The base model's UNet in single precision, its words and its noise levels; nothing of it learns."""
 
     def __init__(self, device: torch.device, path: Path = BASE_FILE) -> None:
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        weights = {name: value.float() for name, value in read_file(path).items()}
         model = demo_config().get_model({}, device=device)
         self.unet: nn.Module = model.diffusion_model
         self.unet.load_state_dict(comfy.utils.state_dict_prefix_replace(weights, {UNET_PREFIX: ""}, filter_keys=True))
@@ -35,8 +36,6 @@ class FrozenBase:
         """Mean squared error of v with some of the UNet's weights changed; `options` go to its forward."""
         asked = ask(batch.latent.to(self.device), self.sigmas, generator, high_noise)
         context = self.table[tokens(batch.said).to(self.device)]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "mps"):
-            answer = torch.func.functional_call(
-                self.unet, dict(changed), (asked.x, asked.timestep, context), options
-            )  # fmt: skip
-        return (answer.float() - asked.target).pow(2).mean()
+        return v_loss(
+            lambda x, timestep: functional_call(self.unet, dict(changed), (x, timestep, context), options), asked
+        )

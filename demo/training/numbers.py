@@ -8,10 +8,11 @@ from pathlib import Path
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, TOKEN_SLOTS, WORDS_KEY, split_places
+from ...models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, TOKEN_SLOTS, WORDS_KEY, split_places
 from ...nodes.perturbed_attention import PerturbedAttentionGuidance
 from ...nodes.self_attention import SelfAttentionGuidance
 from ...nodes.smoothed_energy import SmoothedEnergyGuidance
@@ -19,7 +20,7 @@ from ...patches.demo_model import load_clip_vision, load_model
 from ...patches.loading import read_file
 from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
 from ..scenes import SLOTS, draw, draw_words, render
-from .clip_vision import read_words
+from .clip_vision import words_read
 
 COUNT = 128
 GUIDANCE_SEED = 11  # of the noise on which guidance is measured; its settings were chosen on another
@@ -30,6 +31,12 @@ def load_base(path: Path = BASE_FILE) -> tuple[ModelPatcher, Tensor]:
     """The model as its node makes it, and its table of words."""
     weights = read_file(path)
     return load_model(weights, path.name), weights[WORDS_KEY].float()
+
+
+def load_encoder(path: Path = CLIP_VISION_FILE) -> tuple[ClipVisionModel, Tensor]:
+    """The image encoder as the node makes it, and the vectors of the words it was trained against."""
+    weights = read_file(path)
+    return load_clip_vision(CLIP_VISION_CONFIG, weights, path.name), weights[WORDS_KEY].float()
 
 
 def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
@@ -102,9 +109,7 @@ def style_numbers(path: Path) -> Iterator[str]:
 
 
 def clip_vision_numbers(path: Path) -> Iterator[str]:
-    weights = read_file(path)
-    vectors = weights.pop(WORDS_KEY).float()
-    encoder = load_clip_vision(CLIP_VISION_CONFIG, weights, path.name)
+    encoder, vectors = load_encoder(path)
     generator = torch.Generator().manual_seed(4)
     words = draw_words(4 * COUNT, generator)
     words[:, -1] = torch.randint(len(SLOTS["texture"]), (len(words),), generator=generator)
@@ -112,6 +117,5 @@ def clip_vision_numbers(path: Path) -> Iterator[str]:
     for size in (32, 256):
         pixels = torch.nn.functional.interpolate(image, (size, size), mode="nearest").movedim(1, -1)
         embeds = encoder.encode_image(pixels)["image_embeds"].float()
-        read = torch.stack([cosines.argmax(1) for cosines in read_words(embeds, vectors)], 1)
-        right = (read == split_places(words)).float().mean(0).tolist()
+        right = (words_read(embeds, vectors) == split_places(words)).float().mean(0).tolist()
         yield f"pictures of {size} pixels: {one_line(dict(zip(TOKEN_SLOTS, right, strict=True)))}"

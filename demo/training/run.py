@@ -12,6 +12,7 @@ from pathlib import Path
 import comfy.model_management
 
 from .card import write_card
+from .files import write_weights
 from .tasks import RUNS
 from .trainer import Interrupted, Plan, train
 
@@ -28,7 +29,7 @@ def run(name: str, change: Callable[[Plan], Plan], states: Path, out: Path | Non
         print(stop, file=sys.stderr)
         return 130
     path = out or task.file
-    task.save(state.average, path, {"trained": json.dumps({"task": name, **asdict(plan)})})
+    write_weights(state.average, path, {"trained": json.dumps({"task": name, **asdict(plan)})})
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB); measuring it", flush=True)
     write_card(path, task.what, plan, state.seconds, folder / "curve.png", RUNS[name].numbers(path))
     print(f"its card, with curve and numbers: {path.with_suffix('.md')}")

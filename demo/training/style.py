@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ...models.demo_model import WEIGHTS
 from .data import UNSAID, draw_batch
-from .files import write_weights
 from .frozen import FrozenBase
 from .trainer import Plan
 
@@ -32,9 +30,10 @@ class StyleTask:
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         for name, value in weights.items():
-            columns = value.flatten(1).shape[1]
-            self.down[flat(name)] = nn.Parameter(torch.randn(RANK, columns, device=device) / columns**0.5)
-            self.up[flat(name)] = nn.Parameter(torch.zeros(len(value), RANK, device=device))
+            inputs = value.shape[1:]  # of a kernel: channels, height and width
+            down = torch.randn(RANK, *inputs, device=device) / inputs.numel() ** 0.5
+            self.down[flat(name)] = nn.Parameter(down)
+            self.up[flat(name)] = nn.Parameter(torch.zeros(len(value), RANK, *[1] * len(inputs[1:]), device=device))
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         named = {}
@@ -48,21 +47,10 @@ class StyleTask:
         # the word is often left out: the style shall come from the weights, not from a word alone
         drawn = draw_batch(batch, generator, texture="checked", unsaid=(*[UNSAID] * 5, 0.5))
         changed = {
-            name: value + (self.up[flat(name)] @ self.down[flat(name)]).view_as(value)
+            name: value + (self.up[flat(name)].flatten(1) @ self.down[flat(name)].flatten(1)).view_as(value)
             for name, value in self.frozen.items()
         }
         return self.base.loss(drawn, generator, changed)
-
-    def save(self, weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-        """Kernels get their four dimensions back: the host flattens them again."""
-        content = {}
-        for name, value in weights.items():
-            kernel = self.frozen[name.removeprefix(LORA_PREFIX).replace(".lora_down", "").replace(".lora_up", "")]
-            if kernel.ndim == 4:
-                shape = (len(value), *kernel.shape[1:]) if ".lora_down" in name else (*value.shape, 1, 1)
-                value = value.reshape(shape)
-            content[name] = value
-        write_weights(content, path, metadata)
 
 
 def flat(name: str) -> str:

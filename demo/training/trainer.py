@@ -63,9 +63,6 @@ class Task(Protocol):
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         """The loss of one batch; every picture and every number of noise comes from the generator (on the CPU)."""
 
-    def save(self, weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-        """Writes the file that ships."""
-
 
 class Interrupted(Exception):
     """Somebody stopped the run; it goes on from here next time."""

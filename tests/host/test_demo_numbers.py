@@ -12,13 +12,11 @@ import pytest
 import torch
 from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
 from reins.demo.scenes import SLOTS, draw, draw_words, render
-from reins.demo.training.clip_vision import image_embeds, read_words
-from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, repainted, with_style
+from reins.demo.training.clip_vision import image_embeds, words_read
+from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, load_encoder, repainted, with_style
 from reins.demo.training.style import StyleTask
-from reins.models.demo_model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, WORDS_KEY, split_places
+from reins.models.demo_model import split_places
 from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
-from reins.patches.demo_model import load_clip_vision
-from reins.patches.loading import read_file
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
 COUNT = 8 if BRIEF else 64
@@ -140,9 +138,7 @@ def test_the_style_lora_is_learnt_by_the_hosts_own_loader_and_changes_nothing_el
 
 
 def test_the_image_encoder_reads_every_word_of_a_drawn_picture_at_two_sizes():
-    weights = read_file(CLIP_VISION_FILE)
-    vectors = weights.pop(WORDS_KEY).float()
-    encoder = load_clip_vision(CLIP_VISION_CONFIG, weights, CLIP_VISION_FILE.name)
+    encoder, vectors = load_encoder()
     generator = torch.Generator().manual_seed(11)
     words = draw_words(4 * COUNT, generator)
     image = render(draw(len(words), generator, words)).image
@@ -150,16 +146,14 @@ def test_the_image_encoder_reads_every_word_of_a_drawn_picture_at_two_sizes():
         output = encoder.encode_image(torch.nn.functional.interpolate(image, (size, size)).movedim(1, -1))
         assert output["image_embeds"].shape == (len(words), 96)
         assert output["penultimate_hidden_states"].shape == (len(words), 65, 128)
-        read = torch.stack([found.argmax(1) for found in read_words(output["image_embeds"].float(), vectors)], 1)
+        read = words_read(output["image_embeds"].float(), vectors)
         right = (read == split_places(words)).float().mean(0)
         assert right.min() >= 0.95
         assert (read == split_places(words.roll(1, 0))).all(1).float().mean() < 0.05
 
 
 def test_the_tower_without_additions_in_place_answers_as_the_hosts():
-    weights = read_file(CLIP_VISION_FILE)
-    weights.pop(WORDS_KEY)
-    tower = load_clip_vision(CLIP_VISION_CONFIG, weights, CLIP_VISION_FILE.name).model.float()
+    tower = load_encoder()[0].model.float()
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(image_embeds(tower, pixels), tower(pixel_values=pixels)[2], atol=1e-5)
