@@ -6,8 +6,9 @@ pack's list, and one wrapper stacks them at call time on whatever sits in the ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -80,7 +81,7 @@ Layer = Callable[[Call, Attend], Tensor]
 class AttentionLayer(Entry):
     """A layer that acts on every chunk, those of extra predictions included."""
 
-    site: Site
+    sites: tuple[Site, ...]
     apply: Layer
     span: Span = WHOLE_RUN
 
@@ -116,10 +117,12 @@ def attend(call: Call) -> Tensor:
     )  # fmt: skip
 
 
-def add_attention_layer(model: ModelPatcher, site: Site, layer: Layer, span: Span = WHOLE_RUN) -> ModelPatcher:
-    """A clone of `model` with one more layer on an attention; the last one added is the outermost."""
+def add_attention_layer(
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN
+) -> ModelPatcher:
+    """A clone of `model` with one more layer on some attentions; the last one added is the outermost."""
     model = model.clone()
-    append(model, AttentionLayer(order=next_order(model), site=site, apply=layer, span=span))
+    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span))
     install_attention(model)
     return model
 
@@ -149,21 +152,32 @@ def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:
     step: Step | None = options.get(STEP)
     marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
     by_site: dict[Site, list[Layer]] = {}
+    in_span = _span_test(options, step)
     for entry in entries(options, Entry):
-        if isinstance(entry, AttentionLayer) and _in_span(entry.span, options):
-            by_site.setdefault(entry.site, []).append(entry.apply)
+        if isinstance(entry, AttentionLayer) and in_span(entry.span):
+            layer = entry.apply
         elif isinstance(entry, PerturbedLayers) and entry.id in marked:
-            for site in entry.sites:
-                by_site.setdefault(site, []).append(_on_marked_chunks(entry, step))
+            layer = _on_marked_chunks(entry, step)
+        else:
+            continue
+        for site in entry.sites:
+            by_site.setdefault(site, []).append(layer)
     return by_site
 
 
-def _in_span(span: Span, options: Mapping[str, Any]) -> bool:
-    if span == WHOLE_RUN:
-        return True
-    step: Step | None = options.get(STEP)
-    sigma = float(options["sigmas"][0]) if step is None else step.sigma
-    return span.contains(sigma, options.get(RUN) or Run(), options[SAMPLING].percent_to_sigma)
+def _span_test(options: Mapping[str, Any], step: Step | None) -> Callable[[Span], bool]:
+    """Whether a span holds in this call; sigma is read from the device once, and only if somebody has to know it."""
+
+    @cache
+    def sigma() -> float:
+        return float(options["sigmas"][0]) if step is None else step.sigma
+
+    def in_span(span: Span) -> bool:
+        if span == WHOLE_RUN:
+            return True
+        return span.contains(sigma(), options.get(RUN) or Run(), options[SAMPLING].percent_to_sigma)
+
+    return in_span
 
 
 def _replaced(options: Mapping[str, Any], by_site: Mapping[Site, list[Layer]], frames: int | None) -> dict[str, dict]:

@@ -43,7 +43,7 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
             return args["denoised"]
         return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
 
-    model = add_attention_layer(model, site, watch, settings.span)
+    model = add_attention_layer(model, [site], watch, settings.span)
     install_guidance(model)
     model.set_model_sampler_post_cfg_function(add_to_result)
     return model

@@ -23,8 +23,40 @@ class Site(NamedTuple):
     index: int  # transformer inside the block
 
 
+class Transformer(NamedTuple):
+    """One transformer block of the UNet: its two attentions, and what its text attention was built for."""
+
+    block: Block
+    number: int
+    index: int
+    path: str  # in the network, e.g. input_blocks.1.1.transformer_blocks.0
+    width: int  # of its queries
+    context: int  # of the text that it reads
+
+    def site(self, kind: Kind) -> Site:
+        return Site(kind, self.block, self.number, self.index)
+
+
 def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
     """All attentions of a kind in execution order; ValueError for a model that is not the host's UNet."""
+    return [
+        Site(kind, block, number, index)
+        for block, number, index, _, transformer in _transformers(unet_of(model))
+        if getattr(transformer, kind) is not None
+    ]
+
+
+def find_transformers(unet: UNetModel) -> list[Transformer]:
+    """All transformer blocks with a text attention, in execution order."""
+    return [
+        Transformer(block, number, index, path, module.attn2.to_q.out_features, module.attn2.to_k.in_features)
+        for block, number, index, path, module in _transformers(unet)
+        if module.attn2 is not None
+    ]
+
+
+def unet_of(model: ModelPatcher) -> UNetModel:
+    """The network of a model; ValueError where it is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")
     unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
     if not isinstance(unet, UNetModel):
@@ -33,20 +65,21 @@ def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
             f"{type(model.model).__name__} ({type(unet).__name__}), which has none of them. Connect a UNet model or "
             f"remove the node."
         )
-    return [
-        Site(kind, block, number, index)
-        for block, number, module in _blocks(unet)
-        for layer in module
-        if isinstance(layer, SpatialTransformer)
-        for index, transformer in enumerate(layer.transformer_blocks)
-        if getattr(transformer, kind) is not None
-    ]
+    return unet
 
 
-def _blocks(unet: UNetModel) -> Iterator[tuple[Block, int, nn.Module]]:
+def _transformers(unet: UNetModel) -> Iterator[tuple[Block, int, int, str, nn.Module]]:
+    for block, number, path, module in _blocks(unet):
+        for place, layer in enumerate(module):
+            if isinstance(layer, SpatialTransformer):
+                for index, transformer in enumerate(layer.transformer_blocks):
+                    yield block, number, index, f"{path}.{place}.transformer_blocks.{index}", transformer
+
+
+def _blocks(unet: UNetModel) -> Iterator[tuple[Block, int, str, nn.Module]]:
     for number, module in enumerate(unet.input_blocks):
-        yield "input", number, module
+        yield "input", number, f"input_blocks.{number}", module
     if unet.middle_block is not None:
-        yield "middle", 0, unet.middle_block
+        yield "middle", 0, "middle_block", unet.middle_block
     for number, module in enumerate(unet.output_blocks):
-        yield "output", number, module
+        yield "output", number, f"output_blocks.{number}", module

@@ -24,7 +24,7 @@ def shift(amount):
 
 def with_layers(model, *pairs, **options):
     for site, layer in pairs:
-        model = add_attention_layer(model, site, layer, **options)
+        model = add_attention_layer(model, [site], layer, **options)
     return model
 
 
