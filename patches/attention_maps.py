@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..models.self_attention import enlarge
+from .frames import images_of_window
 from .run import AttentionMap
 
 TILED = (
@@ -50,13 +50,7 @@ def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]
     for found in maps:
         if found.size != size:
             raise RuntimeError(TILED)
-        rows = list(range(len(x))) if found.window is None else _images(found.window, len(found.received))
+        rows = list(range(len(x))) if found.window is None else images_of_window(found.window, len(found.received))
         received[rows] += enlarge(found.received.to(x), size)
         counts[rows] += 1
     return received / counts.clamp_min(1), (counts > 0).to(x)
-
-
-def _images(window: Any, rows: int) -> list[int]:
-    """Which images of the batch a context window holds; 0.33 may put one more before them, as an anchor."""
-    images = list(window.index_list)
-    return images if len(images) == rows else [window.causal_anchor_index, *images]
