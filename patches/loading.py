@@ -24,11 +24,28 @@ DAMAGE = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeErro
 def read_file(path: str | Path) -> StateDict:
     """The tensors of a .safetensors, .bin, .pt, .pth or .ckpt file; pickles are read without running their code.
 
-    ValueError for a file that is damaged, unsafe or holds no tensors.
+    Groups of tensors become prefixes of their names. ValueError for a file that is damaged, unsafe or holds no tensors.
     """
     name = Path(path).name
+    weights = _opened(path, lambda: comfy.utils.load_torch_file(str(path), safe_load=True))
+    flat = flatten(weights) if isinstance(weights, dict) else {}
+    if not any(isinstance(value, Tensor) for value in flat.values()):
+        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}: not a model file.")
+    return flat
+
+
+def read_tensor(path: str | Path) -> Tensor:
+    """The one tensor of a file that torch saved; ValueError for anything else."""
+    found = _opened(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{Path(path).name} should hold one tensor but holds {type(found).__name__}. Save it again.")
+    return found
+
+
+def _opened(path: str | Path, load: Callable[[], Any]) -> Any:
+    name = Path(path).name
     try:
-        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+        return load()
     except UnpicklingError as error:
         raise ValueError(
             f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
@@ -37,9 +54,14 @@ def read_file(path: str | Path) -> StateDict:
     except DAMAGE as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} cannot be read: {first_line}. Download the file again.") from error
-    if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}: not a model file.")
-    return weights
+
+
+def flatten(groups: Mapping[str, Any], prefix: str = "") -> StateDict:
+    """{"a": {"b": value}} -> {"a.b": value}."""
+    flat: StateDict = {}
+    for key, value in groups.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
