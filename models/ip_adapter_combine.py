@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .numbers import finite
+
 Combine = Literal["concat", "average", "norm average", "add", "subtract", "slerp"]
 COMBINES: tuple[Combine, ...] = ("concat", "average", "norm average", "add", "subtract", "slerp")
 PARALLEL = 1e-6  # sine of an angle below which a great circle has no direction
@@ -16,7 +18,7 @@ def parse_weights(text: str, count: int) -> Tensor:
     """(count,) weights of a comma list, 1 for what is not named; ValueError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     try:
-        found = [float(part) for part in parts]
+        found = [finite(part) for part in parts]
     except ValueError:
         raise ValueError(f"image_weights: {text!r} is not a list of numbers. Write one per image: 1, 0.5, 2.") from None
     if len(found) > count:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from .numbers import finite
+
 Scaling = Literal["V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty"]
 SCALINGS: tuple[Scaling, ...] = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 WEIGHT_TYPES = (
@@ -72,7 +74,7 @@ class Strength:
 
     weight: float = 1.0
     weight_type: str = "linear"
-    layer_weights: str = ""  # of "custom"
+    layer_weights: str = ""  # of "custom"; factors on the weight
     composition_weight: float = 1.0
     boost: float = 1.0
 
@@ -82,7 +84,8 @@ class Strength:
 
     def _all(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
         if self.weight_type == "custom":
-            return {places[i]: LayerWeight(w) for i, w in parse_layer_weights(self.layer_weights, places).items()}
+            chosen = parse_layer_weights(self.layer_weights, places)
+            return {places[i]: LayerWeight(self.weight * weight) for i, weight in chosen.items()}
         if "style" in self.weight_type or "composition" in self.weight_type:
             return self._by_content(places)
         return {
@@ -126,9 +129,9 @@ class Strength:
 def family_of(places: Sequence[Place]) -> Family | None:
     """SD1.5 or SDXL by the blocks that hold attention, cut-down relatives included."""
     numbers = {place.number for place in places if place.block == "input"}
-    if numbers and numbers <= {1, 2, 4, 5, 7, 8} and numbers & {1, 2}:
+    if {1, 7, 8} <= numbers <= {1, 2, 4, 5, 7, 8}:
         return SD15
-    if numbers and numbers <= {4, 5, 7, 8} and 8 in numbers:
+    if {4, 8} <= numbers <= {4, 5, 7, 8}:
         return SDXL
     return None
 
@@ -161,7 +164,7 @@ def parse_layer_weights(text: str, places: Sequence[Place]) -> dict[int, float]:
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
         number, _, weight = part.partition(":")
         try:
-            layer, found_weight = int(number), float(weight)
+            layer, found_weight = int(number), finite(weight)
         except ValueError:
             raise ValueError(
                 f"layer_weights: {part!r} is not a layer and its weight. Write pairs such as 3:0.5, 6:1.0 with layers "

@@ -1,0 +1,13 @@
+"""Numbers that people write."""
+
+from __future__ import annotations
+
+import math
+
+
+def finite(text: str) -> float:
+    """The number of a text; ValueError also for nan and inf."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a finite number")
+    return number
