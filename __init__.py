@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +18,13 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.demo_model import DemoModel
     from .nodes.demo_prompt import DemoPrompt
     from .nodes.demo_scene import DemoScene
+    from .nodes.face_embeds import FaceEmbeds
+    from .nodes.image_tokens import LoadImageTokens, SaveImageTokens
     from .nodes.interval import GuidanceInterval
+    from .nodes.ip_adapter import IPAdapterApply, IPAdapterSimple
+    from .nodes.ip_adapter_conditioning import IPAdapterConditioning
+    from .nodes.ip_adapter_encode import IPAdapterEncode
+    from .nodes.ip_adapter_loader import IPAdapterLoader
     from .nodes.perturbed_attention import PerturbedAttentionGuidance
     from .nodes.rescale import GuidanceRescale
     from .nodes.self_attention import SelfAttentionGuidance
@@ -33,6 +38,14 @@ async def comfy_entrypoint() -> ComfyExtension:
                 SelfAttentionGuidance,
                 GuidanceInterval,
                 GuidanceRescale,
+                IPAdapterLoader,
+                IPAdapterEncode,
+                IPAdapterApply,
+                IPAdapterSimple,
+                IPAdapterConditioning,
+                SaveImageTokens,
+                LoadImageTokens,
+                FaceEmbeds,
                 DemoModel,
                 DemoPrompt,
                 DemoScene,
@@ -41,13 +54,5 @@ async def comfy_entrypoint() -> ComfyExtension:
     return Reins()
 
 
-def _offer_demo_files() -> None:
-    """The demo's adapters appear in the host's own loaders, behind whatever the user has."""
-    import folder_paths
-
-    for folder in ("loras",):
-        folder_paths.add_model_folder_path(folder, str(Path(__file__).resolve().parent / "demo" / "weights" / folder))
-
-
 if importlib.util.find_spec("folder_paths"):
-    _offer_demo_files()
+    from .patches import folders  # noqa: F401 - registers them

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from reins.nodes.interval import GuidanceInterval
 from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.nodes.rescale import GuidanceRescale
 from reins.nodes.self_attention import SelfAttentionGuidance
 from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
+from reins.tests import ip
+
+MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
 Method = Callable[[ModelPatcher], ModelPatcher]
 
@@ -41,6 +45,8 @@ METHODS: dict[str, Method] = {
     "sag": sag,
     "interval": interval,
     "rescale": rescale,
+    "ip-adapter": ip.apply,
+    "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
 
 OFF: dict[str, Method] = {
@@ -56,5 +62,9 @@ OFF: dict[str, Method] = {
     "sag blur of a cell": lambda model: sag(model, blur_sigma=0.1),
     "sag out of range": lambda model: sag(model, start=0.9, end=0.91),
     "rescale 0": lambda model: rescale(model, 0.0),
+    "ip-adapter weight 0": lambda model: ip.apply(model, weight=0.0),
+    "ip-adapter custom weights 0": lambda model: ip.apply(model, weight_type="custom", layer_weights="0:0, 3:0"),
+    "ip-adapter out of range": lambda model: ip.apply(model, start_percent=0.9, end_percent=0.91),
+    "ip-adapter for other prompts": lambda model: ip.apply(model, only_for="nobody"),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),
 }

@@ -1,0 +1,89 @@
+"""Image tokens to a file and back, so that a look can be shared without its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..patches.folders import files_in, path_of, saved
+from ..patches.image_tokens import load_tokens, save_tokens
+from ..patches.ip_adapter import ImageTokens
+from ..patches.ip_adapter_encode import Request, make_tokens
+from ..patches.ip_adapter_load import as_ip_adapter
+from ..patches.loading import read_tensor
+from .ip_adapter_encode import as_encoding
+from .schema import make_input, schema
+from .sockets import ImageTokensSocket, IPAdapterSocket
+
+FOLDER = "image_tokens"
+
+
+class SaveImageTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_SaveImageTokens",
+            display_name="Save Image Tokens",
+            category="reins/ip-adapter",
+            description="Saves image tokens as a small .safetensors file in output/image_tokens, where Load Image "
+            "Tokens finds them.",
+            search_aliases=["save embeds", "ipadapter save"],
+            inputs=[
+                ImageTokensSocket.Input("tokens", tooltip="From IP-Adapter Encode."),
+                make_input(
+                    io.String, "filename_prefix", default="tokens",
+                    tooltip="The start of the file's name, with a folder if you like; a number follows.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, tokens: ImageTokens, filename_prefix: str) -> io.NodeOutput:
+        root = saved(FOLDER).resolve()
+        target = (root / filename_prefix).resolve()
+        if not target.is_relative_to(root) or target == root:
+            raise ValueError(
+                f"filename_prefix {filename_prefix!r} should name a file inside {root.name}. Leave out '..' and drives."
+            )
+        folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, str(root))
+        save_tokens(tokens, Path(folder) / f"{name}_{counter:05}_.safetensors")
+        return io.NodeOutput()
+
+
+class LoadImageTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_LoadImageTokens",
+            display_name="Load Image Tokens",
+            category="reins/ip-adapter",
+            description="Loads image tokens from a file; no picture and no image encoder are needed.",
+            search_aliases=["load embeds", "ipadpt", "ipadapter load"],
+            inputs=[
+                make_input(
+                    io.Combo, "name", options=files_in(FOLDER),
+                    tooltip="A file in models/image_tokens or output/image_tokens; .ipadpt files of the widely used "
+                    "pack too.",
+                ),
+                IPAdapterSocket.Input(
+                    "ipadapter", optional=True,
+                    tooltip="For .ipadpt files alone: they hold what the encoder said, which the adapter makes into "
+                    "tokens.",
+                ),
+            ],
+            outputs=[ImageTokensSocket.Output(tooltip="For IP-Adapter Apply.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, name: str, ipadapter: Any = None) -> io.NodeOutput:
+        path = path_of(FOLDER, name)
+        if path.suffix != ".ipadpt":
+            return io.NodeOutput(load_tokens(path))
+        if ipadapter is None:
+            raise ValueError(f"{name} holds what an image encoder said, not tokens. Connect an ipadapter to make them.")
+        return io.NodeOutput(make_tokens(as_ip_adapter(ipadapter), Request(as_encoding(read_tensor(path)))))
