@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import count
 from typing import Any
 
@@ -166,16 +165,14 @@ def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:
 
 
 def _span_test(options: Mapping[str, Any], step: Step | None) -> Callable[[Span], bool]:
-    """Whether a span holds in this call; sigma is read from the device once, and only if somebody has to know it."""
-
-    @cache
-    def sigma() -> float:
-        return float(options["sigmas"][0]) if step is None else step.sigma
+    """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
+    run: Run = options.get(RUN) or Run()
 
     def in_span(span: Span) -> bool:
         if span == WHOLE_RUN:
             return True
-        return span.contains(sigma(), options.get(RUN) or Run(), options[SAMPLING].percent_to_sigma)
+        sigma = run.sigma(options["sigmas"]) if step is None else step.sigma
+        return span.contains(sigma, run, options[SAMPLING].percent_to_sigma)
 
     return in_span
 

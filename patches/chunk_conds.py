@@ -1,17 +1,27 @@
-"""What the conditioning behind each chunk says of it: its area of the picture, and the names it was given."""
+"""What the conditioning behind each chunk says of it: its area of the picture, and the names it was given.
+
+The host tells the network which chunks a batch has. Packs that send rows in groups of their own (tiled diffusion, one
+chunk at a time) keep that list although it no longer fits. Where such a pack is, a number travels with each row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import gcd
 from typing import Any, NamedTuple
+from uuid import UUID
 
+import comfy.conds
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import install_wrapper
 
-CONDS = "reins_conds"
+CONDS, ORDER = "reins_conds", "reins_order"
+ROWS = "reins_rows"  # the number of its cond, for each row
 NAMES = "reins_names"  # on a conditioning: which entries with `only_for` act on it
 
 
@@ -31,6 +41,18 @@ class ChunkInfo(NamedTuple):
     size: tuple[int, int]
     names: tuple[str, ...]
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of what the network is shown."""
+        return self.size if self.area is None else self.area[:2]
+
+
+class Labelled(NamedTuple):
+    """A cond as the host names it to the network."""
+
+    uuid: UUID
+    label: int
+
 
 def install_chunk_infos(model: ModelPatcher) -> None:
     """Make a clone tell its layers about the conditioning of each chunk."""
@@ -38,22 +60,42 @@ def install_chunk_infos(model: ModelPatcher) -> None:
 
 
 def note_conds(
-    executor: Any,
-    model: Any,
-    conds: list[list[dict] | None],
-    x: Tensor,
-    timestep: Tensor,
+    executor: Any, model: Any, conds: list[list[dict] | None], x: Tensor, timestep: Tensor,
     model_options: dict[str, Any],
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """CALC_COND_BATCH wrapper; inside context windows x is the window's part of the batch, of the same size."""
     found = {cond["uuid"]: _info(cond, x) for of_list in conds if of_list for cond in of_list}
     options = {**model_options.get("transformer_options", {}), CONDS: found}
+    if "model_function_wrapper" in model_options:
+        conds, options[ORDER] = _numbered(conds)
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
 def info_of(options: Mapping[str, Any], chunk: Any) -> ChunkInfo | None:
     """Of a chunk by its uuid; None where the model is called by code that has no conditioning."""
     return options.get(CONDS, {}).get(chunk)
+
+
+def true_chunks(options: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The options with the chunks that the rows of this call really are; reads the numbers from the device."""
+    order: Sequence[Labelled] = options[ORDER]
+    runs = [(int(number), len(list(same))) for number, same in groupby(rows[:, 0].tolist())]
+    per_chunk = gcd(*(length for _, length in runs))
+    found = [order[number] for number, length in runs for _ in range(length // per_chunk)]
+    return {**options, "uuids": [cond.uuid for cond in found], "cond_or_uncond": [cond.label for cond in found]}
+
+
+def _numbered(conds: list[list[dict] | None]) -> tuple[list[list[dict] | None], list[Labelled]]:
+    order: list[Labelled] = []
+    numbered: list[list[dict] | None] = []
+    for label, of_list in enumerate(conds):
+        marked = []
+        for cond in of_list or ():
+            number = comfy.conds.CONDRegular(torch.tensor([[float(len(order))]]))
+            order.append(Labelled(cond["uuid"], label))
+            marked.append({**cond, "model_conds": {**cond["model_conds"], ROWS: number}})
+        numbered.append(None if of_list is None else marked)
+    return numbered, order
 
 
 def _info(cond: Mapping[str, Any], x: Tensor) -> ChunkInfo:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chunk_conds import ROWS, true_chunks
 from .run import STEP, Step
 
 SAMPLING = "reins_sampling"
@@ -24,6 +25,9 @@ def extra_chunks_last(
 ) -> Tensor:  # fmt: skip
     """APPLY_MODEL wrapper (its signature is the host's); also tells the layers below the model's sigma table."""
     transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
+    rows = conds.pop(ROWS, None)
+    if rows is not None:
+        transformer_options = true_chunks(transformer_options, rows)
     step: Step | None = transformer_options.get(STEP)
     uuids = transformer_options.get("uuids", [])
     marked = [step is not None and uuid in step.marks for uuid in uuids]

@@ -96,9 +96,8 @@ def current_step(args: Args) -> Step:
 
 
 def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
-    """The one place that reads sigma from the device, once per step."""
-    step = Step(x=args["input"], timestep=args["sigma"], sigma=float(args["sigma"][0]), cond=cond)
     run = run_of(args["model_options"])
+    step = Step(x=args["input"], timestep=args["sigma"], sigma=run.sigma(args["sigma"]), cond=cond)
     run.step = step
     spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
     step.guided = uncond is not None and all(span.contains(step.sigma, run, _to_sigma(args)) for span in spans)

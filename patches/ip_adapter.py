@@ -173,12 +173,12 @@ class ImagePrompt:
         return run.once((self, site, role, q.dtype, q.device), project)
 
     def _bias(self, run: Run, k: Tensor) -> Tensor | None:
-        """(1, 1, images * tokens) for the logits."""
-        copies = as_copies(self.weights)
-        if copies is None:
-            return None
+        """(1, 1, images * tokens) for the logits; None where all images weigh the same."""
 
-        def spread() -> Tensor:
+        def spread() -> Tensor | None:
+            copies = as_copies(self.weights)
+            if copies is None:
+                return None
             return copies.repeat_interleave(k.shape[1] // len(copies))[None, None].to(k)
 
         return run.once((self, "bias", k.dtype, k.device), spread)
@@ -186,6 +186,12 @@ class ImagePrompt:
     def _mask_rows(
         self, run: Run, call: Call, infos: Sequence[ChunkInfo | None], images: Sequence[int]
     ) -> Tensor:  # fmt: skip
+        seen = tuple(call.options["original_shape"][-2:])
+        if any(info is not None and info.seen != seen for info in infos):
+            raise RuntimeError(
+                f"The mask of an IP-Adapter belongs to the whole picture, but another node shows the model a part of "
+                f"{seen[0]}x{seen[1]} cells (tiled diffusion). Remove that node or the mask."
+            )
         grid = call.grid(call.q)
         key = (self, "mask", grid, tuple(infos), tuple(images), call.q.dtype, call.q.device)
         return run.once(key, lambda: on_grid(self.mask, grid, infos, images).to(call.q))

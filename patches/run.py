@@ -54,6 +54,7 @@ class Run:
     def __init__(self) -> None:
         self.step: Step | None = None
         self._made: dict[Hashable, Any] = {}
+        self._sigma: tuple[Tensor, float] | None = None
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make()` gave for `key` in this run; it is called at the first request only."""
@@ -61,8 +62,14 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
+    def sigma(self, sigmas: Tensor) -> float:
+        """The noise level of the sampler's tensor; it is read from the device once, however many ask for it."""
+        if self._sigma is None or self._sigma[0] is not sigmas:
+            self._sigma = sigmas, float(sigmas[0])
+        return self._sigma[1]
+
     def clear(self) -> None:
-        self.step = None
+        self.step = self._sigma = None
         self._made.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:
