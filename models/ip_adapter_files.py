@@ -21,6 +21,7 @@ LAYERS = ("ip_adapter.", "adapter_modules.")
 TRAINED_WITH = ("unet.",)  # in training dumps: the frozen model itself
 LAYER = re.compile(r"(\d+)\.to_[kv]_ip\.weight")
 LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+KOLORS_TEXT = 4096  # width of Kolors' text before its model makes it 2048
 FACE_WIDTH = 512  # of ArcFace, by which a resampler of faces is told from one of pictures
 
 # How a user finds the encoder that a file wants: (what is read of it, its width) -> its name.
@@ -36,7 +37,10 @@ ENCODERS = {
 
 
 class Kind(NamedTuple):
-    """What a file is and what its projection takes; `tokens` is 0 where there is one per hidden state."""
+    """What a file is and what its projection takes; `tokens` is 0 where there is one per hidden state.
+
+    `context` is the width of a token: that of the text, but for the faces of Kolors, whose model narrows both.
+    """
 
     name: Literal["linear", "plus", "full", "face", "face plus", "face resampler"]
     tokens: int
@@ -80,7 +84,12 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts
             f"{name} has tensors that no known IP-Adapter has: {', '.join(unknown[:4])}. Download it again."
         )
     sizes = _sizes(layers, name)
-    kind, make = _kind(projection, sizes[0][1], name)
+    kind, make = _kind(projection, name)
+    if kind.context not in (sizes[0][1], KOLORS_TEXT):
+        raise ValueError(
+            f"{name}: its projection makes tokens {kind.context} wide, but its layers read {sizes[0][1]} numbers. The "
+            f"two parts are of different files; download it again."
+        )
     if kind.name == "face plus":
         kind = kind._replace(shortcut=_has_shortcut(kind, name, face_version))
     return Parts(kind, make, projection, layers, sizes, lora)
@@ -119,32 +128,23 @@ def _sizes(layers: Weights, name: str) -> list[tuple[int, int]]:
     return [tuple(layers[f"{n}.to_k_ip.weight"].shape) for n in numbers]
 
 
-def _kind(projection: Weights, context: int, name: str) -> tuple[Kind, Callable[..., nn.Module]]:
+def _kind(projection: Weights, name: str) -> tuple[Kind, Callable[..., nn.Module]]:
     """By the shapes of the projection alone; what must be a matrix and is not shows as a missing part."""
     shape = {key: tuple(value.shape) for key, value in projection.items()}
 
     def matrix(key: str) -> tuple[int, int] | None:
         return shape[key] if len(shape.get(key, ())) == 2 else None
 
+    norm = next((shape[key][0] for key in ("norm.weight", "proj.3.weight", "norm_out.weight") if shape.get(key)), 1)
     make: Callable[..., nn.Module]
     if linear := matrix("proj.weight"):
-        kind = Kind("linear", linear[0] // context, context, "image_embeds", linear[1])
-        make = partial(LinearProjection, linear[1], kind.tokens, context)
+        kind = Kind("linear", linear[0] // norm, norm, "image_embeds", linear[1])
+        make = partial(LinearProjection, linear[1], kind.tokens, norm)
     elif (first := matrix("proj.0.weight")) and "proj.3.weight" in shape:
-        kind = Kind("full", 0, context, "penultimate_hidden_states", first[1])
-        make = partial(FullProjection, first[1], first[0], context)
+        kind = Kind("full", 0, norm, "penultimate_hidden_states", first[1])
+        make = partial(FullProjection, first[1], first[0], norm)
     elif (first := matrix("proj.0.weight")) and (last := matrix("proj.2.weight")):
-        sizes = (first[1], first[0], last[0] // context, context)
-        perceiver = matrix("perceiver_resampler.proj_in.weight")
-        inner = matrix("perceiver_resampler.layers.0.0.to_q.weight")
-        if perceiver and inner:
-            reads = "penultimate_hidden_states"
-            kind = Kind("face plus", sizes[2], context, reads, perceiver[1], face=first[1])
-            depth = _depth(shape, "perceiver_resampler.layers.")
-            make = partial(FacePlusProjection, *sizes, clip_width=perceiver[1], perceiver_inner=inner[0], depth=depth)
-        else:
-            kind = Kind("face", sizes[2], context, None, face=first[1])
-            make = partial(FaceProjection, *sizes)
+        kind, make = _face(shape, (first[1], first[0], last[0] // norm, norm))
     elif (
         (enter := matrix("proj_in.weight"))
         and len(shape.get("latents", ())) == 3
@@ -152,16 +152,30 @@ def _kind(projection: Weights, context: int, name: str) -> tuple[Kind, Callable[
     ):
         tokens = shape["latents"][1]
         if enter[1] == FACE_WIDTH:
-            kind = Kind("face resampler", tokens, context, None, face=enter[1])
+            kind = Kind("face resampler", tokens, norm, None, face=enter[1])
         else:
-            kind = Kind("plus", tokens, context, "penultimate_hidden_states", enter[1])
-        make = partial(Resampler, enter[1], tokens, enter[0], inner[0], context, depth=_depth(shape, "layers."))
+            kind = Kind("plus", tokens, norm, "penultimate_hidden_states", enter[1])
+        make = partial(Resampler, enter[1], tokens, enter[0], inner[0], norm, depth=_depth(shape, "layers."))
     else:
         raise ValueError(
             f"{name} is an IP-Adapter of a kind that is not known here: its projection holds "
             f"{', '.join(list(shape)[:6])}. Known are linear, plus, full-face, FaceID, FaceID plus and portrait files."
         )
     return kind, make
+
+
+def _face(
+    shape: Mapping[str, tuple[int, ...]], sizes: tuple[int, int, int, int]
+) -> tuple[Kind, Callable[..., nn.Module]]:
+    """FaceID and, where there is a perceiver, FaceID plus; `sizes` are those of FaceProjection."""
+    face, _, tokens, context = sizes
+    prefix = "perceiver_resampler."
+    enter, inner = shape.get(f"{prefix}proj_in.weight"), shape.get(f"{prefix}layers.0.0.to_q.weight")
+    if not enter or not inner:
+        return Kind("face", tokens, context, None, face=face), partial(FaceProjection, *sizes)
+    width, depth = enter[-1], _depth(shape, f"{prefix}layers.")
+    kind = Kind("face plus", tokens, context, "penultimate_hidden_states", width, face=face)
+    return kind, partial(FacePlusProjection, *sizes, clip_width=width, perceiver_inner=inner[0], depth=depth)
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
@@ -171,5 +185,5 @@ def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 def _has_shortcut(kind: Kind, name: str, face_version: str) -> bool:
     """Nothing in the tensors of a FaceID plus file tells v1 from v2; SDXL and Kolors only ever had v2."""
     if face_version == "auto":
-        return "plusv2" in re.sub(r"[-_ ]", "", name.lower()) or kind.context == 2048
+        return "plusv2" in re.sub(r"[-_ ]", "", name.lower()) or kind.context >= 2048
     return face_version == "v2"

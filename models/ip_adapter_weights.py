@@ -24,8 +24,12 @@ PEER_NAMES = {  # of the widely used pack, where they differ
     "composition precise": "precise composition",
     "style transfer (SDXL)": "style",
     "composition (SDXL)": "composition",
-    "original": "linear",
-    "channel penalty": "linear",
+    "standard": "linear",
+    "prompt is more important": "ease out",
+}
+PEER_SCALINGS: dict[str, Scaling] = {
+    "K+V w/ C penalty": "K+V with C penalty",
+    "K+mean(V) w/ C penalty": "K+mean(V) with C penalty",
 }
 WEAK = 0.2  # of the weight, in the blocks that a type weakens
 FLOOR = 0.05  # of the weight, where an eased type is faintest
@@ -80,6 +84,10 @@ class Strength:
 
     def by_place(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
         """The weight of each place, given in execution order; places with weight 0 are left out. ValueError."""
+        if self.weight_type not in WEIGHT_TYPES:
+            raise ValueError(
+                f"weight_type should be one of {', '.join(WEIGHT_TYPES)}, but is {self.weight_type!r}. Choose one."
+            )
         return {place: layer for place, layer in self._all(places).items() if layer.weight}
 
     def _all(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:

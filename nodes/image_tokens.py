@@ -86,4 +86,6 @@ class LoadImageTokens(io.ComfyNode):
             return io.NodeOutput(load_tokens(path))
         if ipadapter is None:
             raise ValueError(f"{name} holds what an image encoder said, not tokens. Connect an ipadapter to make them.")
-        return io.NodeOutput(make_tokens(as_ip_adapter(ipadapter), Request(as_encoding(read_tensor(path)))))
+        adapter = as_ip_adapter(ipadapter)
+        request = Request(as_encoding(read_tensor(path)), clip_vision=adapter.clip_vision)
+        return io.NodeOutput(make_tokens(adapter, request))

@@ -10,9 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..models.ip_adapter_weights import PEER_NAMES, SCALINGS, WEIGHT_TYPES, Strength
+from ..models.ip_adapter_weights import PEER_NAMES, PEER_SCALINGS, SCALINGS, WEIGHT_TYPES, Strength
 from ..patches.ip_adapter import ImagePrompt, ImageTokens, IPAdapter, add_image_prompt
-from ..patches.ip_adapter_load import add_lora, as_ip_adapter, match_layers, places_of
+from ..patches.ip_adapter_load import add_lora, as_ip_adapter, match_layers, narrowed, places_of
 from ..patches.span import Span
 from .ip_adapter_encode import IPAdapterEncode
 from .ip_adapter_inputs import clip_vision_input, ipadapter_input, mask_input, tuning_inputs, weight_input
@@ -56,10 +56,15 @@ class IPAdapterApply(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, weight_type: str) -> bool | str:
+    def validate_inputs(cls, weight_type: str, scaling: str) -> bool | str:
         """The names of the widely used pack are taken too, so that old graphs run."""
-        known = {*WEIGHT_TYPES, *PEER_NAMES}
-        return weight_type in known or f"weight_type should be one of {', '.join(WEIGHT_TYPES)}, but is {weight_type!r}"
+        for name, value, ours, theirs in (
+            ("weight_type", weight_type, WEIGHT_TYPES, PEER_NAMES),
+            ("scaling", scaling, SCALINGS, PEER_SCALINGS),
+        ):
+            if value not in ours and value not in theirs:
+                return f"{name} should be one of {', '.join(ours)}, but is {value!r}"
+        return True
 
     @classmethod
     def execute(
@@ -70,20 +75,18 @@ class IPAdapterApply(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         adapter, mask = as_ip_adapter(ipadapter), checked_mask(mask, "mask")
         check_tokens(tokens, adapter)
-        places = places_of(model)
-        strength = Strength(
-            weight, PEER_NAMES.get(weight_type, weight_type), layer_weights, composition_weight, boost
-        )  # fmt: skip
-        by_place = strength.by_place(places)
+        weight_type = PEER_NAMES.get(weight_type, weight_type)
+        strength = Strength(weight, weight_type, layer_weights, composition_weight, boost)
+        by_place = strength.by_place(places_of(model))
         if peer_compatible:
             by_place = {place: layer for place, layer in by_place.items() if place.block != "middle"}
         sites = match_layers(adapter, model, by_place)
-        if weight == 0:
+        if weight == 0 or not sites:
             return io.NodeOutput(model)
-        uncond = tokens.black if peer_compatible else tokens.uncond
+        cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
         prompt = ImagePrompt(
-            adapter=adapter, cond=tokens.cond, uncond=uncond if per_frame else uncond.expand_as(tokens.cond),
-            weights=tokens.weights, sites=sites, scaling=scaling, mask=mask, per_frame=per_frame,
+            adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
+            sites=sites, scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame,
             only_for=only_for.strip(),
         )  # fmt: skip
         if adapter.lora and lora_strength:

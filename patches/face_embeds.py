@@ -29,7 +29,7 @@ def find_faces(image: Tensor, model_name: str) -> tuple[Tensor, Tensor]:
             f"insightface's model {model_name} should lie in the models folder under "
             f"{folder.name}/models/{model_name}, but is not there. Download it from the insightface project."
         )
-    finder = analysis.FaceAnalysis(name=model_name, root=str(folder), providers=_providers())
+    finder = _finder(analysis, model_name, folder)
     identities, crops = [], []
     for number, picture in enumerate(image):
         pixels = np.ascontiguousarray((picture[..., :3] * 255).round().clamp(0, 255).byte().cpu().numpy()[..., ::-1])
@@ -43,6 +43,18 @@ def find_faces(image: Tensor, model_name: str) -> tuple[Tensor, Tensor]:
         crop = align.norm_crop(pixels, landmark=face.kps, image_size=CROPS.get(model_name, CROP))
         crops.append(torch.from_numpy(np.ascontiguousarray(crop[..., ::-1])).float() / 255)
     return torch.stack(identities), torch.stack(crops)
+
+
+def _finder(analysis: ModuleType, model_name: str, folder: Path) -> Any:
+    try:
+        finder = analysis.FaceAnalysis(name=model_name, root=str(folder), providers=_providers())
+        finder.prepare(ctx_id=0, det_size=(DETECTION_SIZES[0],) * 2)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"insightface cannot load its model {model_name} ({error or type(error).__name__}). Its .onnx files should "
+            f"lie directly in {folder.name}/models/{model_name}, not in a folder inside it."
+        ) from error
+    return finder
 
 
 def _package(name: str) -> ModuleType:
@@ -62,7 +74,7 @@ def _providers() -> list[str]:
 
 def _largest_face(finder: Any, pixels: np.ndarray) -> Any | None:
     for size in DETECTION_SIZES:
-        finder.prepare(ctx_id=0, det_size=(size, size))
+        finder.det_model.input_size = (size, size)  # prepare() takes a size once only
         faces = finder.get(pixels)
         if faces:
             return max(faces, key=lambda face: (face.bbox[2] - face.bbox[0]) * (face.bbox[3] - face.bbox[1]))

@@ -16,7 +16,7 @@ from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 from torch.nn import functional
 
-from ..models.ip_adapter_combine import Combine, combine, parse_weights
+from ..models.ip_adapter_combine import Combine, as_copies, combine, parse_weights
 from .ip_adapter import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
@@ -59,6 +59,11 @@ def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
     """What the encoder says of pictures, fitted and masked; what the mask hides is the mean colour."""
     pixels = _fitted(pictures.image[..., :3], pictures.fit, encoder, normalise=True)
     if pictures.mask is not None:
+        if len(pictures.mask) not in (1, len(pictures.image)):
+            raise ValueError(
+                f"mask should be one for all images or one for each, but there are {len(pictures.mask)} for "
+                f"{len(pictures.image)} images. Connect as many masks as images."
+            )
         mask = pictures.mask[..., None].expand(-1, -1, -1, 3)
         mask = functional.interpolate(mask.movedim(-1, 1), size=pictures.image.shape[1:3], mode="bilinear")
         pixels = pixels * _fitted(mask.movedim(1, -1), pictures.fit, encoder, normalise=False)
@@ -118,7 +123,9 @@ def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
         )
     count = len(seen) if seen is not None else len(faces)
     weights = parse_weights(request.weights, count)
-    if (count > 1 and request.combine != "concat") or request.combine == "add":
+    if request.combine == "concat":
+        as_copies(weights)  # refuses what is no share
+    elif count > 1 or request.combine == "add":
         seen, faces = (
             None if part is None else combine(part, weights, request.combine) for part in (seen, faces)
         )  # fmt: skip

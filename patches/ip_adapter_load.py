@@ -12,6 +12,7 @@ import comfy.lora
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+from torch.nn import functional
 
 from ..models.ip_adapter import ImageLayers
 from ..models.ip_adapter_files import take_apart
@@ -87,6 +88,21 @@ def _checked(adapter: IPAdapter, model: ModelPatcher) -> Sequence[Transformer]:
             f"an IP-Adapter that was made for this kind of model."
         )
     return found
+
+
+def narrowed(adapter: IPAdapter, model: ModelPatcher, *tokens: Tensor) -> tuple[Tensor, ...]:
+    """Tokens (b, n, c) as wide as the layers read. Kolors' own model makes them so, as it does its text."""
+    width = adapter.sizes[0][1]
+    if adapter.kind.context == width:
+        return tokens
+    narrow = getattr(unet_of(model), "encoder_hid_proj", None)
+    if narrow is None or (narrow.in_features, narrow.out_features) != (adapter.kind.context, width):
+        raise ValueError(
+            f"{adapter.name} makes tokens {adapter.kind.context} wide, which a Kolors model narrows to {width} by its "
+            f"encoder_hid_proj, but this model has none. Load Kolors with a loader that keeps it in the model."
+        )
+    weight, bias = (value.detach().to(tokens[0]) for value in (narrow.weight, narrow.bias))
+    return tuple(functional.linear(part, weight, bias) for part in tokens)
 
 
 def _described(sizes: Sequence[tuple[int, int]]) -> str:

@@ -102,12 +102,13 @@ def test_the_face_file_of_kolors_has_six_tokens_and_the_newer_version():
     from reins.models.ip_adapter import FacePlusProjection
 
     network = FacePlusProjection(
-        512, 1024, 6, 2048, operations=nn, clip_width=1024, perceiver_inner=4096, device="meta"
+        512, 1024, 6, 4096, operations=nn, clip_width=1024, perceiver_inner=4096, device="meta"
     )  # fmt: skip
     weights = {key: value for key, value in table("sdxl").items() if key.startswith("ip_adapter.")}
     weights |= {f"image_proj.{key}": value for key, value in network.state_dict().items()}
     parts = take_apart(weights, "ipa-faceid-plus.bin")
-    assert (parts.kind.tokens, parts.kind.width, parts.kind.shortcut) == (6, 1024, True)
+    assert (parts.kind.tokens, parts.kind.context, parts.kind.width, parts.kind.shortcut) == (6, 4096, 1024, True)
+    assert parts.sizes[0][1] == 2048
     assert fits(parts)
 
 
@@ -151,6 +152,10 @@ BAD = {
     "an even number": (small(ip_adapter__2__to_k_ip__weight=torch.zeros(4, 8)), "odd numbers"),
     "another context": (small(ip_adapter__3__to_k_ip__weight=torch.zeros(16, 9)), r"over 8 numbers but is \(16, 9\)"),
     "a vector": (small(ip_adapter__3__to_k_ip__weight=torch.zeros(16)), r"but is \(16,\)"),
+    "parts of two files": (
+        small() | {f"ip_adapter.{n}.to_{p}_ip.weight": torch.zeros(16, 9) for n in (1, 3) for p in "kv"},
+        "makes tokens 8 wide, but its layers read 9",
+    ),
     "an unknown part": (small(ip_adapter__1__to_x__weight=torch.zeros(1)), "that no known IP-Adapter has: 1.to_x"),
     "an unknown projection": (
         small(image_proj__proj__weight=None, image_proj__other=torch.zeros(1)), "of a kind that is not known here"
