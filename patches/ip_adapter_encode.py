@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
-import comfy.clip_model
+import comfy.clip_vision
 import comfy.model_management
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -75,7 +75,7 @@ def _fitted(image: Tensor, fit: Fit, encoder: ClipVisionModel, normalise: bool) 
     mean, std = (encoder.image_mean, encoder.image_std) if normalise else ([0.0] * 3, [1.0] * 3)
     if fit == "pad":
         image = _padded(image, mean)
-    return comfy.clip_model.clip_preprocess(image, encoder.image_size, mean, std, crop=fit != "squash")
+    return comfy.clip_vision.clip_preprocess(image, encoder.image_size, mean, std, crop=fit != "squash")
 
 
 def _padded(image: Tensor, colour: list[float]) -> Tensor:

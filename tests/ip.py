@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import comfy.clip_vision
 import comfy.ops
@@ -92,9 +95,18 @@ def lora_for(model: ModelPatcher, rank: int = 2, seed: int = 5) -> dict[str, Ten
 @cache
 def encoder(seed: int = 0, **changes: object) -> comfy.clip_vision.ClipVisionModel:
     """The host's CLIP vision model, tiny."""
-    made = comfy.clip_vision.ClipVisionModel({**VISION, **changes})
-    made.model.float()
+    made = blank_encoder(**changes)
     made.load_sd({key: value.clone() for key, value in fill(made.model, seed).state_dict().items()})
+    return made
+
+
+def blank_encoder(**changes: object) -> comfy.clip_vision.ClipVisionModel:
+    """Without weights; older hosts read their settings from a file only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({**VISION, **changes}), encoding="utf-8")
+        made = comfy.clip_vision.ClipVisionModel(str(path))
+    made.model.float()
     return made
 
 

@@ -6,7 +6,6 @@ import sys
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
-import comfy.clip_vision
 import folder_paths
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_the_empty_picture_is_encoded_once_for_each_encoder(sd15):
     assert len(shown(lambda: encode(made, encoder, ip.picture()))) == 3  # the picture, and both unconds
     assert len(shown(lambda: encode(made, encoder, ip.picture(5)))) == 1
     assert len(shown(lambda: encode(made, ip.encoder(seed=3), ip.picture(5)))) == 3
-    throwaway = comfy.clip_vision.ClipVisionModel(ip.VISION)
+    throwaway = ip.blank_encoder()
     module.empty_picture(throwaway, "paper")
     count = len(module._EMPTY)
     del throwaway
