@@ -21,6 +21,15 @@ TEXTS = [
     *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
 ]  # fmt: skip
 TRACE = re.compile(r"/work\b|/root\b|/tmp\b|/home/|\b(TODO|FIXME|XXX)\b")
+LOADERS = ("CheckpointLoaderSimple", "CLIPVisionLoader", "Reins_IPAdapterLoader", "Reins_DemoModel")
+SHIPPED = ("base", "reins-demo-ip-adapter.safetensors")
+FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
+    "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
+    "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
+    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("MIT", "2.5 GB", "models/clip_vision"),
+    "ip-adapter-plus_sd15.safetensors": ("Apache 2.0", "98 MB", "models/ipadapter"),
+    "ip-adapter-plus_sdxl_vit-h.safetensors": ("Apache 2.0", "850 MB", "models/ipadapter"),
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -151,13 +160,11 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
     (loader,) = (node for node in nodes if node["type"] in ("CheckpointLoaderSimple", "Reins_DemoModel"))
-    if loader["type"] == "Reins_DemoModel":
-        assert path.stem.startswith("demo_")
-        facts = ("ships with the pack",)
-    else:
-        facts = (loader["widgets_values"][0], "CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints")
-    for needed in facts:
-        assert needed in note["widgets_values"][0]
+    assert path.stem.startswith("demo_") == (loader["type"] == "Reins_DemoModel")
+    named = [node["widgets_values"][0] for node in nodes if node["type"] in LOADERS]
+    for name in named:
+        for needed in ("ships with the pack",) if name in SHIPPED else (name, *FILES[name]):
+            assert needed in note["widgets_values"][0]
     title = 30  # drawn above a node's place
     boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((node["pos"], node["size"]) for node in nodes)]
     for i, a in enumerate(boxes):
