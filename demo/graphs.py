@@ -1,17 +1,24 @@
-"""Reads the API form of the example workflows and fits them to the checkpoint at hand."""
+"""Reads the API form of the example workflows, says what they need, and fits them to the checkpoint at hand."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .client import Graph
 
 API_FOLDER = Path(__file__).resolve().parent / "api"
 CHECKPOINT_LOADER = "CheckpointLoaderSimple"
-EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what the example workflows name
+EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
+ENCODER_LOADER = "CLIPVisionLoader"  # the demo model brings its image encoder along
+EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside what ships, by folder
+    "models/checkpoints": (EXAMPLE_CHECKPOINT, "sd_xl_base_1.0.safetensors"),
+    "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
+    "models/ipadapter": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
+    "input": ("example.png",),
+}
 
 SMALL_PIXELS = 128
 FEW_STEPS = 6
@@ -31,7 +38,24 @@ def load_graphs(only: Iterable[str] | None = None, folder: Path = API_FOLDER) ->
 
 
 def needs_checkpoint(graph: Graph) -> bool:
-    return any(node["class_type"] == CHECKPOINT_LOADER for node in graph.values())
+    return _has(graph, CHECKPOINT_LOADER)
+
+
+def needs_more_files(graph: Graph) -> bool:
+    """Whether a checkpoint alone does not do: the graph loads an image encoder, and an adapter that reads it."""
+    return _has(graph, ENCODER_LOADER)
+
+
+def _has(graph: Graph, class_type: str) -> bool:
+    return any(node["class_type"] == class_type for node in graph.values())
+
+
+def offer_names(base: Path) -> None:
+    """Lets a server with this base directory list every file that the examples name; the files are empty."""
+    for folder, names in EXAMPLE_FILES.items():
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (base / folder / name).touch()
 
 
 def with_checkpoint(graph: Graph, name: str) -> Graph:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,19 +44,33 @@ def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -
 
 
 def contact_sheet(pictures: list[Picture], path: Path) -> None:
-    """Draws all pictures with their titles in a grid; a batch of four stays in one row."""
+    """Draws all pictures with their titles in a grid."""
     columns = min(8 if len(pictures) > 24 else 4, len(pictures))
-    rows = -(-len(pictures) // columns)
+    places = cells([picture.title for picture in pictures], columns)
+    rows = places[-1][1] + 1
     width, height = CELL + GAP, CELL + TITLE + GAP
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
-    for index, picture in enumerate(pictures):
-        left, top = GAP + index % columns * width, GAP + index // columns * height
+    for picture, (column, row) in zip(pictures, places, strict=True):
+        left, top = GAP + column * width, GAP + row * height
         draw.text((left, top), fitting(picture.title, font), fill=INK, font=font)
         with Image.open(picture.path) as image:
             sheet.paste(ImageOps.contain(image.convert("RGB"), (CELL, CELL)), (left, top + TITLE))
     sheet.save(path)
+
+
+def cells(titles: Sequence[str], columns: int) -> list[tuple[int, int]]:
+    """(column, row) of each picture: a batch that has room in one row stays in one."""
+    places: list[tuple[int, int]] = []
+    index = 0
+    for _, batch in groupby(titles, lambda title: title.split(" #")[0]):
+        count = len(list(batch))
+        left = columns - index % columns
+        index += left if left < count <= columns else 0
+        places += [(i % columns, i // columns) for i in range(index, index + count)]
+        index += count
+    return places
 
 
 def fitting(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -28,6 +28,7 @@ from .graphs import (
     UnknownWorkflow,
     load_graphs,
     needs_checkpoint,
+    needs_more_files,
     shrunk,
     with_checkpoint,
 )
@@ -36,6 +37,7 @@ from .pictures import Picture, contact_sheet, save_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_SECONDS = 3600
+MORE_FILES = "beside a checkpoint they need an image encoder and an adapter, which their notes name"
 BAR = "  {desc:<28.28} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
 
 
@@ -129,7 +131,15 @@ def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
     graphs = load_graphs(options.only)
     if not graphs:
         raise DemoError("there is no workflow in demo/api")
-    if options.only or options.checkpoint:
+    left_out = ", ".join(name for name, graph in graphs.items() if needs_more_files(graph))
+    if options.only:
+        if left_out and not options.url:
+            raise DemoError(f"{left_out}: {MORE_FILES}; --url runs them on a ComfyUI that has these")
+        return graphs
+    graphs = {name: graph for name, graph in graphs.items() if not needs_more_files(graph)}
+    if left_out:
+        print(f"left out: {left_out}; {MORE_FILES}")
+    if options.checkpoint:
         return graphs
     ready = {name: graph for name, graph in graphs.items() if not needs_checkpoint(graph)}
     print(f"{len(ready)} workflows for the demo model; --checkpoint FILE runs {len(graphs) - len(ready)} more on yours")
@@ -138,7 +148,8 @@ def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
 
 def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> list[Picture]:
     """Runs one graph, saves its pictures and prints the line that remains of it."""
-    graph = with_checkpoint(graph, session.checkpoint)
+    if not needs_more_files(graph):  # an adapter is made for the checkpoint that stands beside it
+        graph = with_checkpoint(graph, session.checkpoint)
     if session.weightless and needs_checkpoint(graph):
         graph = shrunk(graph)
     with ProgressBar(name, graph) as bar:
@@ -187,7 +198,7 @@ def main() -> int:
     options = parse()
     try:
         graphs = choose_graphs(options)
-        needed = any(needs_checkpoint(graph) for graph in graphs.values())
+        needed = any(needs_checkpoint(graph) and not needs_more_files(graph) for graph in graphs.values())
         if options.url:
             place = running_server(options.url, options.checkpoint, needed)
         else:

@@ -11,8 +11,10 @@ import pytest
 pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-dev.txt)")
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
+from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files  # noqa: E402
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
-from reins.demo.pictures import contact_sheet, save_pictures  # noqa: E402
+from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
+from reins.demo.run import DemoError, choose_graphs, parse  # noqa: E402
 
 
 def test_a_port_that_somebody_holds_is_refused_before_anything_is_made(tmp_path):
@@ -51,3 +53,29 @@ def test_pictures_are_called_what_the_graph_calls_them(tmp_path):
     contact_sheet(saved, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= {colour for _, colour in sheet.getcolors(100000)}
+
+
+def test_a_batch_stays_in_one_row_of_the_sheet():
+    titles = ["one", *(f"many{n}" for n in ("", " #2", " #3", " #4")), "two"]
+    assert cells(titles, 4) == [(0, 0), (0, 1), (1, 1), (2, 1), (3, 1), (0, 2)]
+    assert cells(["one", "few", "few #2", "two"], 4) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert cells(["one", "many", "many #2", "many #3"], 2) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_workflows_that_need_more_than_a_checkpoint_are_left_out_with_a_reason(capsys):
+    more = {name for name, graph in load_graphs().items() if needs_more_files(graph)}
+    assert more
+    without = choose_graphs(parse(["--comfy", "here"]))
+    assert not any(map(needs_checkpoint, without.values()))
+    with_one = choose_graphs(parse(["--comfy", "here", "--checkpoint", "mine.safetensors"]))
+    assert with_one.keys() == load_graphs().keys() - more
+    for line in (line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")):
+        assert all(name in line for name in more)
+        assert "image encoder" in line
+
+
+def test_a_workflow_that_needs_more_than_a_checkpoint_is_refused_by_name_on_a_server_of_our_own():
+    (name, *_) = (name for name, graph in load_graphs().items() if needs_more_files(graph))
+    with pytest.raises(DemoError, match=name):
+        choose_graphs(parse(["--comfy", "here", "--only", name]))
+    assert list(choose_graphs(parse(["--url", "there", "--only", name]))) == [name]

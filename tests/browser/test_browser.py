@@ -13,7 +13,7 @@ import pytest
 for module in ("playwright", "aiohttp"):
     pytest.importorskip(module, reason=f"{module} is in requirements-dev.txt")
 
-from reins.demo.graphs import EXAMPLE_CHECKPOINT, load_graphs  # noqa: E402
+from reins.demo.graphs import EXAMPLE_CHECKPOINT, load_graphs, offer_names  # noqa: E402
 from reins.demo.host import Host, HostSettings  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
 
@@ -38,8 +38,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
     comfy = Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()
     settings = HostSettings(comfy, tmp_path_factory.mktemp("browser"))
-    settings.checkpoints.mkdir(parents=True)
-    (settings.checkpoints / EXAMPLE_CHECKPOINT).touch()  # listed, never loaded
+    offer_names(settings.base)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
         yield frontend
 

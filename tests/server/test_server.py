@@ -7,7 +7,7 @@ import io
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ aiohttp = pytest.importorskip("aiohttp", reason="the client needs aiohttp (requi
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
-from reins.demo.graphs import load_graphs, shrunk, with_checkpoint  # noqa: E402
+from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.judge import judge  # noqa: E402
 from reins.models.demo_model import word_indices  # noqa: E402
 
@@ -35,7 +35,22 @@ GUIDANCE = (
     "Reins_GuidanceInterval",
     "Reins_GuidanceRescale",
 )
+IP_ADAPTER = (
+    "Reins_IPAdapterLoader",
+    "Reins_IPAdapterEncode",
+    "Reins_IPAdapterApply",
+    "Reins_IPAdapter",
+    "Reins_IPAdapterConditioning",
+    "Reins_SaveImageTokens",
+    "Reins_LoadImageTokens",
+    "Reins_FaceEmbeds",
+)
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
+CATEGORIES = {
+    **dict.fromkeys(GUIDANCE, "reins/guidance"),
+    **dict.fromkeys(IP_ADAPTER, "reins/ip-adapter"),
+    **dict.fromkeys(DEMO, "reins/demo"),
+}
 SAMPLER, GUIDE, SAVE = "3", "10", "9"
 SIDE = 64
 
@@ -96,10 +111,10 @@ def test_the_server_starts_without_a_complaint_about_the_pack(server: Server) ->
         assert complaint not in server.boot_log
 
 
-@pytest.mark.parametrize("node", GUIDANCE + DEMO)
+@pytest.mark.parametrize("node", CATEGORIES)
 def test_a_node_explains_itself_and_every_socket(server: Server, node: str) -> None:
     info = server.client.get(f"/object_info/{node}")[node]
-    assert info["category"] == ("reins/guidance" if node in GUIDANCE else "reins/demo")
+    assert info["category"] == CATEGORIES[node]
     assert info["display_name"] != node
     assert info["description"].strip()
     untold = [name for name, (_, *options) in inputs_of(info).items() if not (options and options[0].get("tooltip"))]
@@ -209,7 +224,7 @@ def test_every_translation_reaches_the_frontend(server: Server) -> None:
         assert served[file.parent.name]["nodeDefs"].items() >= translations.items()
 
 
-@pytest.mark.parametrize("name", load_graphs())
+@pytest.mark.parametrize("name", [name for name, graph in load_graphs().items() if not needs_more_files(graph)])
 def test_an_example_runs_through_the_api(server: Server, name: str) -> None:
     (graph,) = load_graphs([name]).values()
     result = server.client.run(shrunk(with_checkpoint(graph, server.checkpoint), pixels=SIDE, steps=2))
@@ -233,6 +248,66 @@ def test_the_demo_workflow_draws_what_its_three_prompts_say(server: Server) -> N
     assert wrong == 0
 
 
+def test_the_ip_adapter_workflow_takes_the_look_from_the_reference_and_the_rest_from_the_prompt(server: Server) -> None:
+    (graph,) = load_graphs(["demo_ip_adapter"]).values()
+    result = server.client.run(graph)
+    (reference,) = scenes(graph)
+    look = {slot: reference[slot] for slot in ("colour", "background", "texture")}
+    plain, adapted = (
+        saved_row(server, graph, result, f"reins/{name}") for name in ("demo_ip_adapter_plain", "demo_ip_adapter")
+    )
+    for row in (plain, adapted):
+        assert judge(row.drawn).right(saved_words(graph, row.node)).all(1).sum() >= 3
+    assert judge(adapted.drawn).right(word_indices(look)).all(1).sum() >= 3
+    assert judge(plain.drawn).right(word_indices(look)).all(1).sum() == 0
+
+
+def test_the_regions_workflow_gives_each_half_its_references_colour_and_offers_the_saved_tokens(server: Server) -> None:
+    (graph,) = load_graphs(["demo_ip_adapter_regions"]).values()
+    result = server.client.run(graph)
+    drawn = saved_row(server, graph, result, "reins/demo_ip_adapter_regions").drawn
+    red_over_blue = (drawn[:, 0] - drawn[:, 2])[:, 12:20]
+    assert (red_over_blue[:, :, 11:14].mean((1, 2)) > 0.25).all()
+    assert (red_over_blue[:, :, 18:21].mean((1, 2)) < -0.25).all()
+    assert any(name.startswith("demo_red_") for name in choices(server, "Reins_LoadImageTokens", "name"))
+
+
+def test_the_frames_workflow_gives_each_picture_the_look_of_its_own_reference(server: Server) -> None:
+    (graph,) = load_graphs(["demo_ip_adapter_frames"]).values()
+    result = server.client.run(graph)
+    own = torch.cat([word_indices({slot: scene[slot] for slot in ("colour", "background")}) for scene in scenes(graph)])
+    apart, together = (
+        saved_row(server, graph, result, f"reins/demo_ip_adapter_{name}").drawn for name in ("frames", "together")
+    )
+    assert judge(apart).right(own).all(1).all()
+    assert judge(together).right(own).all(1).sum() <= 1
+
+
+class Row(NamedTuple):
+    """The pictures that one node saved, (b, 3, 32, 32)."""
+
+    node: str
+    drawn: torch.Tensor
+
+
+def saved_row(server: Server, graph: Graph, result: Result, prefix: str) -> Row:
+    (node,) = (name for name, node in graph.items() if node["inputs"].get("filename_prefix") == prefix)
+    files = result.outputs[node]["images"]
+    assert len(files) == 4
+    return Row(node, torch.stack([as_scene(server.client.image_bytes(file)) for file in files]))
+
+
+def scenes(graph: Graph) -> list[dict[str, Any]]:
+    """The inputs of the drawn references."""
+    return [node["inputs"] for node in graph.values() if node["class_type"] == "Reins_DemoScene"]
+
+
+def choices(server: Server, node: str, name: str) -> list[str]:
+    """What a combo box offers, in either of the two forms in which hosts describe one."""
+    kind, *options = inputs_of(server.client.get(f"/object_info/{node}")[node])[name]
+    return kind if isinstance(kind, list) else options[0]["options"]
+
+
 def saved_words(graph: Graph, node: str) -> torch.Tensor:
     """The words of the prompt from which a picture comes: up the graph from where it is saved."""
     while graph[node]["class_type"] != "KSampler":
@@ -250,7 +325,4 @@ def as_scene(png: bytes) -> torch.Tensor:
 
 
 def test_the_packs_style_is_offered_by_the_hosts_own_lora_loader(server: Server) -> None:
-    loader = server.client.get("/object_info/LoraLoaderModelOnly")["LoraLoaderModelOnly"]
-    kind, *options = loader["input"]["required"]["lora_name"]
-    names = kind if isinstance(kind, list) else options[0]["options"]
-    assert "reins-demo-checked.safetensors" in names
+    assert "reins-demo-checked.safetensors" in choices(server, "LoraLoaderModelOnly", "lora_name")
