@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..models.ip_adapter_combine import as_copies
 from ..models.ip_adapter_weights import PEER_NAMES, PEER_SCALINGS, SCALINGS, WEIGHT_TYPES, Strength
 from ..patches.ip_adapter import ImagePrompt, ImageTokens, IPAdapter, add_image_prompt
 from ..patches.ip_adapter_load import add_lora, as_ip_adapter, match_layers, narrowed, places_of
@@ -86,8 +87,8 @@ class IPAdapterApply(io.ComfyNode):
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
         prompt = ImagePrompt(
             adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
-            sites=sites, scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame,
-            only_for=only_for.strip(),
+            copies=None if per_frame else as_copies(tokens.weights), sites=sites,
+            scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame, only_for=only_for.strip(),
         )  # fmt: skip
         if adapter.lora and lora_strength:
             model = add_lora(adapter, model, lora_strength)

@@ -19,7 +19,6 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor
 
-from ..models.ip_adapter_combine import as_copies
 from ..models.ip_adapter_files import Kind
 from ..models.ip_adapter_weights import LayerWeight, Scaling, scale
 from .attention import Attend, Call, add_attention_layer
@@ -81,7 +80,8 @@ class ImagePrompt:
     adapter: IPAdapter
     cond: Tensor  # (images, tokens, context)
     uncond: Tensor  # as many where the images of cond are one prompt together
-    weights: Tensor  # (images,)
+    weights: Tensor  # (images,), of frames
+    copies: Tensor | None  # (images,) for the logits of images that are one prompt together, where they differ
     sites: Mapping[Site, SiteWeight]
     scaling: Scaling
     mask: Tensor | None  # (m, height, width)
@@ -174,14 +174,11 @@ class ImagePrompt:
 
     def _bias(self, run: Run, k: Tensor) -> Tensor | None:
         """(1, 1, images * tokens) for the logits; None where all images weigh the same."""
-
-        def spread() -> Tensor | None:
-            copies = as_copies(self.weights)
-            if copies is None:
-                return None
-            return copies.repeat_interleave(k.shape[1] // len(copies))[None, None].to(k)
-
-        return run.once((self, "bias", k.dtype, k.device), spread)
+        if self.copies is None:
+            return None
+        per_image = k.shape[1] // len(self.copies)
+        key = (self, "bias", k.dtype, k.device)
+        return run.once(key, lambda: self.copies.repeat_interleave(per_image)[None, None].to(k))
 
     def _mask_rows(
         self, run: Run, call: Call, infos: Sequence[ChunkInfo | None], images: Sequence[int]

@@ -21,7 +21,6 @@ from .ip_adapter import IPAdapter, SiteWeight
 from .loading import flatten, load_network
 from .sites import Site, Transformer, find_transformers, unet_of
 
-FILE_ORDER = ("input", "output", "middle")  # in which diffusers numbers attention processors
 FOREIGN = "the connected IPADAPTER"
 
 
@@ -68,6 +67,11 @@ def places_of(model: ModelPatcher) -> list[Place]:
     return list(dict.fromkeys(Place(found.block, found.number) for found in find_transformers(unet_of(model))))
 
 
+def in_file_order(found: Sequence[Transformer]) -> list[Transformer]:
+    """As diffusers numbers attention processors: all down blocks, all up blocks, then the middle."""
+    return sorted(found, key=lambda one: ("input", "output", "middle").index(one.block))
+
+
 def match_layers(
     adapter: IPAdapter, model: ModelPatcher, weights: Mapping[Place, LayerWeight]
 ) -> dict[Site, SiteWeight]:
@@ -80,7 +84,7 @@ def match_layers(
 
 
 def _checked(adapter: IPAdapter, model: ModelPatcher) -> Sequence[Transformer]:
-    found = sorted(find_transformers(unet_of(model)), key=lambda one: FILE_ORDER.index(one.block))
+    found = in_file_order(find_transformers(unet_of(model)))
     sizes = [(one.width, one.context) for one in found]
     if sizes != list(adapter.sizes):
         raise ValueError(

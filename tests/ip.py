@@ -23,7 +23,7 @@ from reins.models.ip_adapter import (
 )
 from reins.nodes.ip_adapter import IPAdapterApply
 from reins.patches.ip_adapter import ImageTokens, IPAdapter
-from reins.patches.ip_adapter_load import FILE_ORDER, make_ip_adapter
+from reins.patches.ip_adapter_load import in_file_order, make_ip_adapter
 from reins.patches.sites import find_transformers, unet_of
 from reins.tests.tiny import WIDTH
 from torch import Tensor, nn
@@ -66,10 +66,7 @@ def projections(context: int = WIDTH) -> Mapping[str, nn.Module]:
 
 def file_for(model: ModelPatcher, kind: str = "linear", seed: int = 0) -> dict[str, Tensor]:
     """The tensors of a file that fits the model, under the official names."""
-    sizes = [
-        (one.width, one.context)
-        for one in sorted(find_transformers(unet_of(model)), key=lambda one: FILE_ORDER.index(one.block))
-    ]
+    sizes = [(one.width, one.context) for one in in_file_order(find_transformers(unet_of(model)))]
     projection = fill(projections()[kind], seed)
     layers = fill(ImageLayers(sizes, OPERATIONS), seed + 1)
     return {
@@ -82,7 +79,7 @@ def lora_for(model: ModelPatcher, rank: int = 2, seed: int = 5) -> dict[str, Ten
     """What a FaceID file holds beside that."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for number, one in enumerate(sorted(find_transformers(unet_of(model)), key=lambda x: FILE_ORDER.index(x.block))):
+    for number, one in enumerate(in_file_order(find_transformers(unet_of(model)))):
         for kind, context in (("attn1", one.width), ("attn2", one.context)):
             n = 2 * number + (kind == "attn2")
             for part, inputs in (("q", one.width), ("k", context), ("v", context), ("out", one.width)):

@@ -15,7 +15,7 @@ from reins.nodes.ip_adapter import IPAdapterApply
 from reins.nodes.ip_adapter_encode import IPAdapterEncode
 from reins.nodes.ip_adapter_loader import IPAdapterLoader
 from reins.patches.folders import path_of
-from reins.patches.ip_adapter_load import FILE_ORDER, as_ip_adapter, make_ip_adapter
+from reins.patches.ip_adapter_load import as_ip_adapter, in_file_order, make_ip_adapter
 from reins.patches.sites import find_transformers
 from reins.tests import ip, tiny
 from reins.tests.tiny import nearly, sample
@@ -59,7 +59,7 @@ def apply(model, made, tokens, **settings):
 def test_the_layers_of_a_file_are_numbered_as_in_the_official_table(layout):
     """The real UNet, without memory for its weights; the middle comes last and the host calls it block 0."""
     unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS)
-    found = sorted(find_transformers(unet), key=lambda one: FILE_ORDER.index(one.block))
+    found = in_file_order(find_transformers(unet))
     ours = [
         [2 * i + 1, f"{one.path}.attn2", one.width, one.context, [one.block, one.number, one.index]]
         for i, one in enumerate(found)
@@ -171,7 +171,7 @@ def merged(model, weights, strength):
     """The LoRA by hand: up @ down onto each matrix."""
     model = tiny.sd15(dtype=torch.float64)
     unet = model.model.diffusion_model
-    for number, one in enumerate(sorted(find_transformers(unet), key=lambda x: FILE_ORDER.index(x.block))):
+    for number, one in enumerate(in_file_order(find_transformers(unet))):
         for offset, kind in enumerate(("attn1", "attn2")):
             for part, path in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")):
                 stem = f"ip_adapter.{2 * number + offset}.to_{part}_lora"
