@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.inside import ROOT, enter_host, load_pack
 
-TASKS = ("base", "checked", "clip-vision")
+TASKS = ("base", "checked", "clip-vision", "ip-adapter")
 
 
 def parse() -> argparse.Namespace:

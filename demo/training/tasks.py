@@ -10,6 +10,8 @@ import torch
 
 from .base import BaseTask
 from .clip_vision import ClipVisionTask
+from .ip_adapter import IPAdapterTask
+from .ip_adapter_numbers import ip_adapter_numbers
 from .numbers import base_numbers, clip_vision_numbers, style_numbers
 from .style import StyleTask
 from .trainer import Task
@@ -26,4 +28,5 @@ RUNS = {
     "base": Run(BaseTask, base_numbers),
     "checked": Run(StyleTask, style_numbers),
     "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
+    "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
 }

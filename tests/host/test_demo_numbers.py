@@ -13,10 +13,15 @@ import torch
 from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
 from reins.demo.scenes import SLOTS, draw, draw_words, render
 from reins.demo.training.clip_vision import image_embeds, words_read
+from reins.demo.training.ip_adapter import IPAdapterTask
+from reins.demo.training.ip_adapter_numbers import FORM, LOOK, load_prompted, references
 from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, load_encoder, repainted, with_style
 from reins.demo.training.style import StyleTask
 from reins.models.demo_model import split_places
+from reins.nodes.ip_adapter import IPAdapterApply
+from reins.nodes.ip_adapter_encode import IPAdapterEncode
 from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
+from reins.patches.loading import read_file
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
 COUNT = 8 if BRIEF else 64
@@ -157,3 +162,87 @@ def test_the_tower_without_additions_in_place_answers_as_the_hosts():
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(image_embeds(tower, pixels), tower(pixel_values=pixels)[2], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    return load_prompted()
+
+
+@pytest.fixture(scope="module")
+def given():
+    return references(min(COUNT, 32))  # the card has 128
+
+
+def test_a_reference_alone_is_followed_in_every_word(prompted, given):
+    """Nothing said: 16 chances in 2,592 that a picture is right by itself."""
+    prompts_, wanted = given.saying(())
+    found = score(prompted.draw(prompts_, given.image, Settings()), wanted)
+    assert found.rates["all"] >= 0.9 - ONE
+    assert score(found.image, wanted.roll(1, 0)).rates["all"] <= 0.05 + ONE
+
+
+def test_a_reference_decides_the_look_and_the_prompt_the_form(prompted, given):
+    """The prompt says shape, place and size; the reference shows others of these, and its look is taken."""
+    prompts_, wanted = given.saying(FORM)
+    found = score(prompted.draw(prompts_, given.image, Settings()), wanted)
+    for slot in LOOK:
+        assert found.rates[slot] >= 0.9 - ONE, slot
+    for slot, least in (("shape", 0.6), ("place", 0.9), ("size", 0.9)):
+        assert found.rates[slot] >= least - 2 * ONE, slot
+    off = score(prompted.draw(prompts_, given.image, Settings(), weight=0.0), wanted)
+    assert off.rates["colour"] <= 0.5
+    assert off.rates["all"] <= 0.1 + ONE
+
+
+@full
+def test_a_reference_decides_the_form_and_the_prompt_the_look(prompted, given):
+    prompts_, wanted = given.saying(LOOK)
+    found = score(prompted.draw(prompts_, given.image, Settings(), weight=0.8), wanted)
+    for slot in FORM:
+        assert found.rates[slot] >= 0.7, slot
+    for slot in LOOK:
+        assert found.rates[slot] >= 0.7, slot
+
+
+def test_without_weight_a_reference_changes_no_bit(prompted, given):
+    few = given.others[:4]
+    off = prompted.draw(few, given.image[:4], Settings(), weight=0.0)
+    assert torch.equal(off, sample(prompted.model, prompted.table, few, Settings()))
+
+
+@full
+def test_two_references_share_a_picture_by_their_masks(prompted):
+    """Red for the left half, blue for the right: each half of the shape leans to its own."""
+    words = torch.tensor([[1, 0, 4, 1, 2, 0], [1, 2, 4, 1, 2, 0]])  # a red and a blue square, large, on white
+    red, blue = render(draw(2, torch.Generator().manual_seed(0), words)).image.split(1)
+    left = torch.zeros(1, 32, 32)
+    left[..., :16] = 1
+    said = torch.tensor([[1, -1, 4, 1, -1, -1]]).repeat(8, 1)
+
+    def drawn(masks):
+        model = prompted.model
+        for image, mask in zip((red, blue), masks, strict=True):
+            (tokens,) = IPAdapterEncode.execute(prompted.adapter, prompted.encoder, image.movedim(1, -1)).result
+            (model,) = IPAdapterApply.execute(model, prompted.adapter, tokens, mask=mask).result
+        picture = sample(model, prompted.table, said, Settings())
+        lean = (picture[:, 0] - picture[:, 2])[:, 12:20]  # red less blue, in the rows of the shape
+        return (lean[..., 10:14].mean((1, 2)) - lean[..., 18:22].mean((1, 2))).mean().item()
+
+    assert drawn((left, 1 - left)) > 0.4
+    assert drawn((1 - left, left)) < -0.4
+    assert abs(drawn((None, None))) < 0.3
+
+
+def test_training_the_ip_adapter_starts_from_the_texts_own_layers(base):
+    task = IPAdapterTask(torch.device("cpu"))
+    named = task.parameters()
+    assert set(named) == set(read_file(task.file))
+    first = task.base.unet.get_submodule(task.sites[0].path).attn2.to_v.weight
+    assert torch.equal(named["ip_adapter.1.to_v_ip.weight"], first)
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    loss = task.loss(2, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in named.values())
+    assert all(parameter.grad is None for parameter in task.base.unet.parameters())

@@ -1,0 +1,98 @@
+"""An IP-Adapter (2308.06721) for the demo model, from its image encoder's embeddings, in the official file's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import comfy.ops
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...models.demo_model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, CONTEXT
+from ...models.ip_adapter import ImageLayers, LinearProjection
+from ...patches.demo_model import load_clip_vision
+from ...patches.ip_adapter_load import in_file_order
+from ...patches.loading import read_file
+from ...patches.sites import find_transformers
+from ..scenes import draw, draw_words, render
+from .clip_vision import image_embeds
+from .data import draw_batch
+from .frozen import FrozenBase
+from .ip_adapter_numbers import FILE
+from .trainer import Plan
+
+TOKENS = 4
+UNSAID = 0.6  # of every word, so that much is left to the reference
+CONTRADICTED = 0.5  # of the references, in the words that are said: so text decides what it says
+NO_IMAGE = 0.08
+
+
+class IPAdapterTask:
+    name = "ip-adapter"
+    what = "An IP-Adapter of four tokens: a reference picture decides what the prompt leaves open."
+    file = FILE
+    plan = Plan(steps=2400, batch=32, matrix_rate=0.01, average=0.995)
+
+    def __init__(self, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.base = FrozenBase(device)
+        encoder = load_clip_vision(CLIP_VISION_CONFIG, read_file(CLIP_VISION_FILE), CLIP_VISION_FILE.name)
+        self.tower = encoder.model.float().to(device).requires_grad_(False)
+        width = self.tower.visual_projection.out_features
+        self.sites = in_file_order(find_transformers(self.base.unet))
+        made = {"operations": comfy.ops.disable_weight_init, "device": device}
+        self.projection = LinearProjection(width, TOKENS, CONTEXT, **made)
+        self.layers = ImageLayers([(site.width, site.context) for site in self.sites], **made)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """As the authors do: the layers start as copies of the text's."""
+        nn.init.normal_(self.projection.proj.weight, std=self.projection.proj.in_features**-0.5)
+        nn.init.zeros_(self.projection.proj.bias)
+        nn.init.ones_(self.projection.norm.weight)
+        nn.init.zeros_(self.projection.norm.bias)
+        with torch.no_grad():
+            for n, site in enumerate(self.sites):
+                text = self.base.unet.get_submodule(site.path).attn2
+                pair = self.layers.get_submodule(str(2 * n + 1))
+                pair.to_k_ip.weight.copy_(text.to_k.weight)
+                pair.to_v_ip.weight.copy_(text.to_v.weight)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return {
+            **{f"image_proj.{name}": value for name, value in self.projection.named_parameters()},
+            **{f"ip_adapter.{name}": value for name, value in self.layers.named_parameters()},
+        }
+
+    def loss(self, batch: int, generator: torch.Generator) -> Tensor:
+        drawn = draw_batch(batch, generator, unsaid=UNSAID)
+        others = draw_words(batch, generator)
+        contradicted = (drawn.said >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
+        words = torch.where(contradicted, others, drawn.scenes.words)
+        image = render(draw(batch, generator, words)).image.to(self.base.device)
+        with torch.no_grad():
+            mean, std = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+            pixels = (image - image.new_tensor(mean).view(3, 1, 1)) / image.new_tensor(std).view(3, 1, 1)
+            embeds = image_embeds(self.tower, pixels)
+        dropped = torch.rand(batch, 1, generator=generator) < NO_IMAGE
+        tokens = self.projection(embeds.masked_fill(dropped.to(embeds.device), 0))
+        replaced = {
+            (site.block, site.number, site.index): self._attention(n, tokens) for n, site in enumerate(self.sites)
+        }
+        options = {"patches_replace": {"attn2": replaced}}
+        return self.base.loss(drawn, generator, {}, transformer_options=options)
+
+    def _attention(self, n: int, tokens: Tensor) -> Callable[..., Tensor]:
+        def attend_both(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, object]) -> Tensor:
+            heads = options["n_heads"]
+            return attention(q, k, v, heads) + attention(q, *self.layers.keys_and_values(n, tokens), heads)
+
+        return attend_both
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=heads) for part in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k.to(q), v.to(q))
+    return rearrange(out, "b h n d -> b n (h d)")

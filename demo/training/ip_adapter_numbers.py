@@ -1,0 +1,86 @@
+"""What the demo's IP-Adapter reaches: a reference for each picture, and words that say some things and leave others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS
+from ...nodes.ip_adapter import IPAdapterApply
+from ...nodes.ip_adapter_encode import IPAdapterEncode
+from ...patches.ip_adapter import IPAdapter
+from ...patches.ip_adapter_load import make_ip_adapter
+from ...patches.loading import read_file
+from ..evaluate import AT_ONCE, Settings, one_line, sample, score
+from ..scenes import SLOTS, draw, draw_words, render
+from .numbers import COUNT, load_base, load_encoder
+
+FILE = WEIGHTS / "ipadapter" / "reins-demo-ip-adapter.safetensors"
+SEED = 21
+LOOK, FORM = ("colour", "background", "texture"), ("shape", "place", "size")
+
+
+class Prompted(NamedTuple):
+    """A model that draws from words and references: picture n from row n of both."""
+
+    model: ModelPatcher
+    table: Tensor
+    encoder: ClipVisionModel
+    adapter: IPAdapter
+
+    def draw(self, words: Tensor, references: Tensor, settings: Settings, **apply: object) -> Tensor:
+        """(b, 3, SIZE, SIZE) from words (b, slots) and references (b, 3, SIZE, SIZE)."""
+        drawn = []
+        for some, pictures in zip(words.split(AT_ONCE), references.split(AT_ONCE), strict=True):
+            (tokens,) = IPAdapterEncode.execute(self.adapter, self.encoder, pictures.movedim(1, -1)).result
+            steered = IPAdapterApply.execute(self.model, self.adapter, tokens, per_frame=True, **apply).result[0]
+            drawn.append(sample(steered, self.table, some, settings))
+        return torch.cat(drawn)
+
+
+class References(NamedTuple):
+    """References, their words, and the words of as many other scenes for the prompts."""
+
+    image: Tensor  # (b, 3, SIZE, SIZE)
+    words: Tensor  # (b, slots)
+    others: Tensor
+
+    def saying(self, said: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompts that say only these slots, and the words that a picture of prompt and reference has."""
+        is_said = torch.tensor([slot in said for slot in SLOTS])
+        return torch.where(is_said, self.others, -1), torch.where(is_said, self.others, self.words)
+
+
+def load_prompted(path: Path = FILE) -> Prompted:
+    return Prompted(*load_base(), load_encoder()[0], make_ip_adapter(read_file(path), path.name))
+
+
+def references(count: int = COUNT, seed: int = SEED) -> References:
+    generator = torch.Generator().manual_seed(seed)
+    words = draw_words(count, generator)
+    return References(render(draw(count, generator, words)).image, words, draw_words(count, generator))
+
+
+def ip_adapter_numbers(path: Path) -> Iterator[str]:
+    prompted, given = load_prompted(path), references()
+    for cfg, weight in ((3.0, 0.0), (3.0, 0.5), (3.0, 1.0), (1.0, 1.0)):
+        prompts, wanted = given.saying(())
+        found = score(prompted.draw(prompts, given.image, Settings(cfg=cfg), weight=weight), wanted)
+        yield f"nothing said, cfg {cfg:g}, weight {weight:g}: as the reference in {one_line(found.rates)}"
+        if (cfg, weight) == (3.0, 1.0):
+            others = score(found.image, wanted.roll(1, 0))
+            yield f"the same pictures against other references: {one_line(others.rates)}"
+    for said in (FORM, LOOK):
+        prompts, wanted = given.saying(said)
+        for weight in (0.5, 0.8, 1.0):
+            found = score(prompted.draw(prompts, given.image, Settings(), weight=weight), wanted)
+            yield (
+                f"{', '.join(said)} said, the rest left to a reference that shows others, weight {weight:g}: "
+                f"{one_line(found.rates)}; quality {found.quality:.1f} dB"
+            )
