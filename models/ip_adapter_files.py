@@ -119,11 +119,12 @@ def _sizes(layers: Weights, name: str) -> list[tuple[int, int]]:
             f"{name} is incomplete: k and v should have the odd numbers 1 to {expected[-1]} without a gap; see "
             f"{', '.join(wrong[:4])}. Download the file again."
         )
+    context = (*layers["1.to_k_ip.weight"].shape, 0)[1]
     for key, value in layers.items():
-        if value.ndim != 2 or value.shape[1] != layers["1.to_k_ip.weight"].shape[1]:
+        if value.ndim != 2 or 0 in value.shape or value.shape[1] != context:
             raise ValueError(
-                f"{name}: ip_adapter.{key} should be a matrix over {layers['1.to_k_ip.weight'].shape[-1]} numbers but "
-                f"is {tuple(value.shape)}. Download the file again."
+                f"{name}: ip_adapter.{key} should be a matrix over {context} numbers but is {tuple(value.shape)}. "
+                f"Download the file again."
             )
     return [tuple(layers[f"{n}.to_k_ip.weight"].shape) for n in numbers]
 
@@ -135,7 +136,9 @@ def _kind(projection: Weights, name: str) -> tuple[Kind, Callable[..., nn.Module
     def matrix(key: str) -> tuple[int, int] | None:
         return shape[key] if len(shape.get(key, ())) == 2 else None
 
-    norm = next((shape[key][0] for key in ("norm.weight", "proj.3.weight", "norm_out.weight") if shape.get(key)), 1)
+    norm = (
+        next((shape[key][0] for key in ("norm.weight", "proj.3.weight", "norm_out.weight") if shape.get(key)), 1) or 1
+    )
     make: Callable[..., nn.Module]
     if linear := matrix("proj.weight"):
         kind = Kind("linear", linear[0] // norm, norm, "image_embeds", linear[1])

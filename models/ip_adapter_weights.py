@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -84,6 +85,9 @@ class Strength:
 
     def by_place(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
         """The weight of each place, given in execution order; places with weight 0 are left out. ValueError."""
+        for name in ("weight", "composition_weight", "boost"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} should be a number, but is {getattr(self, name)}. Set it to 1.")
         if self.weight_type not in WEIGHT_TYPES:
             raise ValueError(
                 f"weight_type should be one of {', '.join(WEIGHT_TYPES)}, but is {self.weight_type!r}. Choose one."
@@ -193,8 +197,8 @@ def _listed(places: Sequence[Place]) -> str:
     return ", ".join(f"{i} {place.block} {place.number}" for i, place in enumerate(places))
 
 
-def scale(k: Tensor, v: Tensor, weight: float, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """k and v (images, tokens, c) with the weight inside, so that attention needs no factor of its own.
+def scale(k: Tensor, v: Tensor, weight: float | Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """k and v (images, tokens, c) with the weight, or one (images, 1, 1) each, inside: attention needs no factor.
 
     The C penalty and the mean of the values are the widely used pack's; the mean is over the tokens of each image.
     """

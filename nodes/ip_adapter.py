@@ -119,6 +119,11 @@ class IPAdapterSimple(io.ComfyNode):
         start_percent: float = 0.0, end_percent: float = 1.0, mask: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         adapter = as_ip_adapter(ipadapter)
+        if adapter.kind.face:
+            raise ValueError(
+                f"{adapter.name} is a FaceID file and wants the identity of a face, which this node has no input for. "
+                f"Use Face Embeds, IP-Adapter Encode and IP-Adapter Apply."
+            )
         (tokens,) = IPAdapterEncode.execute(adapter, clip_vision, image).result
         return IPAdapterApply.execute(
             model, adapter, tokens, weight, start_percent=start_percent, end_percent=end_percent, mask=mask
@@ -138,5 +143,5 @@ def check_tokens(tokens: ImageTokens, adapter: IPAdapter) -> None:
             f"{adapter.name} reads tokens of its own, {context} wide, but these are {tokens.cond.shape[-1]} wide and "
             f"were made by {tokens.made_by}. Encode the image with the same file that is applied."
         )
-    if not torch.isfinite(tokens.cond).all():
+    if not all(torch.isfinite(part).all() for part in (tokens.cond, tokens.uncond, tokens.black)):
         raise ValueError("tokens hold numbers that are not finite (NaN). Look at the image that they were made of.")

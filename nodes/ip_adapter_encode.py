@@ -63,6 +63,8 @@ class IPAdapterEncode(io.ComfyNode):
         positive = as_encoding(clip_vision_output)
         if image is not None and adapter.kind.reads:
             positive = encoded(encoder, Pictures(checked_image(image, "image"), fit, checked_mask(mask, "mask")))
+        elif mask is not None:
+            raise ValueError("mask hides a part of image, but no image is connected. Connect one, or remove the mask.")
         negative = None
         if negative_image is not None and adapter.kind.reads:
             negative = encoded(encoder, Pictures(checked_image(negative_image, "negative_image"), fit))

@@ -19,9 +19,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import install_wrapper
+from .run import RUN, Run
 
-CONDS, ORDER = "reins_conds", "reins_order"
-ROWS = "reins_rows"  # the number of its cond, for each row
+CONDS, ORDER, NEGATIVES = "reins_conds", "reins_order", "reins_negatives"
+ROWS, IMAGES = "reins_rows", "reins_images"  # for each row the number of its cond and of its image
+NEGATIVE_LABEL = 1  # of the host's own guider; others number their conds as they like
+NEGATIVE_NAMES = ("negative", "empty_negative_prompt")
 NAMES = "reins_names"  # on a conditioning: which entries with `only_for` act on it
 
 
@@ -66,8 +69,9 @@ def note_conds(
     """CALC_COND_BATCH wrapper; inside context windows x is the window's part of the batch, of the same size."""
     found = {cond["uuid"]: _info(cond, x) for of_list in conds if of_list for cond in of_list}
     options = {**model_options.get("transformer_options", {}), CONDS: found}
+    options[NEGATIVES] = _negatives(conds, options.get(RUN) or Run())
     if "model_function_wrapper" in model_options:
-        conds, options[ORDER] = _numbered(conds)
+        conds, options[ORDER] = _numbered(conds, len(x))
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
@@ -76,22 +80,44 @@ def info_of(options: Mapping[str, Any], chunk: Any) -> ChunkInfo | None:
     return options.get(CONDS, {}).get(chunk)
 
 
+def is_negative(options: Mapping[str, Any], label: int) -> bool:
+    """Whether the chunks with this number are those of a negative prompt."""
+    return label in options.get(NEGATIVES, (NEGATIVE_LABEL,))
+
+
 def true_chunks(options: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """The options with the chunks that the rows of this call really are; reads the numbers from the device."""
     order: Sequence[Labelled] = options[ORDER]
-    runs = [(int(number), len(list(same))) for number, same in groupby(rows[:, 0].tolist())]
-    per_chunk = gcd(*(length for _, length in runs))
-    found = [order[number] for number, length in runs for _ in range(length // per_chunk)]
-    return {**options, "uuids": [cond.uuid for cond in found], "cond_or_uncond": [cond.label for cond in found]}
+    numbers, images = ([int(value) for value in column] for column in rows.T.tolist())
+    per_chunk = gcd(*(len(list(same)) for _, same in groupby(numbers)))
+    starts = range(0, len(numbers), per_chunk)
+    found = [order[numbers[start]] for start in starts]
+    return {
+        **options,
+        "uuids": [cond.uuid for cond in found],
+        "cond_or_uncond": [cond.label for cond in found],
+        IMAGES: [images[start : start + per_chunk] for start in starts],
+    }
 
 
-def _numbered(conds: list[list[dict] | None]) -> tuple[list[list[dict] | None], list[Labelled]]:
+def _negatives(conds: list[list[dict] | None], run: Run) -> frozenset[int]:
+    """The numbers of the lists that a guider calls negative; by the host's own order where it has no names.
+
+    The first cond of a list is its own; copies that the host makes for areas of another list come behind.
+    """
+    names = {label: run.names.get(of_list[0]["uuid"]) for label, of_list in enumerate(conds) if of_list}
+    return frozenset(
+        label for label, name in names.items() if (label == NEGATIVE_LABEL if name is None else name in NEGATIVE_NAMES)
+    )
+
+
+def _numbered(conds: list[list[dict] | None], rows: int) -> tuple[list[list[dict] | None], list[Labelled]]:
     order: list[Labelled] = []
     numbered: list[list[dict] | None] = []
     for label, of_list in enumerate(conds):
         marked = []
         for cond in of_list or ():
-            number = comfy.conds.CONDRegular(torch.tensor([[float(len(order))]]))
+            number = comfy.conds.CONDRegular(torch.tensor([[float(len(order)), float(i)] for i in range(rows)]))
             order.append(Labelled(cond["uuid"], label))
             marked.append({**cond, "model_conds": {**cond["model_conds"], ROWS: number}})
         numbered.append(None if of_list is None else marked)

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .chunk_conds import IMAGES
 
-def images_of(options: Mapping[str, Any], rows: int) -> Sequence[int]:
-    """The index of each of a chunk's rows in the batch that is sampled: under context windows a part of it."""
+
+def images_of(options: Mapping[str, Any], chunk: int, rows: int) -> Sequence[int]:
+    """The index of each row of a chunk, by its place in the call, in the batch that is sampled.
+
+    Under context windows over the batch that is a part of it.
+    """
+    given = options.get(IMAGES)
+    inside = range(rows) if given is None else given[chunk]
     window = options.get("context_window")
-    if window is not None:
-        return images_of_window(window, rows)
-    # AnimateDiff-Evolved names its windows by a key of its own
-    sub_indices = (options.get("ad_params") or {}).get("sub_idxs")
-    return range(rows) if sub_indices is None else list(sub_indices)
+    if window is not None and window.dim == 0:
+        whole = images_of_window(window, rows)
+    else:  # AnimateDiff-Evolved names its windows by a key of its own
+        whole = (options.get("ad_params") or {}).get("sub_idxs")
+    return inside if whole is None else [whole[i] for i in inside]
 
 
 def images_of_window(window: Any, rows: int) -> list[int]:

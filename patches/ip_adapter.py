@@ -9,8 +9,8 @@ adapter's weights visit the device one matrix at a time, as the host casts them,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..models.ip_adapter_files import Kind
 from ..models.ip_adapter_weights import LayerWeight, Scaling, scale
 from .attention import Attend, Call, add_attention_layer
-from .chunk_conds import ChunkInfo, info_of, install_chunk_infos
+from .chunk_conds import CONDS, IMAGES, ChunkInfo, info_of, install_chunk_infos, is_negative
 from .frames import images_of
 from .row_masks import on_grid
 from .run import RUN, Run
@@ -30,7 +30,8 @@ from .sites import Site
 from .span import Span
 
 Role = Literal["cond", "uncond"]
-NEGATIVE = 1  # the host's number for the negative's chunks; every other one counts as positive
+# Where packs for regional prompts (attention couple) tell the numbers of the chunks that they make of the host's.
+COUPLED = ("cond_or_uncond_couple", "swarm_cond_or_uncond_couple")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,14 @@ class SiteWeight:
     layer: LayerWeight
 
 
+class ActingChunk(NamedTuple):
+    """A chunk that the image speaks to; `images` are those of its rows in the batch."""
+
+    role: Role
+    info: ChunkInfo | None
+    images: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
     """Settings of one adapter on one model, and the layer that acts on its attentions."""
@@ -92,83 +101,102 @@ class ImagePrompt:
         """The layer: what lies below, and the image's attention on the rows that it is for."""
         out = below(call)
         site = Site("attn2", *call.options["block"], call.options["block_index"])
-        infos = [info_of(call.options, chunk) for chunk in call.chunks]
-        roles = [self._role(label, info, site) for label, info in zip(_labels(call), infos, strict=True)]
+        seen = _with_true_chunks(call)
+        infos = self._infos(seen)
+        roles = [self._role(seen.options, label, info, site) for label, info in zip(_labels(seen), infos, strict=True)]
         acting = [i for i, role in enumerate(roles) if role]
         if not acting:
             return out
-        image = self._attend(call.only(acting), site, [roles[i] for i in acting], [infos[i] for i in acting])
+        rows = len(seen.q) // len(roles)
+        chunks = [ActingChunk(roles[i], infos[i], tuple(images_of(seen.options, i, rows))) for i in acting]
+        image = self._attend(seen.only(acting), site, chunks)
         if len(acting) == len(roles):
             return out + image
-        parts = list(call.split(out))
+        parts = list(seen.split(out))
         for i, part in zip(acting, image.chunk(len(acting)), strict=True):
             parts[i] = parts[i] + part
         return torch.cat(parts)
 
-    def _role(self, label: int, info: ChunkInfo | None, site: Site) -> Role | None:
+    def _infos(self, call: Call) -> list[ChunkInfo | None]:
+        """What is known of each chunk. RuntimeError where a sampler runs and what must be known is not."""
+        options = call.options
+        if CONDS not in options and "sample_sigmas" in options and (self.only_for or self.mask is not None):
+            raise RuntimeError(
+                "An IP-Adapter that a hook brings cannot know the areas and names of prompts. Put IP-Adapter Apply on "
+                "the model itself, or leave mask and only_for empty."
+            )
+        return [info_of(options, chunk) for chunk in call.chunks]
+
+    def _role(self, options: Mapping[str, Any], label: int, info: ChunkInfo | None, site: Site) -> Role | None:
         if self.only_for and (info is None or self.only_for not in info.names):
             return None
+        negative = is_negative(options, label)
         if self.sites[site].layer.swapped:  # the positive's zeros have no keys and no values: nothing
-            return "cond" if label == NEGATIVE else None
-        return "uncond" if label == NEGATIVE else "cond"
+            return "cond" if negative else None
+        return "uncond" if negative else "cond"
 
-    def _attend(
-        self, call: Call, site: Site, roles: Sequence[Role], infos: Sequence[ChunkInfo | None]
-    ) -> Tensor:  # fmt: skip
+    def _attend(self, call: Call, site: Site, chunks: Sequence[ActingChunk]) -> Tensor:
         """(chunks * b, tokens, c): the image's term, masked."""
         run: Run = call.options.get(RUN) or Run()
-        chunks, rows = len(roles), len(call.q) // len(roles)
-        images = images_of(call.options, rows)
-        heads = call.options["n_heads"]
+        count, heads = len(chunks), call.options["n_heads"]
         if self.per_frame:
-            k, v = self._per_row(run, call, site, roles, images)
-            out = attention_pytorch(call.q, k, v, heads)
+            out = attention_pytorch(call.q, *self._per_row(run, call, site, chunks), heads)
         else:
             # Rows of a chunk share k and v, so their queries stand in one row, and k and v are never repeated.
-            q = rearrange(call.q, "(chunks b) n c -> chunks (b n) c", chunks=chunks)
-            k, v = self._per_chunk(run, call, site, roles)
+            k, v = self._per_chunk(run, call, site, chunks)
+            q = rearrange(call.q, "(chunks b) n c -> chunks (b n) c", chunks=count)
             out = attention_pytorch(q, k, v, heads, mask=self._bias(run, k))
-            out = rearrange(out, "chunks (b n) c -> (chunks b) n c", b=rows)
+            out = rearrange(out, "chunks (b n) c -> (chunks b) n c", n=call.q.shape[1])
         if self.mask is None:
             return out
-        mask = self._mask_rows(run, call, infos, images)
-        return rearrange(rearrange(out, "(chunks b) n c -> chunks b n c", chunks=chunks) * mask,
-                         "chunks b n c -> (chunks b) n c")  # fmt: skip
+        masked = rearrange(out, "(chunks b) n c -> chunks b n c", chunks=count) * self._mask_rows(run, call, chunks)
+        return rearrange(masked, "chunks b n c -> (chunks b) n c")
 
     def _per_chunk(
-        self, run: Run, call: Call, site: Site, roles: Sequence[Role]
+        self, run: Run, call: Call, site: Site, chunks: Sequence[ActingChunk]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """k and v (chunks, images * tokens, c)."""
+        """k and v (chunks, images * tokens, c), with the weight inside."""
 
         def stack() -> tuple[Tensor, Tensor]:
-            pairs = [self._project(run, call.q, site, role) for role in roles]
+            pairs = [self._project(run, call.q, site, chunk.role) for chunk in chunks]
             return tuple(
                 torch.stack([rearrange(part, "images n c -> (images n) c") for part in parts])
                 for parts in zip(*pairs, strict=True)
             )
 
-        return run.once((self, site, tuple(roles), call.q.dtype, call.q.device), stack)
+        return run.once((self, site, tuple(chunk.role for chunk in chunks), call.q.dtype, call.q.device), stack)
 
     def _per_row(
-        self, run: Run, call: Call, site: Site, roles: Sequence[Role], images: Sequence[int]
+        self, run: Run, call: Call, site: Site, chunks: Sequence[ActingChunk]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """k and v (chunks * b, tokens, c): image i for row i, the last one for those beyond."""
-        pairs = []
-        for role in roles:
-            pair = self._project(run, call.q, site, role)
-            pairs.append([part[_clamped(images, len(part))] for part in pair])
-        k, v = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        weights = self.weights[_clamped(images, len(self.weights))].repeat(len(roles)).to(v)
-        return k, v * weights[:, None, None]
+        parts = []
+        for chunk in chunks:
+            pair = self._project(run, call.q, site, chunk.role)
+            rows = self._rows(run, call.q, chunk.images, len(pair[0]))
+            parts.append([part.index_select(0, rows) for part in pair])
+        k, v = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
+        images = tuple(i for chunk in chunks for i in chunk.images)
+        own = run.once(
+            (self, "weights", images, v.dtype, v.device),
+            lambda: self.weights[_clamped(images, len(self.weights))].to(v)[:, None, None],
+        )
+        return scale(k, v, self.sites[site].layer.weight * own, self.scaling)
+
+    def _rows(self, run: Run, q: Tensor, images: tuple[int, ...], count: int) -> Tensor:
+        key = (self, "rows", images, count, q.device)
+        return run.once(key, lambda: torch.tensor(_clamped(images, count), device=q.device))
 
     def _project(self, run: Run, q: Tensor, site: Site, role: Role) -> tuple[Tensor, Tensor]:
-        """k and v (images, tokens, c) with the weight inside, in the type and on the device of q; once per run."""
+        """k and v (images, tokens, c) in the type and on the device of q, once per run; frames are scaled later."""
 
         def project() -> tuple[Tensor, Tensor]:
             tokens = (self.cond if role == "cond" else self.uncond).to(q.device, torch.float32)
             plan = self.sites[site]
             k, v = self.adapter.layers.model.keys_and_values(plan.number, tokens)
-            return tuple(part.to(q.dtype) for part in scale(k, v, plan.layer.weight, self.scaling))
+            if not self.per_frame:
+                k, v = scale(k, v, plan.layer.weight, self.scaling)
+            return k.to(q.dtype), v.to(q.dtype)
 
         return run.once((self, site, role, q.dtype, q.device), project)
 
@@ -180,17 +208,18 @@ class ImagePrompt:
         key = (self, "bias", k.dtype, k.device)
         return run.once(key, lambda: self.copies.repeat_interleave(per_image)[None, None].to(k))
 
-    def _mask_rows(
-        self, run: Run, call: Call, infos: Sequence[ChunkInfo | None], images: Sequence[int]
-    ) -> Tensor:  # fmt: skip
-        seen = tuple(call.options["original_shape"][-2:])
-        if any(info is not None and info.seen != seen for info in infos):
+    def _mask_rows(self, run: Run, call: Call, chunks: Sequence[ActingChunk]) -> Tensor:
+        seen, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
+        cut = window is not None and window.dim != 0
+        if cut or any(chunk.info is not None and chunk.info.seen != seen for chunk in chunks):
             raise RuntimeError(
                 f"The mask of an IP-Adapter belongs to the whole picture, but another node shows the model a part of "
-                f"{seen[0]}x{seen[1]} cells (tiled diffusion). Remove that node or the mask."
+                f"{seen[0]}x{seen[1]} cells (tiled diffusion, windows over width). Remove that node or the mask."
             )
         grid = call.grid(call.q)
-        key = (self, "mask", grid, tuple(infos), tuple(images), call.q.dtype, call.q.device)
+        infos = tuple(chunk.info for chunk in chunks)
+        images = tuple(chunk.images for chunk in chunks)
+        key = (self, "mask", grid, infos, images, call.q.dtype, call.q.device)
         return run.once(key, lambda: on_grid(self.mask, grid, infos, images).to(call.q))
 
 
@@ -209,3 +238,24 @@ def _labels(call: Call) -> Sequence[int]:
     """The host's number of each chunk's conditioning; code without one has positives alone."""
     labels: Any = call.options.get("cond_or_uncond")
     return labels if labels else [0] * len(call.chunks)
+
+
+def _with_true_chunks(call: Call) -> Call:
+    """The call with the chunks that its rows are, where a pack for regional prompts has put in more of them.
+
+    RuntimeError where a pack has put in rows and does not say what they are.
+    """
+    if len(call.q) == call.options["activations_shape"][0]:
+        return call
+    known = (call.options.get(name) for name in COUPLED)
+    labels = next((found for found in known if found and len(call.q) % len(found) == 0), None)
+    if labels is None:
+        raise RuntimeError(
+            f"An IP-Adapter found {len(call.q)} rows in a text attention that should have "
+            f"{call.options['activations_shape'][0]}: another pack adds rows for regional prompts and does not say "
+            f"which. Remove that pack from the model; IP-Adapter for Conditioning does regions too."
+        )
+    first = dict(reversed(list(zip(_labels(call), call.chunks, strict=True))))
+    options = {**call.options, "cond_or_uncond": labels, "uuids": [first.get(label) for label in labels]}
+    options.pop(IMAGES, None)
+    return replace(call, options=options)

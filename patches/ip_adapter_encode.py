@@ -134,8 +134,15 @@ def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
         uncond: _project(adapter, _negative(adapter, request, uncond, seen), _no_face(faces))
         for uncond in ("paper", "black")
     }
+    cond = _project(adapter, seen, faces)
+    for other in unconds.values():
+        if other.shape[1] != cond.shape[1]:
+            raise ValueError(
+                f"{adapter.name} makes a token of each part of a picture: the image has {cond.shape[1]} and its "
+                f"negative {other.shape[1]}. Encode both with one image encoder."
+            )
     return ImageTokens(
-        cond=_project(adapter, seen, faces), uncond=unconds[request.uncond], black=unconds["black"],
+        cond=cond, uncond=unconds[request.uncond], black=unconds["black"],
         weights=weights, made_by=adapter.name, fingerprint=adapter.fingerprint,
     )  # fmt: skip
 
@@ -151,6 +158,8 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
             f"{adapter.name} reads the {kind.reads} of an image encoder, but none was given. Connect an image and "
             f"{kind.encoder} as clip_vision, or its CLIP_VISION_OUTPUT."
         )
+    if not len(found):
+        raise ValueError(f"{adapter.name} wants at least one image, but the {kind.reads} hold none. Connect an image.")
     if found.shape[-1] != kind.width:
         raise ValueError(
             f"{adapter.name} wants {kind.reads} {kind.width} wide, but this image encoder's are {found.shape[-1]} "
@@ -168,10 +177,11 @@ def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:
         raise ValueError(
             f"{adapter.name} is a FaceID file and wants the identity of a face. Connect Face Embeds as face_embeds."
         )
-    if faces.ndim != 2 or faces.shape[1] != kind.face:
+    shape = tuple(faces.shape) if isinstance(faces, Tensor) else type(faces).__name__
+    if not isinstance(faces, Tensor) or faces.ndim != 2 or not len(faces) or faces.shape[1] != kind.face:
         raise ValueError(
-            f"{adapter.name} wants face_embeds of shape (faces, {kind.face}), but they are {tuple(faces.shape)}. "
-            f"Make them with Face Embeds."
+            f"{adapter.name} wants face_embeds of shape (faces, {kind.face}), but they are {shape}. Make them with "
+            f"Face Embeds."
         )
     if kind.name == "face resampler":
         return faces.float()[None]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import comfy.lora
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -52,13 +53,17 @@ def as_ip_adapter(found: Any) -> IPAdapter:
     if isinstance(found, IPAdapter):
         return found
     pipe = found if isinstance(found, Mapping) else {}
-    inner = (pipe.get("ipadapter") or {}).get("model") if "ipadapter" in pipe else pipe
+    loaded = (pipe.get("ipadapter") or {}) if "ipadapter" in pipe else {"model": pipe}
+    inner = loaded.get("model")
     if not isinstance(inner, Mapping) or not inner:
         raise ValueError(
             f"ipadapter should come from Load IP-Adapter, or hold the tensors of an IP-Adapter file, but holds "
             f"{type(found).__name__}. Connect an IP-Adapter loader that has loaded a file."
         )
-    adapter = make_ip_adapter(flatten(inner), FOREIGN)
+    # That pack marks what it knows by the file's name, with entries that are no tensors.
+    weights = {key: value for key, value in flatten(inner).items() if isinstance(value, Tensor)}
+    name = Path(loaded.get("file") or FOREIGN).name
+    adapter = make_ip_adapter(weights, name, "v2" if inner.get("faceidplusv2") else "auto")
     return replace(adapter, clip_vision=(pipe.get("clipvision") or {}).get("model"))
 
 
@@ -116,8 +121,20 @@ def _described(sizes: Sequence[tuple[int, int]]) -> str:
     return f"{len(sizes)} text attentions {widths} wide that read {context} numbers{contexts.get(context, '')}"
 
 
+class Applied(NamedTuple):
+    """Notes on a model that a file's LoRA is on it."""
+
+    strength: float
+
+
 def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelPatcher:
-    """A clone with the LoRA that a FaceID file holds, as the host's own weight patches. ValueError if it misfits."""
+    """A clone with the LoRA that a FaceID file holds, as the host's own weight patches. ValueError if it misfits.
+
+    Several nodes with one file, as for two people in a picture, have one LoRA together: that of the first.
+    """
+    mark = f"reins_lora_{adapter.fingerprint}"
+    if model.get_attachment(mark) is not None:
+        return model
     unet = unet_of(model)
     targets = {
         f"{2 * number + offset}.{lora}": f"{one.path}.{kind}.{matrix}"
@@ -139,6 +156,7 @@ def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelP
     patches = comfy.lora.load_lora(content, {stem: f"diffusion_model.{targets[stem]}.weight" for stem in stems})
     model = model.clone()
     model.add_patches(patches, strength)
+    model.set_attachments(mark, Applied(strength))
     return model
 
 

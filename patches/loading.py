@@ -72,6 +72,12 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
+    spoilt = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if spoilt:
+        raise ValueError(
+            f"{name} should hold finite numbers, but some are not (NaN): {', '.join(spoilt[:SHOWN])}. Download "
+            f"the file again."
+        )
     network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=dtype)
     check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, weights, name)
     network.load_state_dict(dict(weights))

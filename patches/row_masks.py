@@ -12,16 +12,15 @@ from .chunk_conds import Area, ChunkInfo
 
 
 def on_grid(
-    mask: Tensor, grid: tuple[int, int], chunks: Sequence[ChunkInfo | None], images: Sequence[int]
+    mask: Tensor, grid: tuple[int, int], chunks: Sequence[ChunkInfo | None], images: Sequence[Sequence[int]]
 ) -> Tensor:  # fmt: skip
-    """(chunks, 1 or images, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
+    """(chunks, 1 or b, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
 
-    Image i has mask i, those beyond the last mask have the last. A chunk of an area sees its part of the mask; each
-    part is resized once, bilinearly, straight to the grid (h, w).
+    `images` are those of each chunk's rows. Image i has mask i, those beyond the last mask have the last. A chunk of
+    an area sees its part of the mask; each part is resized once, bilinearly, straight to the grid (h, w).
     """
-    if len(mask) > 1:
-        mask = mask[[min(i, len(mask) - 1) for i in images]]
-    return torch.stack([_resized(_part(mask, info), grid) for info in chunks])
+    masks = [mask if len(mask) == 1 else mask[[min(i, len(mask) - 1) for i in rows]] for rows in images]
+    return torch.stack([_resized(_part(own, info), grid) for own, info in zip(masks, chunks, strict=True)])
 
 
 def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:

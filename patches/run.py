@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -53,6 +53,7 @@ class Run:
 
     def __init__(self) -> None:
         self.step: Step | None = None
+        self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
 
@@ -96,6 +97,9 @@ def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if RUN in options["transformer_options"]:
         return executor(*args, **kwargs)
     run = Run()
+    run.names = {
+        cond["uuid"]: name for name, conds in getattr(guider, "conds", {}).items() for cond in conds if "uuid" in cond
+    }
     guider.model_options = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
     try:
         return executor(*args, **kwargs)

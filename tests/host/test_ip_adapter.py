@@ -232,17 +232,6 @@ def test_f_any_number_and_order_of_chunks_works(labels, sd15):
         assert nearly(together[i : i + 1], alone)
 
 
-@pytest.mark.parametrize("kind", ["perp-neg", "dual regular", "dual nested"])
-def test_f_guiders_with_three_conds_run(kind, sd15):
-    guider = (Guider_PerpNeg if kind == "perp-neg" else Guider_DualCFG)(ip.apply(sd15))
-    guider.set_conds(text(1), text(2), text(3))
-    if kind == "perp-neg":
-        guider.set_cfg(4.0, 0.7)
-    else:
-        guider.set_cfg(4.0, 2.0, nested=kind == "dual nested")
-    assert tiny.guide(sd15, guider).isfinite().all()
-
-
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("key", [("middle", 0), ("middle", 0, 0), ("output", 1)])
 def test_g_another_packs_slot_is_kept_underneath(before, key, sd15):
@@ -567,3 +556,258 @@ def test_extra_predictions_see_the_image_too(guidance, sd15):
 
 def test_the_methods_of_the_table_include_this_one():
     assert {"ip-adapter", "ip-adapter-masked"} <= set(METHODS)
+
+
+# --- what reviewers broke --------------------------------------------------------------------------------------------
+
+
+def coupled(model, n, option):
+    """A pack for regional prompts: n copies of the positive's rows enter the attention, their mean leaves it."""
+
+    def enlarge(q, k, v, options):
+        labels = options["cond_or_uncond"]
+        chosen = [i for i, label in enumerate(labels) for _ in range(1 if label == 1 else n)]
+        if option:
+            options[option] = [labels[i] for i in chosen]
+        return tuple(torch.cat([part.chunk(len(labels))[i] for i in chosen]) for part in (q, k, v))
+
+    def merge(out, options):
+        labels = options["cond_or_uncond"]
+        parts = list(out.chunk(sum(1 if label == 1 else n for label in labels)))
+        return torch.cat([parts.pop(0) if label == 1 else torch.stack([parts.pop(0) for _ in range(n)]).mean(0)
+                          for label in labels])  # fmt: skip
+
+    model = model.clone()
+    model.set_model_attn2_patch(enlarge)
+    model.set_model_attn2_output_patch(merge)
+    return model
+
+
+@pytest.mark.parametrize("option", module.COUPLED)
+@pytest.mark.parametrize(("n", "batch"), [(2, 1), (3, 1), (2, 2), (3, 2)])
+def test_the_rows_of_attention_couple_packs_get_the_image_of_their_prompt(n, batch, option, sd15):
+    made = ip.adapter(sd15)
+    tokens = ip.tokens(made)
+    steered = apply(coupled(sd15, n, option), made, tokens)
+    assert nearly(sample(coupled(sd15, n, option), batch=batch), sample(sd15, batch=batch))
+    assert nearly(sample(steered, batch=batch), sample(apply(sd15, made, tokens), batch=batch))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(2, 1), (3, 2)])
+def test_rows_that_nobody_explains_are_refused(n, batch, sd15):
+    with pytest.raises(RuntimeError, match="another pack adds rows for regional prompts and does not say which"):
+        sample(ip.apply(coupled(sd15, n, None)), batch=batch)
+
+
+@pytest.mark.parametrize("kind", ["perp-neg", "dual regular", "dual nested"])
+def test_f_in_guiders_of_three_conds_the_negative_is_the_one_that_is_called_so(kind, sd15):
+    """The reference knows each prompt by its words: those of the negatives get the empty tokens."""
+    made, negatives = ip.adapter(sd15), {"perp-neg": (2, 3)}.get(kind, (3,))
+    tokens = ip.tokens(made)
+    known = {float(text(seed)[0][0][0, 0, 0]): seed for seed in (1, 2, 3)}
+
+    def relabelled(executor, *args, **kwargs):
+        context, options = args[2], args[5]
+        chunks = len(options["cond_or_uncond"])
+        seeds = [known[min(known, key=lambda x: abs(x - float(part[0, 0, 0])))] for part in context.chunk(chunks)]
+        options = {**options, "cond_or_uncond": [1 if seed in negatives else 0 for seed in seeds]}
+        return executor(*args[:5], options, *args[6:], **kwargs)
+
+    by_words = reference(sd15, made, tokens)
+    by_words.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "by words", relabelled)
+
+    def run(model):
+        guider = (Guider_PerpNeg if kind == "perp-neg" else Guider_DualCFG)(model)
+        guider.set_conds(text(1), text(2), text(3))
+        if kind == "perp-neg":
+            guider.set_cfg(4.0, 0.7)
+        else:
+            guider.set_cfg(4.0, 2.0, nested=kind == "dual nested")
+        return tiny.guide(sd15, guider)
+
+    assert nearly(run(apply(sd15, made, tokens)), run(by_words))
+
+
+def one_row_at_a_time(apply_model, args):
+    """A pack that sends every picture of every chunk by itself, with the options of all."""
+    out = []
+    for i in range(len(args["input"])):
+        conds = {k: v[i : i + 1] if torch.is_tensor(v) else v for k, v in args["c"].items()}
+        out.append(apply_model(args["input"][i : i + 1], args["timestep"][i : i + 1], **conds))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+@pytest.mark.parametrize("way", ["frames", "masks"])
+def test_rows_keep_their_images_and_masks_where_a_pack_sends_them_alone(way, cfg, sd15):
+    from reins.tests.host.test_batch import regrouped
+
+    made, start = ip.adapter(sd15), tiny.noise(b=3)
+    settings = {"per_frame": True} if way == "frames" else {"mask": torch.cat(halves())}
+    tokens = ip.tokens(made, images=3 if way == "frames" else 1)
+    found = sample(apply(regrouped(sd15, one_row_at_a_time), made, tokens, **settings), batch=3, start=start, cfg=cfg)
+    assert nearly(found, sample(apply(sd15, made, tokens, **settings), batch=3, start=start, cfg=cfg))
+
+
+@pytest.mark.parametrize("settings", [{"mask": torch.ones(1, 4, 4)}, {"only_for": "left"}], ids=["mask", "only_for"])
+def test_what_a_hook_cannot_know_is_refused(settings, sd15):
+    steered = ip.apply(sd15, **settings)
+    brought = {
+        "reins": list(steered.model_options["transformer_options"]["reins"]),
+        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
+    }
+    group = comfy.hooks.HookGroup()
+    group.add(comfy.hooks.TransformerOptionsHook(brought, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    with pytest.raises(RuntimeError, match="that a hook brings cannot know the areas and names"):
+        sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
+
+
+@pytest.mark.parametrize("scaling", ["V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty"])
+def test_the_weight_of_a_frame_is_its_weight_in_every_scaling(scaling, sd15):
+    made, start = ip.adapter(sd15), tiny.noise(b=2)
+    tokens = ip.weighted(ip.tokens(made, images=2), 0.5, 2.0)
+    found = sample(apply(sd15, made, tokens, per_frame=True, scaling=scaling, weight=0.8), batch=2, start=start)
+    for i, weight in enumerate((0.4, 1.6)):
+        alone = apply(sd15, made, one_image(tokens, i), weight=weight, scaling=scaling)
+        assert nearly(found[i : i + 1], sample(alone, start=start[i : i + 1]))
+
+
+@pytest.mark.skipif(VERSION < (0, 8), reason="needs context windows")
+def test_context_windows_over_width_work_without_a_mask_and_name_it_with_one(sd15):
+    node = pytest.importorskip("comfy_extras.nodes_context_windows").ContextWindowsManualNode
+    import inspect
+
+    wanted = {"context_length": 12, "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1,
+              "closed_loop": False, "fuse_method": "flat", "dim": 3, "freenoise": False}  # fmt: skip
+    known = inspect.signature(node.execute).parameters
+    wide = node.execute(sd15, **{key: value for key, value in wanted.items() if key in known}).result[0]
+    assert sample(ip.apply(wide), (16, 24)).isfinite().all()
+    with pytest.raises(RuntimeError, match="windows over width"):
+        sample(ip.apply(wide, mask=torch.ones(1, 8, 8)), (16, 24))
+
+
+def slow_ops(model, steps):
+    """Tensors made from Python lists inside a run: on a GPU each is a copy that waits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found += func in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        sample(model, steps=steps, batch=2)
+    return count.found
+
+
+def test_d_frames_cost_no_copy_to_the_device_in_a_step(sd15):
+    made = ip.adapter(sd15)
+    steered = apply(sd15, made, ip.tokens(made, images=2), per_frame=True, mask=torch.cat(halves()))
+    extra = [slow_ops(steered, steps) - slow_ops(sd15, steps) for steps in (3, 6)]
+    assert extra[0] == extra[1]
+
+
+LAYOUT_SDXL = {
+    "num_res_blocks": [2] * 3, "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "transformer_depth_middle": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"weight_type": "precise style", "weight": 0.7, "boost": 1.5}, {3: (1.5, True), 6: (0.7, False)}),
+        ({"weight_type": "style and composition", "weight": 0.7, "composition_weight": 0.4},
+         {3: (0.4, False), 6: (0.7, False)}),
+        ({"weight_type": "precise composition", "weight": 0.7, "boost": 0.5},
+         {t: (0.7, False) if t == 3 else (0.5 if t == 6 else 0.05, True) for t in range(11)}),
+    ],
+    ids=lambda value: str(value.get("weight_type", ""))[:40] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_types_of_style_and_composition_do_in_the_loop_what_they_say(settings, layers):
+    """The reference turns the roles of the swapped layers round: the negative sees the image, the positive nothing."""
+    model = tiny.sd15(dtype=torch.float64, **LAYOUT_SDXL)
+    made = ip.adapter(model)
+    tokens = ip.tokens(made)
+    expected = model.clone()
+    sites = find_sites(model, "attn2")
+    assert len(sites) == 11
+    in_file = sorted(sites, key=lambda site: ("input", "output", "middle").index(site.block))
+    for t, site in enumerate(sites):
+
+        def both(q, k, v, options, site=site, t=t):
+            heads, labels = options["n_heads"], options["cond_or_uncond"]
+            plain = comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads)
+            weight, swapped = layers.get(t, (0.0, False))
+            parts = []
+            for label in labels:
+                if swapped:
+                    parts.append(tokens.cond if label == 1 else 0 * tokens.cond)
+                else:
+                    parts.append(tokens.uncond if label == 1 else tokens.cond)
+            chosen = torch.cat(parts).repeat_interleave(len(q) // len(labels), 0)
+            k_ip, v_ip = made.layers.model.keys_and_values(in_file.index(site), chosen)
+            image = comfy.ldm.modules.attention.attention_pytorch(q, k_ip.to(q), v_ip.to(q), heads)
+            return plain + weight * image
+
+        expected.set_model_attn2_replace(both, *site[1:])
+    found = sample(apply(model, made, tokens, **settings), batch=2)
+    assert nearly(found, sample(expected, batch=2))
+    assert not nearly(found, sample(model, batch=2), 1e-3)
+
+
+def test_the_compatible_mode_shows_the_negative_a_black_picture():
+    """A plus file, where black and nothing differ; of a model without a middle, so that nothing else does."""
+    from reins.nodes.ip_adapter_encode import IPAdapterEncode
+
+    small = tiny.sd15(dtype=torch.float64, transformer_depth_middle=-1)
+    made = ip.adapter(small, "plus")
+    paper, black = (
+        IPAdapterEncode.execute(made, ip.encoder(), ip.picture(), uncond=uncond).result[0]
+        for uncond in ("paper", "black")
+    )
+    found = sample(apply(small, made, paper, peer_compatible=True))
+    assert torch.equal(found, sample(apply(small, made, black)))
+    assert not nearly(found, sample(apply(small, made, paper)), 1e-3)
+
+
+def test_names_masks_and_areas_together_find_their_chunks(sd15):
+    """Only the second prompt is named, and the mask is empty in its area."""
+    left, right = halves()
+    positive = text(3, area=(16, 8, 0, 8)) + named(text(1, area=(16, 8, 0, 0)), "left")
+    plain = sample(sd15, positive=positive, cfg=1.0)
+    steered = ip.apply(sd15, mask=right, only_for="left")
+    assert torch.equal(sample(steered, positive=positive, cfg=1.0), plain)
+    assert not nearly(sample(ip.apply(sd15, mask=left, only_for="left"), positive=positive, cfg=1.0), plain, 1e-2)
+
+
+def test_tokens_are_projected_in_single_precision_on_a_half_model():
+    """Half precision would round tokens before the product; only its result is rounded."""
+    model, seen = tiny.sd15(dtype=torch.float16), []
+    project = ImageLayers.keys_and_values
+
+    def note(self, number, tokens):
+        seen.append(tokens.dtype)
+        return project(self, number, tokens)
+
+    with mock.patch.object(ImageLayers, "keys_and_values", note):
+        sample(ip.apply(model), steps=1)
+    assert set(seen) == {torch.float32}
+
+
+def test_inpainting_keeps_what_its_mask_keeps(sd15):
+    latent, kept = tiny.noise(seed=3), torch.zeros(1, 1, 16, 16)
+    kept[..., 8:] = 1
+    import comfy.sample
+
+    def paint(model):
+        return comfy.sample.sample(
+            model, tiny.noise(), 4, 5.0, "euler", "normal", text(1), text(2), latent, noise_mask=kept,
+            disable_pbar=True, seed=7,
+        )  # fmt: skip
+
+    plain, found = paint(sd15), paint(ip.apply(sd15))
+    assert torch.allclose(found[..., :8], plain[..., :8], atol=1e-5)
+    assert not nearly(found[..., 8:], plain[..., 8:], 1e-2)

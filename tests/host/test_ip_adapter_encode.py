@@ -152,6 +152,24 @@ def test_a_negative_picture_is_what_the_negative_sees(sd15):
         assert torch.equal(found.uncond, encode(made, ip.encoder(), ip.picture(9)).cond)
 
 
+def test_several_negative_pictures_are_averaged_and_many_pictures_all_seen(sd15):
+    made = ip.adapter(sd15, "plus")
+    negatives = ip.picture(4, b=3)
+    hidden = ip.encoder().encode_image(negatives).penultimate_hidden_states.float()
+    found = encode(made, ip.encoder(), ip.picture(b=19), negative_image=negatives)
+    with torch.no_grad():
+        assert torch.allclose(found.uncond, made.projection.model(hidden.mean(0, keepdim=True)), atol=1e-6)
+    for i in (0, 15, 16, 18):
+        alone = encode(made, ip.encoder(), ip.picture(b=19)[i : i + 1])
+        assert torch.allclose(found.cond[i : i + 1], alone.cond, atol=1e-5)
+
+
+def test_the_node_for_pictures_says_what_a_face_file_needs(sd15):
+    made = ip.adapter(sd15, "face")
+    with pytest.raises(ValueError, match=r"which this node has no input for\. Use Face Embeds"):
+        IPAdapterSimple.execute(sd15, made, ip.encoder(), ip.picture())
+
+
 def test_faces_are_projected_normalised_or_not_as_the_file_wants(sd15):
     faces = 20 * torch.randn(2, ip.FACE, generator=torch.Generator().manual_seed(0))
     unit = torch.nn.functional.normalize(faces, dim=-1)
@@ -199,6 +217,16 @@ BAD = {
         "linear", {"clip_vision": ip.encoder(), "image": ip.picture(), "mask": torch.zeros(1, 64, 64)},
         "mask should be 1 where the node acts, but it is 0 everywhere",
     ),
+    "a mask of nothing": (
+        "linear", {"clip_vision_output": torch.zeros(1, 24), "mask": torch.ones(1, 8, 8)}, "no image is connected",
+    ),
+    "no embeds": ("linear", {"clip_vision_output": torch.zeros(0, 24)}, "wants at least one image"),
+    "tokens of two encoders": (
+        "full", {"clip_vision": ip.encoder(), "clip_vision_output": torch.zeros(1, 7, 32)},
+        "the image has 7 and its negative 5",
+    ),
+    "no faces": ("face", {"face_embeds": torch.zeros(0, 512)}, r"but they are \(0, 512\)"),
+    "no tensor": ("face", {"face_embeds": [1]}, "but they are list"),
     "no face": ("face", {}, "is a FaceID file and wants the identity of a face. Connect Face Embeds"),
     "wrong face": ("face", {"face_embeds": torch.zeros(1, 99)}, r"of shape \(faces, 512\), but they are \(1, 99\)"),
 }  # fmt: skip

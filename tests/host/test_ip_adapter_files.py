@@ -205,6 +205,19 @@ def test_a_lora_that_does_not_fit_is_refused(sd15):
         apply(sd15, made, ip.tokens(made))
 
 
+def test_two_nodes_with_one_face_file_have_one_lora_together(sd15):
+    made = make_ip_adapter(face_file(sd15), "face.bin")
+    mask = torch.ones(1, 8, 8)
+    mask[..., :4] = 0
+    once = apply(sd15, made, ip.tokens(made), mask=mask)
+    twice = apply(once, made, ip.tokens(made, 3), mask=1 - mask)
+    assert {len(patches) for patches in twice.patches.values()} == {1}
+    assert set(twice.patches) == set(once.patches)
+    assert not nearly(sample(twice), sample(once), 1e-2)
+    other = make_ip_adapter({**ip.file_for(sd15, "face", 9), **ip.lora_for(sd15, seed=9)}, "other.bin")
+    assert {len(patches) for patches in apply(twice, other, ip.tokens(other)).patches.values()} == {2}
+
+
 def groups_of(weights):
     found = {"image_proj": {}, "ip_adapter": {}}
     for key, value in weights.items():
@@ -227,6 +240,35 @@ def test_what_the_widely_used_pack_loaded_is_taken(form, sd15):
     (expected,) = IPAdapterEncode.execute(ours, ip.encoder(), ip.picture()).result
     assert torch.equal(found.cond, expected.cond)
     assert torch.equal(sample(apply(sd15, theirs, found)), sample(apply(sd15, ours, expected)))
+
+
+@pytest.mark.parametrize("form", ["flag", "file name", "neither"])
+def test_the_marks_of_the_widely_used_pack_say_the_version_of_a_face_file(form, sd15):
+    weights = groups_of(ip.file_for(sd15, "face plus"))
+    if form == "flag":
+        weights["faceidplusv2"] = True
+    name = "models/ip-adapter-faceid-plusv2_sd15.bin" if form == "file name" else "models/renamed.bin"
+    found = as_ip_adapter({"ipadapter": {"file": name, "model": weights}})
+    assert found.kind.shortcut is (form != "neither")
+    assert found.name == name.removeprefix("models/")
+    unnorm = {**groups_of(ip.file_for(sd15, "face resampler")), "portraitunnorm": True}
+    assert as_ip_adapter(unnorm).kind.name == "face resampler"
+
+
+def test_numbers_that_are_not_finite_are_refused(sd15):
+    for key in ("image_proj.proj.weight", "ip_adapter.3.to_v_ip.weight"):
+        weights = ip.file_for(sd15)
+        weights[key] = weights[key].clone()
+        weights[key][0, 0] = float("nan")
+        with pytest.raises(ValueError, match=r"x\.bin should hold finite numbers, but some are not \(NaN\)"):
+            make_ip_adapter(weights, "x.bin")
+    made = ip.adapter(sd15)
+    with pytest.raises(ValueError, match="weight should be a number, but is nan"):
+        apply(sd15, made, ip.tokens(made), weight=float("nan"))
+    tokens = ip.tokens(made)
+    tokens.uncond[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="tokens hold numbers that are not finite"):
+        apply(sd15, made, tokens)
 
 
 @pytest.mark.parametrize("wrong", [None, {}, {"ipadapter": {"model": None}}, "text", {"ipadapter": None}], ids=str)
