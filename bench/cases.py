@@ -54,6 +54,11 @@ NETWORKS = [
     Network("tiny", tiny.sd15, (32, 32), steps=3, rounds=5),
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=3, rounds=3),
 ]
+# Adapters act on text attention: few cells and many steps show what they add.
+ADAPTED = [
+    Network("tiny", tiny.sd15, (32, 32), steps=5, rounds=7),
+    Network("SD1.5 layout", sd15_layout, (16, 16), steps=5, rounds=3),
+]
 
 CASES = [
     Case(name, cfg, steer, against)

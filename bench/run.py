@@ -66,12 +66,17 @@ def main() -> None:
     quick = parser.parse_args().quick
     enter()
     import comfyui_version
-    from reins.bench.cases import NETWORKS
+    from reins.bench import adapters
+    from reins.bench.cases import ADAPTED, NETWORKS
     from reins.bench.measure import measure
 
     lines = preface(comfyui_version.__version__)
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else NETWORKS:
         found = table(network, list(measure(network)))
+        print("\n".join(found), flush=True)
+        lines += found
+    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
+        found = adapters.table(network, adapters.measure(network))
         print("\n".join(found), flush=True)
         lines += found
     if not quick:
