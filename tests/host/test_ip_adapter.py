@@ -773,10 +773,11 @@ def test_the_compatible_mode_shows_the_negative_a_black_picture():
     assert not nearly(found, sample(apply(small, made, paper)), 1e-3)
 
 
-def test_names_masks_and_areas_together_find_their_chunks(sd15):
-    """Only the second prompt is named, and the mask is empty in its area."""
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_masks_and_areas_together_find_their_chunks(order, sd15):
+    """Only one prompt is named, and the mask is empty in its area."""
     left, right = halves()
-    positive = text(3, area=(16, 8, 0, 8)) + named(text(1, area=(16, 8, 0, 0)), "left")
+    positive = (text(3, area=(16, 8, 0, 8)) + named(text(1, area=(16, 8, 0, 0)), "left"))[::order]
     plain = sample(sd15, positive=positive, cfg=1.0)
     steered = ip.apply(sd15, mask=right, only_for="left")
     assert torch.equal(sample(steered, positive=positive, cfg=1.0), plain)

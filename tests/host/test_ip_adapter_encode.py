@@ -159,6 +159,7 @@ def test_several_negative_pictures_are_averaged_and_many_pictures_all_seen(sd15)
     found = encode(made, ip.encoder(), ip.picture(b=19), negative_image=negatives)
     with torch.no_grad():
         assert torch.allclose(found.uncond, made.projection.model(hidden.mean(0, keepdim=True)), atol=1e-6)
+    assert len(found.cond) == 19
     for i in (0, 15, 16, 18):
         alone = encode(made, ip.encoder(), ip.picture(b=19)[i : i + 1])
         assert torch.allclose(found.cond[i : i + 1], alone.cond, atol=1e-5)
