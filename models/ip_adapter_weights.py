@@ -56,7 +56,6 @@ class Family(NamedTuple):
 
     style: frozenset[Place]
     composition: Mapping[Place, float]  # and the factor on the weight there
-    main_style: frozenset[Place]  # what the precise composition pushes away in full
 
 
 def _places(**numbers: Sequence[int]) -> frozenset[Place]:
@@ -66,10 +65,9 @@ def _places(**numbers: Sequence[int]) -> frozenset[Place]:
 SD15 = Family(
     style=_places(input=(1, 2, 4, 5), output=(5, 6, 7, 8, 9, 10, 11)),
     composition={Place("input", 7): 0.25, Place("input", 8): 1.0},
-    main_style=_places(input=(1, 2, 4, 5), output=(5, 6, 7, 8, 9, 10, 11)),
 )
 SDXL = Family(
-    style=_places(output=(1,)), composition={Place("input", 8): 1.0}, main_style=_places(output=(1,))
+    style=_places(output=(1,)), composition={Place("input", 8): 1.0}
 )  # fmt: skip
 
 
@@ -132,7 +130,7 @@ class Strength:
                 return style | {place: LayerWeight(boost * part, swapped=True) for place, part in parts.items()}
             case _:  # precise composition
                 pushed = {
-                    place: LayerWeight(boost * (1.0 if place in family.main_style else 0.1), swapped=True)
+                    place: LayerWeight(boost * (1.0 if place in family.style else 0.1), swapped=True)
                     for place in places
                 }
                 return pushed | composition

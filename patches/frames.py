@@ -23,6 +23,11 @@ def images_of(options: Mapping[str, Any], chunk: int, rows: int) -> Sequence[int
     return inside if whole is None else [whole[i] for i in inside]
 
 
+def clamped(images: Sequence[int], count: int) -> list[int]:
+    """Which of `count` given things each image has: its own, those beyond the last the last."""
+    return [min(i, count - 1) for i in images]
+
+
 def images_of_window(window: Any, rows: int) -> list[int]:
     """Which images a context window of the host holds; 0.33 may put one more before them, as an anchor."""
     images = list(window.index_list)

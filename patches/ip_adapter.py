@@ -23,7 +23,7 @@ from ..models.ip_adapter_files import Kind
 from ..models.ip_adapter_weights import LayerWeight, Scaling, scale
 from .attention import Attend, Call, add_attention_layer
 from .chunk_conds import CONDS, IMAGES, ChunkInfo, info_of, install_chunk_infos, is_negative
-from .frames import images_of
+from .frames import clamped, images_of
 from .row_masks import on_grid
 from .run import RUN, Run
 from .sites import Site
@@ -179,13 +179,13 @@ class ImagePrompt:
         images = tuple(i for chunk in chunks for i in chunk.images)
         own = run.once(
             (self, "weights", images, v.dtype, v.device),
-            lambda: self.weights[_clamped(images, len(self.weights))].to(v)[:, None, None],
+            lambda: self.weights[clamped(images, len(self.weights))].to(v)[:, None, None],
         )
         return scale(k, v, self.sites[site].layer.weight * own, self.scaling)
 
     def _rows(self, run: Run, q: Tensor, images: tuple[int, ...], count: int) -> Tensor:
         key = (self, "rows", images, count, q.device)
-        return run.once(key, lambda: torch.tensor(_clamped(images, count), device=q.device))
+        return run.once(key, lambda: torch.tensor(clamped(images, count), device=q.device))
 
     def _project(self, run: Run, q: Tensor, site: Site, role: Role) -> tuple[Tensor, Tensor]:
         """k and v (images, tokens, c) in the type and on the device of q, once per run; frames are scaled later."""
@@ -228,10 +228,6 @@ def add_image_prompt(model: ModelPatcher, prompt: ImagePrompt, span: Span) -> Mo
     model = add_attention_layer(model, prompt.sites, prompt, span)
     install_chunk_infos(model)
     return model
-
-
-def _clamped(images: Sequence[int], count: int) -> list[int]:
-    return [min(i, count - 1) for i in images]
 
 
 def _labels(call: Call) -> Sequence[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.lora
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -121,12 +121,6 @@ def _described(sizes: Sequence[tuple[int, int]]) -> str:
     return f"{len(sizes)} text attentions {widths} wide that read {context} numbers{contexts.get(context, '')}"
 
 
-class Applied(NamedTuple):
-    """Notes on a model that a file's LoRA is on it."""
-
-    strength: float
-
-
 def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelPatcher:
     """A clone with the LoRA that a FaceID file holds, as the host's own weight patches. ValueError if it misfits.
 
@@ -156,7 +150,7 @@ def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelP
     patches = comfy.lora.load_lora(content, {stem: f"diffusion_model.{targets[stem]}.weight" for stem in stems})
     model = model.clone()
     model.add_patches(patches, strength)
-    model.set_attachments(mark, Applied(strength))
+    model.set_attachments(mark, strength)
     return model
 
 

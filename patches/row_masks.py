@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .chunk_conds import Area, ChunkInfo
+from .frames import clamped
 
 
 def on_grid(
@@ -19,7 +20,7 @@ def on_grid(
     `images` are those of each chunk's rows. Image i has mask i, those beyond the last mask have the last. A chunk of
     an area sees its part of the mask; each part is resized once, bilinearly, straight to the grid (h, w).
     """
-    masks = [mask if len(mask) == 1 else mask[[min(i, len(mask) - 1) for i in rows]] for rows in images]
+    masks = [mask if len(mask) == 1 else mask[clamped(rows, len(mask))] for rows in images]
     return torch.stack([_resized(_part(own, info), grid) for own, info in zip(masks, chunks, strict=True)])
 
 

@@ -40,6 +40,7 @@ class IPAdapterTask:
         self.base = FrozenBase(device)
         encoder = load_clip_vision(CLIP_VISION_CONFIG, read_file(CLIP_VISION_FILE), CLIP_VISION_FILE.name)
         self.tower = encoder.model.float().to(device).requires_grad_(False)
+        self.normalisation = (encoder.image_mean, encoder.image_std)
         width = self.tower.visual_projection.out_features
         self.sites = in_file_order(find_transformers(self.base.unet))
         made = {"operations": comfy.ops.disable_weight_init, "device": device}
@@ -73,8 +74,8 @@ class IPAdapterTask:
         words = torch.where(contradicted, others, drawn.scenes.words)
         image = render(draw(batch, generator, words)).image.to(self.base.device)
         with torch.no_grad():
-            mean, std = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-            pixels = (image - image.new_tensor(mean).view(3, 1, 1)) / image.new_tensor(std).view(3, 1, 1)
+            mean, std = (image.new_tensor(values).view(3, 1, 1) for values in self.normalisation)
+            pixels = (image - mean) / std
             embeds = image_embeds(self.tower, pixels)
         dropped = torch.rand(batch, 1, generator=generator) < NO_IMAGE
         tokens = self.projection(embeds.masked_fill(dropped.to(embeds.device), 0))

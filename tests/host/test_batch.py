@@ -217,14 +217,20 @@ def test_conds_with_hooks_keep_them_in_the_extra_predictions(method, sd15):
     assert not nearly(found, sample(method(sd15)), 1e-3)
 
 
-def test_a_hook_that_brings_the_list_a_second_time_changes_nothing(method, sd15):
-    steered = method(sd15)
-    again = {
+def hook_with(steered):
+    """A hook that brings what the pack put on a model: its list and its wrappers."""
+    options = {
         "reins": list(steered.model_options["transformer_options"].get("reins", [])),
         "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
     }
     group = comfy.hooks.HookGroup()
-    group.add(comfy.hooks.TransformerOptionsHook(again, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    group.add(comfy.hooks.TransformerOptionsHook(options, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    return group
+
+
+def test_a_hook_that_brings_the_list_a_second_time_changes_nothing(method, sd15):
+    steered = method(sd15)
+    group = hook_with(steered)
     found = sample(steered, positive=text(1, hooks=group), negative=text(2, hooks=group))
     assert nearly(found, sample(steered))
 

@@ -6,7 +6,6 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from unittest import mock
 
-import comfy.hooks
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.samplers
@@ -20,9 +19,10 @@ from reins.nodes.ip_adapter import IPAdapterApply
 from reins.nodes.ip_adapter_conditioning import IPAdapterConditioning
 from reins.patches import ip_adapter as module
 from reins.patches.attention import attend
+from reins.patches.ip_adapter_load import make_ip_adapter
 from reins.patches.sites import find_sites
 from reins.tests import ip, tiny
-from reins.tests.host.test_batch import VERSION, windows
+from reins.tests.host.test_batch import VERSION, hook_with, regrouped, tiled, windows
 from reins.tests.methods import METHODS, pag, sag
 from reins.tests.tiny import nearly, sample, text
 
@@ -192,7 +192,7 @@ def test_d_layers_without_weight_are_left_out(sd15):
 @pytest.mark.parametrize("of_file", [torch.float32, torch.float16, torch.bfloat16])
 def test_e_a_file_of_any_type_works_on_a_model_of_any_type(dtype, of_file):
     def both(model, weights):
-        made = module_adapter(weights)
+        made = make_ip_adapter(weights, "tiny.safetensors")
         return sample(model, steps=1), sample(apply(model, made, ip.tokens(made)), steps=1)
 
     exact, half = tiny.sd15(), tiny.sd15(dtype=dtype)
@@ -201,12 +201,6 @@ def test_e_a_file_of_any_type_works_on_a_model_of_any_type(dtype, of_file):
     plain_half, found = both(half, weights)
     rounding = (plain_half - plain).abs().max()
     assert (found - expected).abs().max() < 2 * rounding < 0.5 * (expected - plain).abs().max()
-
-
-def module_adapter(weights):
-    from reins.patches.ip_adapter_load import make_ip_adapter
-
-    return make_ip_adapter(weights, "tiny.safetensors")
 
 
 @pytest.mark.parametrize("labels", [[2], [2, 1], [2, 1, 0], [0, 5, 1], [1, 1, 0, 0]], ids=str)
@@ -476,12 +470,7 @@ def test_two_prompts_with_areas_have_adapters_of_their_own(sd15):
 def test_an_adapter_that_a_hook_brings_acts_on_its_prompt_alone(sd15):
     """As packs schedule methods per prompt: the list and the wrappers come with the hook, the model has none."""
     steered = ip.apply(sd15)
-    brought = {
-        "reins": list(steered.model_options["transformer_options"]["reins"]),
-        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
-    }
-    group = comfy.hooks.HookGroup()
-    group.add(comfy.hooks.TransformerOptionsHook(brought, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    group = hook_with(steered)
     found = sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
     assert nearly(found, sample(steered))
     only_positive = sample(sd15, positive=text(1, hooks=group))
@@ -493,12 +482,7 @@ def test_adapters_of_a_hook_and_of_the_model_both_act(sd15):
     first, second = ip.adapter(sd15), ip.adapter(sd15, seed=8)
     one, two = ip.tokens(first), ip.tokens(second, 2)
     alone = apply(sd15, second, two)
-    brought = {
-        "reins": list(alone.model_options["transformer_options"]["reins"]),
-        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in alone.wrappers.items()},
-    }
-    group = comfy.hooks.HookGroup()
-    group.add(comfy.hooks.TransformerOptionsHook(brought, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    group = hook_with(alone)
     found = sample(apply(sd15, first, one), positive=text(1, hooks=group), negative=text(2, hooks=group))
     assert nearly(found, sample(apply(apply(sd15, first, one), second, two)))
 
@@ -507,16 +491,12 @@ def test_adapters_of_a_hook_and_of_the_model_both_act(sd15):
 
 
 def test_a_mask_under_a_pack_that_tiles_the_picture_is_refused(sd15):
-    from reins.tests.host.test_batch import regrouped, tiled
-
     with pytest.raises(RuntimeError, match="another node shows the model a part of 16x8 cells"):
         sample(ip.apply(regrouped(sd15, tiled), mask=torch.ones(1, 8, 8)))
     assert sample(ip.apply(regrouped(sd15, tiled))).isfinite().all()
 
 
 def test_under_a_tiling_pack_each_tile_gets_the_tokens_of_its_prompt(sd15):
-    from reins.tests.host.test_batch import regrouped, tiled
-
     x, positive, negative = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])]
     found = tiny.denoise(ip.apply(regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
     tiles = [tiny.denoise(ip.apply(sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
@@ -640,8 +620,6 @@ def one_row_at_a_time(apply_model, args):
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 @pytest.mark.parametrize("way", ["frames", "masks"])
 def test_rows_keep_their_images_and_masks_where_a_pack_sends_them_alone(way, cfg, sd15):
-    from reins.tests.host.test_batch import regrouped
-
     made, start = ip.adapter(sd15), tiny.noise(b=3)
     settings = {"per_frame": True} if way == "frames" else {"mask": torch.cat(halves())}
     tokens = ip.tokens(made, images=3 if way == "frames" else 1)
@@ -652,12 +630,7 @@ def test_rows_keep_their_images_and_masks_where_a_pack_sends_them_alone(way, cfg
 @pytest.mark.parametrize("settings", [{"mask": torch.ones(1, 4, 4)}, {"only_for": "left"}], ids=["mask", "only_for"])
 def test_what_a_hook_cannot_know_is_refused(settings, sd15):
     steered = ip.apply(sd15, **settings)
-    brought = {
-        "reins": list(steered.model_options["transformer_options"]["reins"]),
-        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
-    }
-    group = comfy.hooks.HookGroup()
-    group.add(comfy.hooks.TransformerOptionsHook(brought, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    group = hook_with(steered)
     with pytest.raises(RuntimeError, match="that a hook brings cannot know the areas and names"):
         sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
 
