@@ -1,30 +1,24 @@
 """Layers around the attentions of the host's UNet.
 
 The host keeps one callable per attention and kind; whoever writes last wins. Here each method appends a layer to the
-pack's list, and one wrapper stacks them at call time on whatever sits in the host's slot, set before or after ours.
+pack's list, and network.py stacks them at call time on whatever sits in the host's slot, set before or after ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .chunks import SAMPLING, extra_chunks_last
-from .entries import KEY, Entry, append, entries, install_wrapper, next_order
-from .run import RUN, STEP, Run, Step, start_run
+from .entries import Entry, entries
+from .run import STEP, Step
 from .sites import Site
 from .span import WHOLE_RUN, Span
-
-BUILT = "reins_built"
 
 
 @dataclass(frozen=True)
@@ -93,20 +87,6 @@ class PerturbedLayers(Entry):
     apply: Layer
 
 
-def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
-    """Options for one call of the model that belongs to `step`.
-
-    Code that samples without preparing the model's options has not put the wrappers there; then they are added.
-    """
-    options = {**model_options["transformer_options"], STEP: step}
-    if RUN not in options:
-        wrappers = dict(options.get("wrappers", {}))
-        for kind, wrapper in WRAPPERS.items():
-            wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}
-        options["wrappers"] = wrappers
-    return {**model_options, "transformer_options": options}
-
-
 def attend(call: Call) -> Tensor:
     """The host's own attention, so that the user's choice of kernel holds."""
     options = call.options
@@ -116,42 +96,26 @@ def attend(call: Call) -> Tensor:
     )  # fmt: skip
 
 
-def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN
-) -> ModelPatcher:
-    """A clone of `model` with one more layer on some attentions; the last one added is the outermost."""
-    model = model.clone()
-    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span))
-    install_attention(model)
-    return model
+def slots_with_layers(
+    options: Mapping[str, Any], in_span: Callable[[Span], bool], frames: int | None
+) -> dict[str, dict] | None:
+    """The host's slots with the layers of this call on top of their occupants; None where no layer acts."""
+    by_site = _layers_by_site(options, in_span)
+    if not by_site:
+        return None
+    slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
+    for site, layers in by_site.items():
+        of_kind = slots.setdefault(site.kind, {})
+        # The host asks for the exact slot first, then for the slot of the whole block.
+        occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
+        of_kind[site[1:]] = _slot(occupant, layers, frames)
+    return slots
 
 
-def install_attention(model: ModelPatcher) -> None:
-    """Make a clone of a UNet model stack the layers of its list."""
-    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
-    for kind, wrapper in WRAPPERS.items():
-        install_wrapper(model, kind, wrapper)
-
-
-def stack_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
-    """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots."""
-    unet = executor.class_obj
-    if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
-        return executor(*arguments, **kwargs)
-    *inputs, options = arguments  # x, timesteps, context, y, control
-    if BUILT not in options:  # a hook may have brought the wrapper a second time
-        by_site = _layers_by_site(options)
-        if by_site:
-            frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
-            options = {**options, BUILT: True, "patches_replace": _replaced(options, by_site, frames)}
-    return executor(*inputs, options, **kwargs)
-
-
-def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:
+def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[Layer]]:
     step: Step | None = options.get(STEP)
     marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
     by_site: dict[Site, list[Layer]] = {}
-    in_span = _span_test(options, step)
     for entry in entries(options, Entry):
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
             layer = entry.apply
@@ -162,29 +126,6 @@ def _layers_by_site(options: Mapping[str, Any]) -> dict[Site, list[Layer]]:
         for site in entry.sites:
             by_site.setdefault(site, []).append(layer)
     return by_site
-
-
-def _span_test(options: Mapping[str, Any], step: Step | None) -> Callable[[Span], bool]:
-    """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
-    run: Run = options.get(RUN) or Run()
-
-    def in_span(span: Span) -> bool:
-        if span == WHOLE_RUN:
-            return True
-        sigma = run.sigma(options["sigmas"]) if step is None else step.sigma
-        return span.contains(sigma, run, options[SAMPLING].percent_to_sigma)
-
-    return in_span
-
-
-def _replaced(options: Mapping[str, Any], by_site: Mapping[Site, list[Layer]], frames: int | None) -> dict[str, dict]:
-    slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
-    for site, layers in by_site.items():
-        of_kind = slots.setdefault(site.kind, {})
-        # The host asks for the exact slot first, then for the slot of the whole block.
-        occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
-        of_kind[site[1:]] = _slot(occupant, layers, frames)
-    return slots
 
 
 def _slot(occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], frames: int | None) -> Callable[..., Tensor]:
@@ -239,6 +180,3 @@ def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
 def with_queries(call: Call, q: Tensor) -> Call:
     """The same call with other queries."""
     return replace(call, q=q)
-
-
-WRAPPERS = {WrappersMP.APPLY_MODEL: extra_chunks_last, WrappersMP.DIFFUSION_MODEL: stack_layers}

@@ -80,6 +80,17 @@ def info_of(options: Mapping[str, Any], chunk: Any) -> ChunkInfo | None:
     return options.get(CONDS, {}).get(chunk)
 
 
+def check_whole(options: Mapping[str, Any], infos: Sequence[ChunkInfo | None], what: str, owner: str) -> None:
+    """RuntimeError where the network is shown a part of the picture that no conditioning asked for."""
+    seen, window = tuple(options["original_shape"][-2:]), options.get("context_window")
+    cut = window is not None and window.dim != 0
+    if cut or any(info is not None and info.seen != seen for info in infos):
+        raise RuntimeError(
+            f"The {what} of {owner} belongs to the whole picture, but another node shows the model a part of "
+            f"{seen[0]}x{seen[1]} cells (tiled diffusion, windows over width). Remove that node or the {what}."
+        )
+
+
 def is_negative(options: Mapping[str, Any], label: int) -> bool:
     """Whether the chunks with this number are those of a negative prompt."""
     return label in options.get(NEGATIVES, (NEGATIVE_LABEL,))

@@ -15,12 +15,17 @@ def images_of(options: Mapping[str, Any], chunk: int, rows: int) -> Sequence[int
     """
     given = options.get(IMAGES)
     inside = range(rows) if given is None else given[chunk]
+    whole = images_in_window(options, rows)
+    return inside if whole is None else [whole[i] for i in inside]
+
+
+def images_in_window(options: Mapping[str, Any], rows: int) -> Sequence[int] | None:
+    """Which images of the batch the network is shown; None where it is shown all of them."""
     window = options.get("context_window")
     if window is not None and window.dim == 0:
-        whole = images_of_window(window, rows)
-    else:  # AnimateDiff-Evolved names its windows by a key of its own
-        whole = (options.get("ad_params") or {}).get("sub_idxs")
-    return inside if whole is None else [whole[i] for i in inside]
+        return images_of_window(window, rows)
+    # AnimateDiff-Evolved names its windows by a key of its own
+    return (options.get("ad_params") or {}).get("sub_idxs")
 
 
 def clamped(images: Sequence[int], count: int) -> list[int]:

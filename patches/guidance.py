@@ -18,8 +18,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.fade import Fade
-from .attention import Layer, PerturbedLayers, install_attention, options_of_call
+from .attention import Layer, PerturbedLayers
 from .entries import Entry, append, entries, install_wrapper, next_order
+from .network import install_layers, options_of_call
 from .run import RUN, Step, run_of, start_run
 from .sites import Site
 from .span import Span, percent_at
@@ -69,7 +70,7 @@ def add_term(
         return args["denoised"] + (args["cond_denoised"] - _prediction(term, args)) * factor
 
     model.set_model_sampler_post_cfg_function(add_to_result)
-    install_attention(model)
+    install_layers(model)
     install_guidance(model)
     return model
 

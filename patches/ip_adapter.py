@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..models.ip_adapter_files import Kind
 from ..models.ip_adapter_weights import LayerWeight, Scaling, scale
-from .attention import Attend, Call, add_attention_layer
-from .chunk_conds import CONDS, IMAGES, ChunkInfo, info_of, install_chunk_infos, is_negative
+from .attention import Attend, Call
+from .chunk_conds import CONDS, IMAGES, ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
 from .frames import clamped, images_of
+from .network import add_attention_layer
 from .row_masks import on_grid
 from .run import RUN, Run
 from .sites import Site
@@ -209,13 +210,7 @@ class ImagePrompt:
         return run.once(key, lambda: self.copies.repeat_interleave(per_image)[None, None].to(k))
 
     def _mask_rows(self, run: Run, call: Call, chunks: Sequence[ActingChunk]) -> Tensor:
-        seen, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
-        cut = window is not None and window.dim != 0
-        if cut or any(chunk.info is not None and chunk.info.seen != seen for chunk in chunks):
-            raise RuntimeError(
-                f"The mask of an IP-Adapter belongs to the whole picture, but another node shows the model a part of "
-                f"{seen[0]}x{seen[1]} cells (tiled diffusion, windows over width). Remove that node or the mask."
-            )
+        check_whole(call.options, [chunk.info for chunk in chunks], "mask", "an IP-Adapter")
         grid = call.grid(call.q)
         infos = tuple(chunk.info for chunk in chunks)
         images = tuple(chunk.images for chunk in chunks)

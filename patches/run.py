@@ -56,12 +56,22 @@ class Run:
         self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
+        self._at: tuple[Tensor, dict[Hashable, Any]] | None = None
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make()` gave for `key` in this run; it is called at the first request only."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def once_at(self, sigmas: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Like `once`, for as long as the sampler's tensor stays the same: within one step, however it is split."""
+        if self._at is None or self._at[0] is not sigmas:
+            self._at = sigmas, {}
+        made = self._at[1]
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
     def sigma(self, sigmas: Tensor) -> float:
         """The noise level of the sampler's tensor; it is read from the device once, however many ask for it."""
@@ -70,7 +80,7 @@ class Run:
         return self._sigma[1]
 
     def clear(self) -> None:
-        self.step = self._sigma = None
+        self.step = self._sigma = self._at = None
         self._made.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:

@@ -13,9 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..models.self_attention import attention_received, degrade
-from .attention import Attend, Call, add_attention_layer, options_of_call
+from .attention import Attend, Call
 from .attention_maps import combine
 from .guidance import Args, current_step, in_span, install_guidance
+from .network import add_attention_layer, options_of_call
 from .run import STEP, AttentionMap, Step
 from .sites import Site
 from .span import Span

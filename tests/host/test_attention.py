@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from reins.patches.attention import Call, add_attention_layer, attend
+from reins.patches.attention import Call, attend
 from reins.patches.entries import KEY
+from reins.patches.network import add_attention_layer
 from reins.patches.sites import find_sites
 from reins.patches.span import Span
 from reins.tests import tiny

@@ -1,0 +1,92 @@
+"""Terms on the features that flow between the blocks of the host's UNet.
+
+All terms of a site are computed from the same feature and then added, so their order does not matter. They come before
+the patches that other packs put there: such a patch works on the steered feature, as it would on a plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor, nn
+
+from .entries import Entry, entries
+from .span import WHOLE_RUN, Span
+
+
+class FeatureSite(NamedTuple):
+    """What leaves an input block after its skip was stored, or enters an output block before its skip joins."""
+
+    block: Literal["input", "output"]
+    number: int
+
+
+@dataclass(frozen=True)
+class FeatureCall:
+    """A feature (chunks * b, c, h, w), the number that stands for the noise level (chunks * b,), the host's options."""
+
+    feature: Tensor
+    timesteps: Tensor
+    options: Mapping[str, Any]
+
+    @property
+    def chunks(self) -> Sequence[Any]:
+        """The uuid of each chunk; code that has no conditioning sends one without."""
+        return self.options.get("uuids") or [None]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """The host's number of each chunk's conditioning."""
+        return self.options.get("cond_or_uncond") or [0] * len(self.chunks)
+
+
+AddedTerm = Callable[[FeatureCall], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureLayer(Entry):
+    """A term that acts on every chunk, those of extra predictions included; None adds nothing."""
+
+    site: FeatureSite
+    apply: AddedTerm
+    span: Span = WHOLE_RUN
+
+
+def patches_with_layers(
+    options: Mapping[str, Any], in_span: Callable[[Span], bool], timesteps: Tensor
+) -> dict[str, list] | None:
+    """The host's lists of patches with the terms of this call before them; None where no term acts."""
+    by_site: dict[FeatureSite, list[AddedTerm]] = {}
+    for entry in entries(options, FeatureLayer):
+        if in_span(entry.span):
+            by_site.setdefault(entry.site, []).append(entry.apply)
+    if not by_site:
+        return None
+
+    def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
+        call = FeatureCall(feature, timesteps, options)
+        terms = (term(call) for term in by_site.get(options["block"], ()))
+        return sum((term for term in terms if term is not None), feature)
+
+    def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return add(feature, options), skip
+
+    patches = {kind: list(of_kind) for kind, of_kind in options.get("patches", {}).items()}
+    for kind, patch in (("input_block_patch_after_skip", add), ("output_block_patch", add_before_skip)):
+        patches[kind] = [patch, *patches.get(kind, ())]
+    return patches
+
+
+def channels_at(unet: UNetModel, site: FeatureSite) -> int:
+    """How many channels the feature of a site has."""
+    if site.block == "input":
+        return _outputs(unet.input_blocks[site.number])
+    return _outputs(unet.input_blocks[-1] if unet.middle_block is None else unet.middle_block)
+
+
+def _outputs(block: nn.Module) -> int:
+    """Of a block, by the last of its layers that says it; transformers keep what they get."""
+    return next(layer.out_channels for layer in reversed(list(block)) if hasattr(layer, "out_channels"))

@@ -1,0 +1,96 @@
+"""What the pack does around a call of the host's UNet: one wrapper puts the layers of all methods into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .attention import AttentionLayer, Layer, slots_with_layers
+from .chunks import SAMPLING, extra_chunks_last
+from .entries import KEY, append, install_wrapper, next_order
+from .features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
+from .run import RUN, STEP, Run, Step, start_run
+from .sites import Site
+from .span import WHOLE_RUN, Span
+
+BUILT = "reins_built"
+
+
+def add_attention_layer(
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN
+) -> ModelPatcher:
+    """A clone of `model` with one more layer on some attentions; the last one added is the outermost."""
+    model = model.clone()
+    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span))
+    install_layers(model)
+    return model
+
+
+def add_feature_layer(
+    model: ModelPatcher, site: FeatureSite, term: AddedTerm, span: Span = WHOLE_RUN
+) -> ModelPatcher:  # fmt: skip
+    """A clone of `model` with one more term on the features of a site; terms do not see each other."""
+    model = model.clone()
+    append(model, FeatureLayer(order=next_order(model), site=site, apply=term, span=span))
+    install_layers(model)
+    return model
+
+
+def install_layers(model: ModelPatcher) -> None:
+    """Make a clone of a UNet model put the layers of its list into each call."""
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
+    for kind, wrapper in WRAPPERS.items():
+        install_wrapper(model, kind, wrapper)
+
+
+def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
+    """Options for one call of the model that belongs to `step`.
+
+    Code that samples without preparing the model's options has not put the wrappers there; then they are added.
+    """
+    options = {**model_options["transformer_options"], STEP: step}
+    if RUN not in options:
+        wrappers = dict(options.get("wrappers", {}))
+        for kind, wrapper in WRAPPERS.items():
+            wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}
+        options["wrappers"] = wrappers
+    return {**model_options, "transformer_options": options}
+
+
+def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
+    """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots and lists."""
+    unet = executor.class_obj
+    if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
+        return executor(*arguments, **kwargs)
+    *inputs, options = arguments  # x, timesteps, context, y, control
+    if BUILT not in options:  # a hook may have brought the wrapper a second time
+        frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
+        in_span = _span_test(options)
+        added = {
+            "patches_replace": slots_with_layers(options, in_span, frames),
+            "patches": patches_with_layers(options, in_span, inputs[1]),
+        }
+        options = {**options, BUILT: True, **{key: value for key, value in added.items() if value is not None}}
+    return executor(*inputs, options, **kwargs)
+
+
+def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
+    """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
+    run: Run = options.get(RUN) or Run()
+    step: Step | None = options.get(STEP)
+
+    def in_span(span: Span) -> bool:
+        if span == WHOLE_RUN:
+            return True
+        sigma = run.sigma(options["sigmas"]) if step is None else step.sigma
+        return span.contains(sigma, run, options[SAMPLING].percent_to_sigma)
+
+    return in_span
+
+
+WRAPPERS = {WrappersMP.APPLY_MODEL: extra_chunks_last, WrappersMP.DIFFUSION_MODEL: put_layers}
