@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from .entries import KEY
 
 StateDict = dict[str, Tensor]
 SHOWN = 4  # keys that an error names
@@ -99,10 +102,30 @@ def check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str,
         raise ValueError(f"{name} does not fit: {'; '.join(faults)}. Choose a file made for this node.")
 
 
-def attach(model: ModelPatcher, key: str, networks: Sequence[ModelPatcher]) -> ModelPatcher:
-    """A clone of `model` that the host loads together with these networks; earlier ones under `key` are kept."""
+@dataclass(frozen=True, eq=False)
+class LoadedWithModel:
+    """What the host finds among a model's patches, and by which it loads further networks together with the model.
+
+    The host's list of additional models would do it too, but makes it load the model anew for every clone.
+    """
+
+    networks: tuple[ModelPatcher, ...]
+
+    def models(self) -> list[ModelPatcher]:
+        return list(self.networks)
+
+    def to(self, *_: object) -> LoadedWithModel:
+        """Called with a device and with a type; the host moves the networks themselves."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> LoadedWithModel:
+        return self
+
+
+def load_with(model: ModelPatcher, *networks: ModelPatcher) -> ModelPatcher:
+    """A clone of `model` that the host loads together with these networks."""
     model = model.clone()
-    model.set_additional_models(key, [*model.get_additional_models_with_key(key), *networks])
+    model.set_model_patch(LoadedWithModel(networks), KEY)
     return model
 
 

@@ -7,7 +7,7 @@ import pickle
 import comfy.sampler_helpers
 import pytest
 import torch
-from reins.patches.loading import attach, load_network, read_file
+from reins.patches.loading import load_network, load_with, read_file
 from reins.tests.tiny import sample
 from safetensors.torch import save_file
 from torch import nn
@@ -118,9 +118,9 @@ def test_many_faults_are_counted_not_listed():
 
 def test_the_host_loads_the_network_with_the_model_and_clones_share_its_weights(sd15, monkeypatch):
     small, other = load_network(Small, weights(), "small"), load_network(Small, weights(), "other")
-    model = attach(attach(sd15, "reins", [small]), "reins", [other]).clone().clone()
-    kept = model.get_additional_models_with_key("reins")
-    assert [patcher.model for patcher in kept] == [small.model, other.model]
+    model = load_with(load_with(sd15, small), other).clone().clone()
+    assert [patcher.model for patcher in model.model_patches_models()] == [small.model, other.model]
+    assert model.clone_has_same_weights(load_with(model, small))
     loaded = []
     load = comfy.sampler_helpers.comfy.model_management.load_models_gpu
     monkeypatch.setattr(
@@ -130,4 +130,4 @@ def test_the_host_loads_the_network_with_the_model_and_clones_share_its_weights(
     )
     sample(model, steps=2)
     assert small.model in loaded and other.model in loaded
-    assert sd15.get_additional_models_with_key("reins") == []
+    assert sd15.model_patches_models() == []
