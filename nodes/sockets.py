@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
 ImageTokensSocket = io.Custom("IMAGE_TOKENS")
 FaceEmbedsSocket = io.Custom("FACE_EMBEDS")

@@ -48,5 +48,6 @@ def _add(folder: str, paths: Iterable[Path], extensions: frozenset[str]) -> None
 
 
 _add("loras", [DEMO_WEIGHTS / "loras"], NETWORKS)
+_add("controlnext", [_models("controlnext"), DEMO_WEIGHTS / "controlnext"], NETWORKS)
 _add("ipadapter", [_models("ipadapter"), DEMO_WEIGHTS / "ipadapter"], NETWORKS)
 _add("image_tokens", [_models("image_tokens"), saved("image_tokens")], TOKENS)

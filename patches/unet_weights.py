@@ -1,0 +1,128 @@
+"""Trained weights of a UNet from a file as increments, so that they add up with LoRA, in any order, at any strength.
+
+A file holds increments or the values themselves, and nothing in it tells which. Values resemble the model's own
+weights, increments do not: the cosine between the two decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..models.unet_names import host_name
+
+logger = logging.getLogger(__name__)
+PREFIX = "diffusion_model."
+SAME = 0.5  # cosine above which a file is taken for values; of increments it is near 0
+SHOWN = 4
+Mode = Literal["auto", "increment", "full"]
+
+
+@dataclass(frozen=True, eq=False)
+class UNetWeights:
+    """The tensors of a file, by diffusers' or the host's names."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    mode: Mode
+
+
+def add_unet_weights(
+    model: ModelPatcher, weights: UNetWeights, strength: float, reference: ModelPatcher | None = None
+) -> ModelPatcher:
+    """A clone of `model` with the file's weights; values become their difference from `reference`, or from the model.
+
+    ValueError for a file that is made for another model.
+    """
+    own = Unpatched(model if reference is None else reference)
+    found = _matched(model, weights, own)
+    mode = _decided(weights, found, own)
+    if mode == "full":
+        found = {key: (value.float() - own[key]).to(value.dtype) for key, value in found.items()}
+        found = {key: value for key, value in found.items() if value.any()}
+    model = model.clone()
+    accepted = set(model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength))
+    if lost := [key for key in found if key not in accepted]:
+        raise ValueError(f"{weights.name} changes tensors that the model lacks: {_few(lost)}. Choose another file.")
+    return model
+
+
+class Unpatched:
+    """The UNet's weights as they are without any patches, made single precision on the CPU when asked for."""
+
+    def __init__(self, model: ModelPatcher) -> None:
+        self._found = {key: entry[0] for key, entry in model.get_key_patches(PREFIX).items()}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._found
+
+    def __getitem__(self, key: str) -> Tensor:
+        weight, convert = self._found[key]
+        return convert(weight, inplace=False).to("cpu", torch.float32)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._found[key][0].shape)
+
+
+def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[str, Tensor]:
+    """By the host's names; what has none is reported."""
+    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    named = {key: host_name(key, table) for key in weights.tensors}
+    found, unknown, misshapen = {}, [], []
+    for key, value in weights.tensors.items():
+        name = f"{PREFIX}{named[key]}"
+        if named[key] is None or name not in own:
+            unknown.append(key)
+        elif _squeezed(value.shape) != _squeezed(own.shape(name)):
+            misshapen.append(f"{key} is {tuple(value.shape)}, there {own.shape(name)}")
+        else:
+            found[name] = value.reshape(own.shape(name))
+    if misshapen or not found:
+        raise ValueError(
+            f"{weights.name} does not fit the UNet of {type(model.model).__name__}: "
+            f"{_few(misshapen) if misshapen else 'it has none of ' + _few(unknown)}. Choose a file made for this model."
+        )
+    if unknown:
+        logger.warning(
+            "%s: %d of %d tensors have no place in the model and were left out: %s",
+            weights.name, len(unknown), len(weights.tensors), _few(unknown),
+        )  # fmt: skip
+    return found
+
+
+def _decided(weights: UNetWeights, found: Mapping[str, Tensor], own: Unpatched) -> Mode:
+    if weights.mode != "auto":
+        return weights.mode
+    cosine = _cosine(found, own)
+    mode: Mode = "full" if cosine > SAME else "increment"
+    logger.info(
+        "%s: %d tensors taken as %s (cosine to the model's own weights: %.2f)",
+        weights.name, len(found), "values" if mode == "full" else "increments", cosine,
+    )  # fmt: skip
+    return mode
+
+
+def _cosine(found: Mapping[str, Tensor], own: Unpatched) -> float:
+    dot = file_square = own_square = 0.0
+    for key, value in found.items():
+        value, weight = value.float().flatten(), own[key].flatten()
+        dot += float(value @ weight)
+        file_square += float(value @ value)
+        own_square += float(weight @ weight)
+    return dot / max((file_square * own_square) ** 0.5, 1e-30)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A projection may be a matrix or a kernel of size 1."""
+    return tuple(length for length in shape if length != 1)
+
+
+def _few(keys: list[str]) -> str:
+    return f"{', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
