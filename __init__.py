@@ -15,6 +15,8 @@ async def comfy_entrypoint() -> ComfyExtension:
     """What the host asks for: the pack's nodes, imported only now."""
     from comfy_api.latest import ComfyExtension, io
 
+    from .nodes.controlnext import ControlNeXtApply
+    from .nodes.controlnext_loader import ControlNeXtLoader
     from .nodes.demo_model import DemoModel
     from .nodes.demo_prompt import DemoPrompt
     from .nodes.demo_scene import DemoScene
@@ -38,6 +40,8 @@ async def comfy_entrypoint() -> ComfyExtension:
                 SelfAttentionGuidance,
                 GuidanceInterval,
                 GuidanceRescale,
+                ControlNeXtLoader,
+                ControlNeXtApply,
                 IPAdapterLoader,
                 IPAdapterEncode,
                 IPAdapterApply,

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.inside import ROOT, enter_host, load_pack
 
-TASKS = ("base", "checked", "clip-vision", "ip-adapter")
+CONVERGENCE = "controlnext-convergence"  # a comparison, which makes a plot and no weights
+TASKS = ("base", "checked", "clip-vision", "controlnext", CONVERGENCE, "ip-adapter")
 
 
 def parse() -> argparse.Namespace:
@@ -37,6 +38,10 @@ def main() -> int:
     from reins.demo.training.run import run
 
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    if options.name == CONVERGENCE:
+        from reins.demo.training.convergence import compare
+
+        return compare(options.state)
     changed = {
         name: getattr(options, name) for name in ("steps", "batch", "seed") if getattr(options, name) is not None
     }

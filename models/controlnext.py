@@ -1,7 +1,7 @@
 """ControlNeXt (2408.06070): a small convolutional network that turns a hint and a noise level into one feature.
 
-The networks of all releases are this one with other widths and depths. A third of its work does not depend on the
-noise level and is a function of its own, so that it can be kept for a run.
+The networks of all releases are this one with other widths and depths. What does not depend on the noise level, a
+third of the work where there is a stem, is a function of its own, so that it can be kept for a run.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ OTHERS = {
     "a T2I-Adapter: use Load ControlNet Model": r"(adapter\.)?body\..*",
     "a ControlNet-LLLite, which needs a node of its own": r"lllite_.*",
     "an IP-Adapter: use Load IP-Adapter": r"(image_proj|ip_adapter)\..*",
-    "the UNet's part of a ControlNeXt: choose it as unet_name": (
+    "weights of a UNet: if they are a ControlNeXt's, choose it as unet_name": (
         r"(model\.)?(diffusion_model\.)?((down|up|input|output)_blocks?|mid(dle)?_block|conv_in|conv_out|time_embed)\..*"
     ),
 }
@@ -87,7 +87,7 @@ def control_part(weights: Weights, name: str) -> Parts:
     """The control network of a file called `name`; ValueError that names what the file is or lacks."""
     found = _without_wrapping(weights)
     part = _after(found, CONTROL) or found
-    if "time_embedding.linear_1.weight" not in part or not any(key.startswith("down_res.") for key in part):
+    if not _is_control(part):
         raise ValueError(_refusal(part, name))
     content = dict(part)
     scale = content.pop(SCALE, None)
@@ -99,9 +99,22 @@ def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
     """The tensors for the UNet in a file called `name`, prefixes of training and of checkpoints removed. ValueError."""
     found = _without_wrapping(weights)
     part = _after(found, UNET) or found
-    if "time_embedding.linear_1.weight" in part and any(key.startswith("down_res.") for key in part):
-        raise ValueError(f"{name} is the control network of a ControlNeXt: choose it as control_name.")
+    if _is_control(part) or _is_control(_after(part, CONTROL)):
+        raise ValueError(
+            f"{name} holds the control network of a ControlNeXt and no weights of the UNet. Choose it as control_name "
+            f"alone, and none as unet_name."
+        )
     return _after(part, ("model.diffusion_model.", "diffusion_model.")) or dict(part)
+
+
+def holds_both(weights: Weights) -> bool:
+    """Whether a file is a training checkpoint with a control network and weights of the UNet."""
+    found = _without_wrapping(weights)
+    return bool(_after(found, CONTROL) and _after(found, UNET))
+
+
+def _is_control(weights: Weights) -> bool:
+    return "time_embedding.linear_1.weight" in weights and any(key.startswith("down_res.") for key in weights)
 
 
 def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
@@ -111,8 +124,8 @@ def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
     groups = {(False, 3): (1, 8, 8), (True, 2): (4, 8), (True, 3): (4, 8, 8)}.get((has_stem, count))
     if groups is None:
         raise ValueError(
-            f"{name} should have 3 stages, or a stem and 2 or 3 stages, but has {count}"
-            f"{' and a stem' if has_stem else ''}. No released ControlNeXt looks so."
+            f"{name} should have 3 stages, or a stem and 2 or 3 stages, as all released ControlNeXt have, but has "
+            f"{count}{' and a stem' if has_stem else ''}. Choose a file of a release."
         )
     stages = []
     for i, of_stage in enumerate(groups):
@@ -140,8 +153,8 @@ def _check_groups(layout: Layout, name: str) -> None:
     odd = [f"{width} by {groups}" for width, groups in normed if width % groups]
     if odd:
         raise ValueError(
-            f"{name} has widths that its groups of channels do not divide ({', '.join(odd[:SHOWN])}). It was not made "
-            f"by ControlNeXt's code or is damaged."
+            f"{name} has widths that its groups of channels do not divide ({', '.join(odd[:SHOWN])}). Choose a file "
+            f"that ControlNeXt's code made."
         )
 
 

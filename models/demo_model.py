@@ -81,8 +81,20 @@ def word_indices(chosen: Mapping[str, str]) -> Tensor:
                           for slot, words in SLOTS.items()]])  # fmt: skip
 
 
+def start_as_torch_does(module: nn.Module) -> None:
+    """Weights of one layer as torch would draw them; the host's layers come without any."""
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if module.bias is not None:
+            bound = module.weight[0].numel() ** -0.5
+            nn.init.uniform_(module.bias, -bound, bound)
+
+
 def initialise(unet: nn.Module) -> nn.Module:
-    """Weights to start training from: the host's layers come without any.
+    """Weights to start training from.
 
     A UNet of this kind knows where in the picture it is only from the zeros that pad its convolutions.  With the usual
     start (biases zero, residual branches silent) nothing tells a border from the middle, and words of place stayed
@@ -90,14 +102,8 @@ def initialise(unet: nn.Module) -> nn.Module:
     the first layer are constant, so that every padding leaves a mark: places are followed after 10,000.
     """
     for name, module in unet.named_modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = module.weight[0].numel() ** -0.5
-                nn.init.uniform_(module.bias, -bound, bound)
+        start_as_torch_does(module)
+        if isinstance(module, nn.Conv2d | nn.Linear):
             if name.endswith("proj_out") or name == "out.2":
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)

@@ -36,7 +36,7 @@ class ControlNeXtApply(io.ComfyNode):
                     tooltip="The hint, of the kind that the file was trained on, any size: it is stretched to the "
                     "picture. Several are for as many pictures, or for the frames of a video.",
                 ),
-                _strength_input("strength", "the hint", "1 for dense hints; the authors use 0.35 for canny edges."),
+                _strength_input("strength", "the hint", "1 for dense hints; for edges the authors also use 0.35."),
                 _strength_input("unet_strength", "the UNet's part of the file", "It acts on the whole run."),
                 *percent_inputs(),
                 make_input(
@@ -66,6 +66,11 @@ class ControlNeXtApply(io.ComfyNode):
         control = checked_controlnext(controlnext)
         image, mask = checked_image(image, "image"), checked_mask(mask, "mask")
         variant, site = match_model(control, model)
+        if reference_model is not None and control.unet is None:
+            raise ValueError(
+                f"reference_model is for a UNet file, but {control.name} was loaded without one. Choose one in Load "
+                f"ControlNeXt, or disconnect reference_model."
+            )
         if control.unet is not None and unet_strength:
             model = add_unet_weights(model, control.unet, unet_strength, reference_model)
         if strength:

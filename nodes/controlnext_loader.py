@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ..models.controlnext_files import VARIANTS
+from ..models.controlnext_files import VARIANTS, holds_both
 from ..patches.controlnext_load import make_controlnext, make_unet_weights
 from ..patches.folders import files_in, path_of
 from ..patches.loading import read_file
 from .schema import make_input, schema
 from .sockets import ControlNeXtSocket
 
+logger = logging.getLogger(__name__)
 FOLDER, NONE = "controlnext", "none"
 UNET_MODES = ("auto", "increment", "full")
 PADDINGS = {"auto": None, "0": 0, "1": 1}
@@ -38,8 +41,8 @@ class ControlNeXtLoader(io.ComfyNode):
                 ),
                 make_input(
                     io.Combo, "variant", options=["auto", *VARIANTS], default="auto",
-                    tooltip="How the official code of the release uses the file. auto: by the file's tensors and the "
-                    "model that it is applied to.",
+                    tooltip="How the official code of the release uses the file: sd15 · sd15-training · sdxl · svd-v1 "
+                    "· svd-v2. auto: by the file's tensors and the model that it is applied to.",
                 ),
                 make_input(
                     io.Combo, "unet_mode", options=list(UNET_MODES), default="auto",
@@ -48,8 +51,8 @@ class ControlNeXtLoader(io.ComfyNode):
                 ),
                 make_input(
                     io.Combo, "stem_padding", options=list(PADDINGS), default="auto",
-                    tooltip="Whether the first convolutions pad the hint. auto: 0 for the SVD releases, else 1. Choose "
-                    "1 for SVD files that were trained with the official training folder.",
+                    tooltip="Whether the second and third convolution pad the hint. auto: 0 for the SVD releases, "
+                    "else 1. Choose 1 for SVD files that were trained with the official training folder.",
                 ),
             ],
             outputs=[ControlNeXtSocket.Output(tooltip="For ControlNeXt Apply.")],
@@ -62,6 +65,8 @@ class ControlNeXtLoader(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         control = read_file(path_of(FOLDER, control_name))
         unet = None
+        if unet_name == NONE and holds_both(control):
+            logger.info("%s holds weights of the UNet too; to use them, choose it as unet_name", control_name)
         if unet_name != NONE:
             weights = control if unet_name == control_name else read_file(path_of(FOLDER, unet_name))
             unet = make_unet_weights(weights, unet_name, unet_mode)

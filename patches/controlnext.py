@@ -2,8 +2,8 @@
 
     h + gain * strength * CN(control(hint, t), h)
 
-The network runs once per step on each different hint, however many chunks, context windows or nodes ask for it; what
-of it does not depend on the noise level is kept for the run.
+The network runs once per step on each different hint, however many chunks ask for it; what of it does not depend on
+the noise level is kept for the run.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Hint:
         made: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
         missing = list(dict.fromkeys(hint for hint in hints if hint not in made))
         for piece in _pieces(missing):
-            at = timesteps[[hints.index(hint) for hint in piece]]
+            at = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])  # a list as index would wait
             out = self.control.network.model(self._prepared(run, piece, like), at)
             made.update(zip(piece, standardised(out, grid, self.variant.order).split(1), strict=True))
         return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])

@@ -61,9 +61,8 @@ def unet_of(model: ModelPatcher) -> UNetModel:
     unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
     if not isinstance(unet, UNetModel):
         raise ValueError(
-            f"This node steers the attention layers of a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "
-            f"{type(model.model).__name__} ({type(unet).__name__}), which has none of them. Connect a UNet model or "
-            f"remove the node."
+            f"This node steers a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "
+            f"{type(model.model).__name__} ({type(unet).__name__}). Connect a UNet model or remove the node."
         )
     return unet
 

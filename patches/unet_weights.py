@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import comfy.utils
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
 SAME = 0.5  # cosine above which a file is taken for values; of increments it is near 0
 SHOWN = 4
+FINGERPRINT = 16  # numbers of a tensor that tell it from others
 Mode = Literal["auto", "increment", "full"]
 
 
@@ -33,14 +35,27 @@ class UNetWeights:
     tensors: Mapping[str, Tensor]
     mode: Mode
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the names and of some numbers of each tensor: the same whenever the file is loaded."""
+        digest = sha256()
+        for key, value in sorted(self.tensors.items()):
+            digest.update(key.encode() + value.flatten()[:FINGERPRINT].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
 
 def add_unet_weights(
     model: ModelPatcher, weights: UNetWeights, strength: float, reference: ModelPatcher | None = None
 ) -> ModelPatcher:
     """A clone of `model` with the file's weights; values become their difference from `reference`, or from the model.
 
+    Several nodes with one file, as for two hints in a picture, have its weights once: at the strength of the first.
     ValueError for a file that is made for another model.
     """
+    mark = f"reins_unet_{weights.fingerprint}"
+    if (first := model.get_attachment(mark)) is not None:
+        logger.info("%s is in the model already, at strength %g: an earlier node added it", weights.name, first)
+        return model
     own = Unpatched(model if reference is None else reference)
     found = _matched(model, weights, own)
     mode = _decided(weights, found, own)
@@ -51,6 +66,7 @@ def add_unet_weights(
     accepted = set(model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength))
     if lost := [key for key in found if key not in accepted]:
         raise ValueError(f"{weights.name} changes tensors that the model lacks: {_few(lost)}. Choose another file.")
+    model.set_attachments(mark, strength)
     return model
 
 
@@ -81,13 +97,13 @@ def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[
         if named[key] is None or name not in own:
             unknown.append(key)
         elif _squeezed(value.shape) != _squeezed(own.shape(name)):
-            misshapen.append(f"{key} is {tuple(value.shape)}, there {own.shape(name)}")
+            misshapen.append(f"{key} is {tuple(value.shape)}, in the model {own.shape(name)}")
         else:
             found[name] = value.reshape(own.shape(name))
     if misshapen or not found:
         raise ValueError(
             f"{weights.name} does not fit the UNet of {type(model.model).__name__}: "
-            f"{_few(misshapen) if misshapen else 'it has none of ' + _few(unknown)}. Choose a file made for this model."
+            f"{_few(misshapen) if misshapen else 'it lacks ' + _few(unknown)}. Choose a file made for this model."
         )
     if unknown:
         logger.warning(

@@ -11,7 +11,7 @@ from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.nodes.rescale import GuidanceRescale
 from reins.nodes.self_attention import SelfAttentionGuidance
 from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
-from reins.tests import ip
+from reins.tests import cn, ip
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
@@ -46,6 +46,7 @@ METHODS: dict[str, Method] = {
     "interval": interval,
     "rescale": rescale,
     "ip-adapter": ip.apply,
+    "controlnext": cn.apply,
     "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
 
@@ -66,5 +67,7 @@ OFF: dict[str, Method] = {
     "ip-adapter custom weights 0": lambda model: ip.apply(model, weight_type="custom", layer_weights="0:0, 3:0"),
     "ip-adapter out of range": lambda model: ip.apply(model, start_percent=0.9, end_percent=0.91),
     "ip-adapter for other prompts": lambda model: ip.apply(model, only_for="nobody"),
+    "controlnext strengths 0": lambda model: cn.apply(model, strength=0.0, unet_strength=0.0),
+    "controlnext out of range": lambda model: cn.apply(model, unet_strength=0.0, start_percent=0.9, end_percent=0.91),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),
 }

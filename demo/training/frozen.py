@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import comfy.utils
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ...models.demo_model import BASE_FILE, UNET_PREFIX, WORDS_KEY, tokens
 from ...patches.demo_model import demo_config
 from ...patches.loading import read_file
-from .data import Batch, ask, v_loss
+from .data import Batch, Question, ask, v_loss
 
 
 class FrozenBase:
@@ -30,12 +30,13 @@ class FrozenBase:
         self.device = device
 
     def loss(
-        self, batch: Batch, generator: torch.Generator, changed: Mapping[str, Tensor], high_noise: float = 1.0,
-        **options: object,
+        self, batch: Batch, generator: torch.Generator, changed: Mapping[str, Tensor],
+        steered: Callable[[Question], Mapping[str, object]] = lambda asked: {}, high_noise: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """Mean squared error of v with some of the UNet's weights changed; `options` go to its forward."""
+        """Mean squared error of v with some of the UNet's weights changed, and transformer options of the question."""
         asked = ask(batch.latent.to(self.device), self.sigmas, generator, high_noise)
         context = self.table[tokens(batch.said).to(self.device)]
+        options = {"transformer_options": dict(steered(asked))}
         return v_loss(
             lambda x, timestep: functional_call(self.unet, dict(changed), (x, timestep, context), options), asked
         )

@@ -83,7 +83,7 @@ class IPAdapterTask:
             (site.block, site.number, site.index): self._attention(n, tokens) for n, site in enumerate(self.sites)
         }
         options = {"patches_replace": {"attn2": replaced}}
-        return self.base.loss(drawn, generator, {}, transformer_options=options)
+        return self.base.loss(drawn, generator, {}, lambda _: options)
 
     def _attention(self, n: int, tokens: Tensor) -> Callable[..., Tensor]:
         def attend_both(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, object]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 
 from .base import BaseTask
 from .clip_vision import ClipVisionTask
+from .controlnext import ControlNeXtTask
+from .controlnext_numbers import controlnext_numbers
 from .ip_adapter import IPAdapterTask
 from .ip_adapter_numbers import ip_adapter_numbers
 from .numbers import base_numbers, clip_vision_numbers, style_numbers
@@ -28,5 +30,6 @@ RUNS = {
     "base": Run(BaseTask, base_numbers),
     "checked": Run(StyleTask, style_numbers),
     "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
+    "controlnext": Run(ControlNeXtTask, controlnext_numbers),
     "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
 }

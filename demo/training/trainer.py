@@ -23,7 +23,7 @@ from .curve import Curve, draw_curve
 from .muon import Muon
 
 SAVE_SECONDS = 120
-ADAM_PARTS = ("input_blocks.0.", ".out.2.", "words.", "embedding", "lora_")
+ADAM_PARTS = ("input_blocks.0.", ".out.2.", "words.", "embedding", "lora_", ".to_out.")
 SEED_STRIDE = 1_000_003  # a prime, so that steps of different seeds draw different pictures
 
 
@@ -31,7 +31,7 @@ SEED_STRIDE = 1_000_003  # a prime, so that steps of different seeds draw differ
 class Plan:
     """The settings of a run; the rate rises over `warm_up` steps, rests, and falls to zero over the last `cool_down`.
 
-    Matrices learn by Muon at `matrix_rate`, everything else by AdamW at `rate`.
+    Matrices learn by Muon at `matrix_rate`, everything else by AdamW at `rate`; at a matrix rate of 0 all by AdamW.
     """
 
     steps: int
@@ -132,7 +132,8 @@ def make_optimisers(parameters: Mapping[str, nn.Parameter], plan: Plan) -> list[
     """Muon for matrices and kernels; AdamW for gains, biases, tables, thin adapters and the ends of the network."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in parameters.items():
-        groups[parameter.ndim > 1 and not any(part in name for part in ADAM_PARTS)].append(parameter)
+        by_muon = plan.matrix_rate > 0 and parameter.ndim > 1 and not any(part in name for part in ADAM_PARTS)
+        groups[by_muon].append(parameter)
     adam = {"params": groups[False], "full_rate": plan.rate}
     optimisers: list[torch.optim.Optimizer] = []
     if groups[True]:

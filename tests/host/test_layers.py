@@ -71,7 +71,7 @@ def test_a_wrong_layer_is_named_with_those_there_are(text, words, sdxl):
 
 @pytest.mark.parametrize("name", ["pag", "seg", "sag"])
 def test_a_model_without_a_unet_is_refused_before_sampling(name):
-    with pytest.raises(ValueError, match=r"steers the attention layers of a UNet.*SD3"):
+    with pytest.raises(ValueError, match=r"steers a UNet.*SD3"):
         METHODS[name](tiny.dit())
 
 

@@ -116,18 +116,12 @@ def test_many_faults_are_counted_not_listed():
         load_network(Small, weights() | {f"x{i}": torch.zeros(1) for i in range(10)}, "small")
 
 
-def test_the_host_loads_the_network_with_the_model_and_clones_share_its_weights(sd15, monkeypatch):
+def test_the_host_loads_the_network_with_the_model_and_clones_share_its_weights(sd15):
     small, other = load_network(Small, weights(), "small"), load_network(Small, weights(), "other")
     model = load_with(load_with(sd15, small), other).clone().clone()
     assert [patcher.model for patcher in model.model_patches_models()] == [small.model, other.model]
     assert model.clone_has_same_weights(load_with(model, small))
-    loaded = []
-    load = comfy.sampler_helpers.comfy.model_management.load_models_gpu
-    monkeypatch.setattr(
-        comfy.sampler_helpers.comfy.model_management,
-        "load_models_gpu",
-        lambda models, *args, **kwargs: (loaded.extend(m.model for m in models), load(models, *args, **kwargs)),
-    )
     sample(model, steps=2)
+    loaded = [patcher.model for patcher in comfy.model_management.loaded_models()]
     assert small.model in loaded and other.model in loaded
     assert sd15.model_patches_models() == []

@@ -1,0 +1,91 @@
+"""A ControlNeXt (2408.06070) for the demo model: one network for masks, depth and edges, in the official file's form.
+
+As the authors do, a small part of the UNet learns with it: the projections after its attentions, as increments. Beside
+Cross Normalization stands what it replaces, a convolution of zeros (ControlNet, 2302.05543), for the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...models.controlnext import ControlNeXt, Layout, Stage
+from ...models.controlnext_files import VARIANTS
+from ...models.cross_normalization import dressed, standardised
+from ...models.demo_model import start_as_torch_does
+from ...patches.controlnext import CELL, stretched
+from ..scenes import SIZE
+from .controlnext_numbers import FILE, HINTS, hints_of
+from .data import Question, draw_batch
+from .frozen import FrozenBase
+from .trainer import Plan
+
+LAYOUT = Layout(
+    stem=(8, 8, 16), stages=(Stage(16, 16, 4), Stage(16, 32, 8)), time=(64, 64), outputs=64, residual_middle=True,
+    pooled_stem=False,
+)  # fmt: skip
+VARIANT = VARIANTS["sd15-training"]
+BLOCK = ("input", 1)  # the first halving of the demo model, where that variant adds its feature
+UNSAID = (0.3, 0.12, 0.7, 0.7, 0.12, 0.12)  # much of shape, place and size is left to the hint
+
+Join = Callable[[Tensor, Tensor], Tensor]
+
+
+class ControlNeXtTask:
+    name = "controlnext"
+    what = "A ControlNeXt for masks, depth and edges, with increments for the projections after the attentions."
+    file = FILE
+    plan = Plan(steps=1600, batch=16, average=0.995)
+
+    def __init__(self, device: torch.device, join: Join | None = None) -> None:
+        torch.manual_seed(0)
+        self.base = FrozenBase(device)
+        self.network = ControlNeXt(LAYOUT, comfy.ops.disable_weight_init, device=device)
+        self.join = join or cross_normalised
+        self.network.apply(start_as_torch_does)
+        if join is zero_convolution:
+            nn.init.zeros_(self.network.mid_convs[1].weight)
+            nn.init.zeros_(self.network.mid_convs[1].bias)
+        self.frozen = {name: value for name, value in self.base.unet.state_dict().items() if ".to_out." in name}
+        self.increments = {name: nn.Parameter(torch.zeros_like(value)) for name, value in self.frozen.items()}
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return {
+            **{f"controlnext.{name}": value for name, value in self.network.named_parameters()},
+            **{f"unet.{name}": value for name, value in self.increments.items()},
+        }
+
+    def loss(self, batch: int, generator: torch.Generator) -> Tensor:
+        drawn = draw_batch(batch, generator, unsaid=UNSAID)
+        kinds = torch.randint(len(HINTS), (batch,), generator=generator)
+        hint = hints_of(drawn.views)[kinds, torch.arange(batch)]
+        prepared = self.network.prepare(as_pixels(hint).to(self.base.device))
+
+        def steered(asked: Question) -> Mapping[str, object]:
+            control = self.network(prepared, asked.timestep)
+
+            def add(feature: Tensor, options: Mapping[str, object]) -> Tensor:
+                return feature + self.join(control, feature).to(feature) if options["block"] == BLOCK else feature
+
+            return {"patches": {"input_block_patch_after_skip": [add]}}
+
+        changed = {name: value + self.increments[name] for name, value in self.frozen.items()}
+        return self.base.loss(drawn, generator, changed, steered)
+
+
+def as_pixels(hint: Tensor) -> Tensor:
+    """Hints as the node shows them to the network: eight pixels for a cell."""
+    return stretched(hint, CELL * SIZE, CELL * SIZE)
+
+
+def cross_normalised(control: Tensor, feature: Tensor) -> Tensor:
+    return dressed(standardised(control, tuple(feature.shape[-2:]), VARIANT.order), feature)
+
+
+def zero_convolution(control: Tensor, feature: Tensor) -> Tensor:
+    """Of a network whose last convolution began as zeros."""
+    return functional.adaptive_avg_pool2d(control, tuple(feature.shape[-2:]))

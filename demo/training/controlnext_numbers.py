@@ -1,0 +1,100 @@
+"""How well pictures of the demo model follow the hints of a ControlNeXt, through the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS
+from ...nodes.controlnext import ControlNeXtApply
+from ...patches.controlnext import ControlNeXt
+from ...patches.controlnext_load import make_controlnext, make_unet_weights
+from ...patches.loading import read_file
+from ..evaluate import AT_ONCE, Settings, one_line, sample
+from ..judge import Verdict, judge
+from ..scenes import SLOTS, Views, draw, draw_words, render
+from .numbers import load_base
+
+HINTS = ("mask", "depth", "edge")
+FILE = WEIGHTS / "controlnext" / "reins-demo-controlnext.safetensors"
+FORM = ("shape", "place", "size")  # what a hint says
+COUNT = 128
+SEED = 21
+SETTINGS = Settings()
+
+
+class Controlled(NamedTuple):
+    """The demo model, its words and a ControlNeXt."""
+
+    model: ModelPatcher
+    table: Tensor
+    control: ControlNeXt
+
+    def draw(self, words: Tensor, hints: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+        """(b, 3, SIZE, SIZE) from words (b, slots) and hints (b, 3, SIZE, SIZE)."""
+        drawn = []
+        for some, pictures in zip(words.split(AT_ONCE), hints.split(AT_ONCE), strict=True):
+            steered = ControlNeXtApply.execute(self.model, self.control, pictures.movedim(1, -1), **apply).result[0]
+            drawn.append(sample(steered, self.table, some, settings))
+        return torch.cat(drawn)
+
+
+class Hinted(NamedTuple):
+    """Scenes as pictures to follow."""
+
+    hints: Tensor  # (kinds, b, 3, SIZE, SIZE)
+    mask: Tensor  # (b, SIZE, SIZE)
+    words: Tensor  # (b, slots)
+
+    def saying(self, unsaid: Sequence[str] = FORM) -> Tensor:
+        """The words without those slots."""
+        return torch.where(torch.tensor([slot in unsaid for slot in SLOTS]), -1, self.words)
+
+
+def hinted(count: int = COUNT, seed: int = SEED) -> Hinted:
+    generator = torch.Generator().manual_seed(seed)
+    words = draw_words(count, generator)
+    views = render(draw(count, generator, words))
+    return Hinted(hints_of(views), views.mask, words)
+
+
+def hints_of(views: Views) -> Tensor:
+    """(kinds, b, 3, SIZE, SIZE): what there is to see of scenes, as pictures, in the order of HINTS."""
+    return torch.stack([getattr(views, kind)[:, None].expand(-1, 3, -1, -1) for kind in HINTS])
+
+
+def iou(one: Tensor, other: Tensor) -> Tensor:
+    """(b,): how much of two masks (b, h, w) of 0 and 1 they have in common."""
+    both, either = (one * other).sum((1, 2)), torch.maximum(one, other).sum((1, 2))
+    return both / either.clamp(min=1)
+
+
+def load_controlled(path: Path = FILE) -> Controlled:
+    weights = read_file(path)
+    unet = make_unet_weights(weights, path.name)
+    return Controlled(*load_base(), make_controlnext(weights, path.name, unet=unet))
+
+
+def controlnext_numbers(path: Path) -> Iterator[str]:
+    controlled, given = load_controlled(path), hinted()
+    words = given.saying()
+    for kind, hints in zip(HINTS, given.hints, strict=True):
+        for strength in (1.0, 0.5):
+            found = judge(controlled.draw(words, hints, strength=strength))
+            yield f"{kind}, strength {strength:g}: {describe(found, given)}"
+    found = judge(controlled.draw(words, given.hints[0], strength=0.0))
+    yield f"the UNet's increments alone: {describe(found, given)}"
+    found = judge(controlled.draw(words, given.hints[0], strength=0.0, unet_strength=0.0))
+    yield f"nothing of the file: {describe(found, given)}"
+
+
+def describe(found: Verdict, given: Hinted) -> str:
+    right = found.right(given.words).float().mean(0)
+    rates = dict(zip(SLOTS, right.tolist(), strict=True))
+    common = iou(found.mask, given.mask).mean()
+    return f"IoU with the hint's mask {common:.2f}; {one_line(rates)}; quality {found.quality.mean():.1f} dB"

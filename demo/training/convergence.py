@@ -1,0 +1,113 @@
+"""How fast a ControlNeXt learns to follow, with Cross Normalization and with a convolution of zeros in its place.
+
+    python3 dev.py train controlnext-convergence
+
+Both start from the same weights and see the same pictures at the same constant rates. At some steps the weights, as
+they are and not averaged, draw pictures through the host's sampler, and the judge says how well these follow the masks.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS
+from ...patches.features import FeatureCall, FeatureSite
+from ...patches.network import add_feature_layer
+from ...patches.unet_weights import UNetWeights, add_unet_weights
+from ..evaluate import AT_ONCE, Settings, sample
+from ..judge import judge
+from .controlnext import BLOCK, ControlNeXtTask, Join, as_pixels, cross_normalised, zero_convolution
+from .controlnext_numbers import Hinted, hinted, iou
+from .numbers import load_base
+from .trainer import Plan, train
+
+FILE = WEIGHTS / "controlnext" / "convergence.csv"
+AT = (0, 50, 100, 150, 200, 300, 400, 600, 800)
+PICTURES = 48
+SETTINGS = Settings(cfg=1.0, steps=12)
+JOINS = {"Cross Normalization": cross_normalised, "convolution of zeros": zero_convolution}
+# The paper trains with AdamW. Muon takes steps of one length however small a gradient is, which hides the slow start
+# of zeros, so both are shown.
+OPTIMISERS = {"AdamW": {"matrix_rate": 0.0}, "Muon": {}}
+
+Point = tuple[str, str, int, float]
+
+
+def compare(states: Path) -> int:
+    device = comfy.model_management.get_torch_device()
+    write_points(measure_convergence(ControlNeXtTask.plan, device, states))
+    return 0
+
+
+def measure_convergence(plan: Plan, device: torch.device, states: Path, at: Sequence[int] = AT) -> list[Point]:
+    """(join, optimiser, step, IoU with the masks of the hints) for each of both, at each step."""
+    points, given = [], hinted(PICTURES)
+    for optimiser, rates in OPTIMISERS.items():
+        for name, join in JOINS.items():
+            for steps in at:
+                task = ControlNeXtTask(device, join)
+                folder = states / f"controlnext-{optimiser}-{join.__name__}"
+                if steps:
+                    train(task, replace(plan, steps=steps, cool_down=0.0, average=0.0, **rates), folder)
+                points.append((name, optimiser, steps, follow(task, join, given)))
+                print(*points[-1], sep="\t", flush=True)
+    return points
+
+
+def follow(task: ControlNeXtTask, join: Join, given: Hinted) -> float:
+    """Mean IoU of drawn masks with those of the hints, the words for shape, place and size left out."""
+    model, table = load_base()
+    increments = {name: value.detach().cpu() for name, value in task.increments.items()}
+    model = add_unet_weights(model, UNetWeights("in training", increments, "increment"), 1.0)
+    drawn = [
+        sample(joined(model, task, join, hints), table, words, SETTINGS)
+        for hints, words in zip(given.hints[0].split(AT_ONCE), given.saying().split(AT_ONCE), strict=True)
+    ]
+    return iou(judge(torch.cat(drawn)).mask, given.mask).mean().item()
+
+
+def joined(model: ModelPatcher, task: ControlNeXtTask, join: Join, hints: Tensor) -> ModelPatcher:
+    """The model with a network in training; what joins it to the feature need not be ours."""
+    network = task.network.cpu().requires_grad_(False)
+    prepared = network.prepare(as_pixels(hints))
+
+    def term(call: FeatureCall) -> Tensor:
+        rows = len(call.feature) // len(hints)
+        control = network(prepared, call.timesteps[:1]).repeat(rows, 1, 1, 1)
+        return join(control, call.feature).to(call.feature)
+
+    return add_feature_layer(model, FeatureSite(*BLOCK), term)
+
+
+def write_points(points: Sequence[Point], path: Path = FILE) -> None:
+    """A table, and its plot beside it."""
+    with path.open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows([("join", "optimiser", "step", "IoU"), *points])
+    plot(points, path.with_suffix(".png"))
+
+
+def plot(points: Sequence[Point], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(OPTIMISERS), figsize=(10, 4), layout="constrained", sharey=True)
+    for axis, optimiser in zip(axes, OPTIMISERS, strict=True):
+        for name, colour in zip(JOINS, ("#2a5caa", "#c2571a"), strict=True):
+            steps = [(step, value) for join, which, step, value in points if (join, which) == (name, optimiser)]
+            axis.plot(*zip(*steps, strict=True), marker="o", color=colour, label=name)
+        axis.set(title=optimiser, xlabel="step", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("IoU of the picture with the hint's mask")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,497 @@
+"""ControlNeXt in the sampling loop: the formula, its neighbours, pictures and frames, and what it costs."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import comfy.model_management
+import comfy.utils
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from reins.models.controlnext import ControlNeXt as Network
+from reins.models.controlnext_files import VARIANTS
+from reins.nodes.controlnext import ControlNeXtApply
+from reins.patches import controlnext as module
+from reins.patches.controlnext import stretched
+from reins.tests import cn, ip, tiny
+from reins.tests.host.test_batch import VERSION, controlled, hook_with, regrouped, tiled, windows
+from reins.tests.methods import METHODS, pag, sag
+from reins.tests.tiny import nearly, sample, text
+from torch.nn import functional
+
+# where the released variants add their feature, on the tiny models
+PLACES = {
+    "sd15": ("output", 0),
+    "sd15-training": ("input", 2),
+    "sdxl": ("input", 0),
+    "svd-v1": ("input", 5),
+    "svd-v2": ("input", 2),
+}
+
+VIDEO = ("svd-v1", "svd-v2")
+
+
+def apply(model, made, image, **settings):
+    return ControlNeXtApply.execute(model, made, image, **settings).result[0]
+
+
+def model_of(name):
+    return {"sd15": tiny.sd15, "sdxl": tiny.sdxl}.get(name[:4], tiny.video)(
+        **{} if name.startswith("svd") else {"dtype": torch.float64}
+    )
+
+
+def hints(image, size):
+    """(n, 3, h, w) for a latent of some size."""
+    return stretched(image.movedim(-1, 1), 8 * size[0], 8 * size[1])
+
+
+def reference(model, made, name, image, gains=None, mask=None):
+    """The method as the official code writes it: every call, every row, nothing remembered.
+
+    `gains` are those of the positive and of the negative; the hint of row i is picture i.
+    """
+    model, times, variant = model.clone(), [], VARIANTS[name]
+    gains = (variant.gain(made.scale),) * 2 if gains is None else gains
+    network = made.network.model
+
+    def note_time(executor, x, timesteps, *rest, **kwargs):
+        times[:] = [timesteps]
+        return executor(x, timesteps, *rest, **kwargs)
+
+    def add(h, options):
+        if options["block"] != PLACES[name]:
+            return h
+        labels = options["cond_or_uncond"]
+        b = len(h) // len(labels)
+        rows = hints(image, options["original_shape"][-2:]).to(h)
+        rows = rows.expand(b, -1, -1, -1) if len(rows) == 1 else rows[:b]
+        c = network(network.prepare(rows, variant.stem_padding), times[0][:b]).repeat(len(labels), 1, 1, 1)
+        size, dims = h.shape[-2:], (1, 2, 3)
+        if variant.order.pool_first:
+            c = functional.adaptive_avg_pool2d(c, size)
+        ratio = h.std(dims, keepdim=True) / (c.std(dims, keepdim=True) + variant.order.eps)
+        c = (c - c.mean(dims, keepdim=True)) * ratio + h.mean(dims, keepdim=True)
+        gain = torch.tensor([gains[label == 1] for label in labels]).to(h).repeat_interleave(b)[:, None, None, None]
+        c = functional.adaptive_avg_pool2d(c, size) * gain
+        return h + (c if mask is None else c * functional.interpolate(mask[:, None], size=size, mode="bilinear").to(h))
+
+    if PLACES[name][0] == "input":
+        model.set_model_input_block_patch_after_skip(add)
+    else:
+        model.set_model_output_block_patch(lambda h, skip, options: (add(h, options), skip))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note_time)
+    return model
+
+
+@pytest.mark.parametrize("cfg", [5.0, 1.0])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_result_is_that_of_the_formula(name, cfg):
+    model = model_of(name)
+    made, image = cn.control(model, name, scale=0.8), cn.picture(1, b=3)
+    batch = {"batch": 3, "start": tiny.noise(b=3)}
+    uncond = VARIANTS[name].uncond
+    gain = VARIANTS[name].gain(0.8)
+    expected = sample(reference(model, made, name, image, (gain, gain if uncond is None else uncond)), cfg=cfg, **batch)
+    # a video begins at sigma 700, where single precision rounds latents to 2e-4
+    assert nearly(sample(apply(model, made, image), cfg=cfg, **batch), expected, 1e-4 if name in VIDEO else 1e-5)
+    assert not nearly(sample(model, cfg=cfg, **batch), expected, 1e-2)
+
+
+def test_the_gains_are_those_of_the_official_code():
+    assert VARIANTS["sd15"].gain(0.8) == VARIANTS["sdxl"].gain(0.8) == 0.8
+    assert VARIANTS["svd-v1"].gain(1.0) == pytest.approx(0.95, abs=5e-3)
+    assert VARIANTS["svd-v1"].uncond == pytest.approx(0.65)
+    assert VARIANTS["svd-v2"].gain(1.0) == 0.2 and VARIANTS["svd-v2"].uncond == 0.0
+
+
+@pytest.mark.parametrize("name", ["sd15-training", "svd-v1", "svd-v2"])
+@pytest.mark.parametrize("uncond", ["both", "cond only"])
+def test_the_negative_follows_as_asked(name, uncond):
+    model = model_of(name)
+    made, image, batch = cn.control(model, name), cn.picture(1, b=3), {"batch": 3}
+    gain = VARIANTS[name].gain(1.0)
+    expected = reference(model, made, name, image, (gain, gain if uncond == "both" else 0.0))
+    assert nearly(sample(apply(model, made, image, uncond=uncond), **batch), sample(expected, **batch), 1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.35, -0.5, 2.0])
+@pytest.mark.parametrize("name", ["sd15-training", "svd-v1"])
+def test_strength_multiplies_the_whole_term(name, strength):
+    model = model_of(name)
+    made, image = cn.control(model, name, scale=0.8), cn.picture(1)
+    gains = (strength * VARIANTS[name].gain(0.8), strength * (VARIANTS[name].uncond or VARIANTS[name].gain(0.8)))
+    expected = sample(reference(model, made, name, image, gains), batch=3)
+    assert nearly(sample(apply(model, made, image, strength=strength), batch=3), expected, 1e-4)
+
+
+def test_strength_0_leaves_the_very_model_and_unet_strength_0_its_weights(sd15):
+    made = cn.control(sd15, unet=cn.unet_file(sd15))
+    assert apply(sd15, made, cn.picture(), strength=0, unet_strength=0) is sd15
+    assert not apply(sd15, made, cn.picture(), unet_strength=0).patches
+    only_weights = apply(sd15, made, cn.picture(), strength=0)
+    assert "reins" not in only_weights.model_options["transformer_options"]
+    assert not nearly(sample(only_weights), sample(sd15), 1e-4)
+
+
+# --- hints ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13), (5, 24)])
+@pytest.mark.parametrize("shape", [(128, 128), (50, 300)])
+def test_a_hint_of_any_size_is_stretched_to_eight_times_the_latent(size, shape, model):
+    image, seen, prepare = cn.picture(1, h=shape[0], w=shape[1]), [], Network.prepare
+
+    def note(self, hint, *rest):
+        seen.append(hint)
+        return prepare(self, hint, *rest)
+
+    with mock.patch.object(Network, "prepare", note):
+        sample(apply(model, cn.control(model), image), size, steps=1)
+    h, w = (8 * length for length in size)
+    expected = image.movedim(-1, 1)
+    if shape != (h, w):
+        expected = comfy.utils.common_upscale(expected, w, h, "lanczos", "disabled")
+    assert torch.equal(seen[0], expected.to(seen[0]))
+
+
+def pictures(model, made, image, count, **settings):
+    """One run for each picture with its own hint, from the noise of a batch."""
+    start = tiny.noise(b=count)
+    return torch.cat([
+        sample(apply(model, made, image[i % len(image)][None], **settings), start=start[i : i + 1])
+        for i in range(count)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [1, 2, 3, 5])
+def test_each_picture_of_a_batch_has_its_hint(given, model):
+    """Too few begin again, as with the host's ControlNet; those beyond the batch are not looked at."""
+    made, image = cn.control(model), cn.picture(1, b=given)
+    found = sample(apply(model, made, image), batch=3, start=tiny.noise(b=3))
+    assert nearly(found, pictures(model, made, image, 3))
+    assert given == 1 or not nearly(found, pictures(model, made, image.flip(0), 3), 1e-3)
+
+
+def test_a_prompt_of_an_area_sees_its_part_of_the_hint(sd15):
+    """One prediction: inside the area it is that of a smaller picture with the part as its hint."""
+    made, image = cn.control(sd15), cn.picture(1)
+    x, area = 3 * tiny.noise(), (16, 8, 0, 8)
+    embedding = text(1)[0][0]
+    steered = apply(sd15, made, image)
+    whole = tiny.denoise(steered, x, 3.0, [tiny.cond(embedding, area=area)], None, 1.0)
+    part = apply(sd15, made, image[:, :, 64:])
+    assert nearly(whole[..., 8:], tiny.denoise(part, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0))
+    squeezed = tiny.denoise(steered, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0)
+    assert not nearly(whole[..., 8:], squeezed, 1e-3)
+
+
+def test_two_areas_of_one_size_see_different_parts(sd15):
+    made, image = cn.control(sd15), cn.picture(1)
+    x, embedding = 3 * tiny.noise(), text(1)[0][0]
+    both = [tiny.cond(embedding, area=(16, 8, 0, left)) for left in (0, 8)]
+    found = tiny.denoise(apply(sd15, made, image), x, 3.0, both, None, 1.0)
+    for left in (0, 8):
+        part = apply(sd15, made, image[:, :, 8 * left : 8 * left + 64])
+        columns = slice(left, left + 8)
+        assert nearly(found[..., columns], tiny.denoise(part, x[..., columns], 3.0, [tiny.cond(embedding)], None, 1.0))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13)])
+def test_a_mask_multiplies_the_term_and_leaves_the_statistics(size, sd15):
+    mask = torch.rand((1, 20, 30), generator=torch.Generator().manual_seed(0))
+    made, image = cn.control(sd15), cn.picture(1)
+    expected = reference(sd15, made, "sd15-training", image, mask=mask)
+    assert nearly(sample(apply(sd15, made, image, mask=mask), size), sample(expected, size))
+    ones = torch.ones(1, 7, 9)
+    assert nearly(sample(apply(sd15, made, image, mask=ones), size), sample(apply(sd15, made, image), size))
+
+
+def test_a_mask_is_cut_to_areas_and_given_picture_by_picture(sd15):
+    made, image = cn.control(sd15), cn.picture(1)
+    masks = torch.rand((2, 16, 16), generator=torch.Generator().manual_seed(0))
+    start = tiny.noise(b=2)
+    found = sample(apply(sd15, made, image, mask=masks), batch=2, start=start)
+    for i in range(2):
+        alone = apply(sd15, made, image, mask=masks[i : i + 1])
+        assert nearly(found[i : i + 1], sample(alone, start=start[i : i + 1]))
+    x, embedding = 3 * tiny.noise(), text(1)[0][0]
+    half = tiny.denoise(
+        apply(sd15, made, image, mask=masks[:1]), x, 3.0, [tiny.cond(embedding, area=(16, 8, 0, 8))], None, 1.0
+    )
+    part = apply(sd15, made, image[:, :, 64:], mask=masks[:1, :, 8:])
+    assert nearly(half[..., 8:], tiny.denoise(part, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
+def test_a_hint_without_any_content_is_finite_in_every_precision(dtype, brightness):
+    model = tiny.sd15(dtype=dtype)
+    image = torch.full((1, 64, 64, 3), brightness)
+    found = sample(apply(model, cn.control(model), image), steps=2)
+    assert found.isfinite().all()
+
+
+# --- video ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["svd-v1", "svd-v2"])
+@pytest.mark.parametrize("given", [1, 2, 3, 4])
+def test_each_frame_has_its_hint_and_the_last_is_repeated(name, given):
+    model, image = tiny.video(), cn.picture(1, b=4)
+    made = cn.control(model, name)
+    frames = image[[min(i, given - 1) for i in range(3)]]
+    found = sample(apply(model, made, image[:given]), batch=3)
+    gain, uncond = VARIANTS[name].gain(1.0), VARIANTS[name].uncond
+    assert nearly(found, sample(reference(model, made, name, frames, (gain, uncond)), batch=3), 1e-4)
+
+
+@pytest.mark.parametrize(("name", "first"), [("svd-v1", 3), ("svd-v2", 0)])
+@pytest.mark.parametrize("pack", ["host", "animatediff"])
+def test_windows_take_the_hints_of_their_frames(name, first, pack):
+    """v2 shows each window the hint of the very first frame, the reference, in the place of its own first."""
+    model, image, seen, prepare = tiny.video(), cn.picture(1, b=6), [], Network.prepare
+    steered = apply(model, cn.control(model, name), image)
+    window = mock.Mock(dim=0, index_list=[3, 4, 5])
+    told = {"context_window": window} if pack == "host" else {"ad_params": {"sub_idxs": [3, 4, 5]}}
+    steered.model_options["transformer_options"].update(told)
+
+    def note(self, hint, *rest):
+        seen.extend(hint)
+        return prepare(self, hint, *rest)
+
+    with mock.patch.object(Network, "prepare", note):
+        sample(steered, batch=3, steps=1)
+    expected = hints(image, (16, 16))[[first, 4, 5]]
+    assert torch.equal(torch.stack(seen), expected.to(seen[0]))
+
+
+@pytest.mark.parametrize(("padding", "cells"), [(None, 15), (0, 15), (1, 16)])
+def test_the_padding_of_the_stem_is_the_releases_or_the_users(padding, cells):
+    model, sizes, forward = tiny.video(), [], Network.forward
+    made = cn.control(model, "svd-v2", stem_padding=padding)
+
+    def note(self, *arguments):
+        out = forward(self, *arguments)
+        sizes.append(out.shape[-1])
+        return out
+
+    with mock.patch.object(Network, "forward", note):
+        sample(apply(model, made, cn.picture()), batch=3, steps=1)
+    assert set(sizes) == {cells}
+
+
+def test_video_gets_the_time_that_its_unet_gets():
+    """A quarter of the logarithm of sigma, where a model has that clock."""
+    model, times, forward = tiny.video(), [], Network.forward
+    made = cn.control(model, "svd-v2")
+
+    def note(self, prepared, timestep):
+        times.append(timestep)
+        return forward(self, prepared, timestep)
+
+    with mock.patch.object(Network, "forward", note):
+        x = tiny.noise(b=3)
+        tiny.denoise(apply(model, made, cn.picture()), x, 2.5, [tiny.cond(text(1)[0][0])], None, 1.0)
+    assert torch.allclose(times[0], 0.25 * torch.tensor(2.5).log())
+
+
+@pytest.mark.skipif(VERSION < (0, 8), reason="context windows over a batch of this host change plain sampling too")
+@pytest.mark.parametrize("order", ["windows first", "windows last"])
+def test_pictures_keep_their_hints_in_context_windows(order, sd15):
+    made, start, image = cn.control(sd15), tiny.noise(b=6), cn.picture(1, b=6)
+    mask = torch.rand((6, 16, 16), generator=torch.Generator().manual_seed(0))
+
+    def steer(model):
+        return apply(model, made, image, mask=mask)
+
+    steered = steer(windows(sd15)) if order == "windows first" else windows(steer(sd15))
+    assert nearly(sample(steered, batch=6, start=start), sample(steer(sd15), batch=6, start=start))
+
+
+# --- several, and neighbours ---------------------------------------------------------------------------------------
+
+
+def test_several_add_up_in_any_order_each_from_the_same_feature(model):
+    first, second = cn.control(model), cn.control(model, seed=1)
+    one, two = cn.picture(1), cn.picture(2)
+    name = "sd15-training" if model.model.diffusion_model.num_classes is None else "sdxl"
+    x, conds = 3 * tiny.noise(), ([tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])])
+
+    def both(a, b):
+        return tiny.denoise(b(a(model)), x, 3.0, *conds, 5.0)
+
+    def with_first(model):
+        return apply(model, first, one)
+
+    def with_second(model):
+        return apply(model, second, two)
+
+    assert nearly(both(with_first, with_second), both(with_second, with_first))
+    terms = [record_term(model, made, image, x, conds) for made, image in ((first, one), (second, two))]
+    summed = patched(model, name, sum(terms))
+    assert nearly(both(with_first, with_second), tiny.denoise(summed, x, 3.0, *conds, 5.0))
+
+
+def record_term(model, made, image, x, conds):
+    kept, call = [], module.Hint.__call__
+
+    def note(self, *arguments):
+        kept.append(call(self, *arguments))
+        return kept[-1]
+
+    with mock.patch.object(module.Hint, "__call__", note):
+        tiny.denoise(apply(model, made, image), x, 3.0, *conds, 5.0)
+    return kept[0]
+
+
+def patched(model, name, term):
+    model = model.clone()
+    model.set_model_input_block_patch_after_skip(lambda h, options: h + term if options["block"] == PLACES[name] else h)
+    return model
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", ["sd15", "sd15-training"])
+def test_another_packs_patch_works_on_the_steered_feature(before, name, sd15):
+    made, image = cn.control(sd15, name), cn.picture(1)
+
+    def theirs(model):
+        model = model.clone()
+        if name == "sd15":  # as FreeU does
+            model.set_model_output_block_patch(
+                lambda h, skip, options: (h * 1.5 if options["block"] == PLACES[name] else h, skip)
+            )
+        else:
+            model.set_model_input_block_patch_after_skip(
+                lambda h, options: h * 1.5 if options["block"] == PLACES[name] else h
+            )
+        return model
+
+    steered = apply(theirs(sd15), made, image) if before else theirs(apply(sd15, made, image))
+    assert nearly(sample(steered), sample(theirs(reference(sd15, made, name, image))))
+
+
+@pytest.mark.parametrize("neighbour", [lambda m: ip.apply(m), pag, sag], ids=["ip-adapter", "pag", "sag"])
+def test_neighbours_see_the_steered_model(neighbour, sd15):
+    made, image = cn.control(sd15), cn.picture(1)
+    expected = sample(neighbour(reference(sd15, made, "sd15-training", image)))
+    assert nearly(sample(neighbour(apply(sd15, made, image))), expected)
+    assert nearly(sample(apply(neighbour(sd15), made, image)), expected)
+
+
+def test_a_control_net_of_the_host_acts_beside_it(sd15):
+    made, image, conds = cn.control(sd15), cn.picture(1), {"positive": controlled(1), "negative": controlled(2)}
+    for name in ("sd15", "sd15-training"):
+        made = cn.control(sd15, name)
+        found = sample(apply(sd15, made, image), **conds)
+        assert nearly(found, sample(reference(sd15, made, name, image), **conds))
+        assert not nearly(found, sample(apply(sd15, made, image)), 1e-3)
+
+
+def test_a_hook_may_bring_it(sd15):
+    steered = apply(sd15, cn.control(sd15), cn.picture(1))
+    group = hook_with(steered)
+    found = sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
+    assert nearly(found, sample(steered))
+
+
+def test_the_methods_of_the_table_include_this_one():
+    assert "controlnext" in METHODS
+
+
+def test_a_tiling_pack_is_refused(sd15):
+    with pytest.raises(RuntimeError, match="The hint of a ControlNeXt belongs to the whole picture"):
+        sample(apply(regrouped(sd15, tiled), cn.control(sd15), cn.picture()))
+
+
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Rows of every call of the network and of its part that is kept, inside the block."""
+
+    def __enter__(self):
+        self.calls, self.prepared = [], []
+        forward, prepare = Network.forward, Network.prepare
+
+        def note_forward(network, prepared, timestep):
+            self.calls.append(len(prepared.x))
+            return forward(network, prepared, timestep)
+
+        def note_prepare(network, image, *rest):
+            self.prepared.append(len(image))
+            return prepare(network, image, *rest)
+
+        self.patches = [mock.patch.object(Network, "forward", note_forward),
+                        mock.patch.object(Network, "prepare", note_prepare)]  # fmt: skip
+        for patch in self.patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *_):
+        for patch in self.patches:
+            patch.stop()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["joined", "split"])
+@pytest.mark.parametrize("given", [1, 2])
+@pytest.mark.parametrize("neighbour", [lambda m: m, pag, sag], ids=["alone", "pag", "sag"])
+def test_the_network_runs_once_per_step_on_each_different_hint(split, given, neighbour, sd15, monkeypatch):
+    steered = neighbour(apply(sd15, cn.control(sd15), cn.picture(1, b=given)))
+    with Counted() as counted:
+        if split:
+            with tiny.little_memory(monkeypatch, sd15):
+                sample(steered, batch=4, steps=3, start=tiny.noise(b=4))
+        else:
+            sample(steered, batch=4, steps=3, start=tiny.noise(b=4))
+    assert counted.calls == [given] * 3
+    assert counted.prepared == [given]
+
+
+def test_without_room_the_first_third_is_made_at_every_step(sd15, monkeypatch):
+    steered = apply(sd15, cn.control(sd15), cn.picture(1))
+    expected = sample(steered, steps=3)
+    monkeypatch.setattr(module, "KEPT_BYTES", 1000)
+    with Counted() as counted:
+        assert torch.equal(sample(steered, steps=3), expected)
+    assert counted.prepared == counted.calls == [1] * 3
+
+
+def test_many_hints_go_through_in_pieces(sd15, monkeypatch):
+    steered = apply(sd15, cn.control(sd15), cn.picture(1, b=5))
+    start = tiny.noise(b=5)
+    expected = sample(steered, batch=5, start=start)
+    monkeypatch.setattr(module, "PIECE_PIXELS", 2 * 128 * 128)
+    with Counted() as counted:
+        assert nearly(sample(steered, batch=5, start=start, steps=3), expected)
+    assert counted.calls == [2, 2, 1] * 3 and counted.prepared == [2, 2, 1]
+
+
+def test_outside_of_its_range_nothing_runs(sd15):
+    steered = apply(sd15, cn.control(sd15), cn.picture(1), start_percent=0.3, end_percent=0.6)
+    with Counted() as counted:
+        sample(steered, steps=10)
+    assert counted.calls == [1] * 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"end_percent": 0.5}, {"mask": torch.ones(1, 4, 4)}], ids=str)
+def test_a_step_reads_nothing_from_the_device_but_sigma_where_there_is_a_range(settings, sd15):
+    steered = apply(sd15, cn.control(sd15), cn.picture(1, b=2), **settings)
+
+    def reads(model, steps):
+        with tiny.DeviceReads() as found:
+            sample(model, steps=steps, batch=2)
+        return found.count
+
+    extra = [reads(steered, steps) - reads(sd15, steps) for steps in (2, 6)]
+    assert extra[1] - extra[0] == (4 if "end_percent" in settings else 0)
+
+
+def test_the_host_loads_the_network_with_the_model(sd15):
+    made = cn.control(sd15)
+    steered = apply(sd15, made, cn.picture())
+    comfy.model_management.unload_all_models()
+    sample(steered)
+    assert any(model.model is made.network.model for model in comfy.model_management.loaded_models())

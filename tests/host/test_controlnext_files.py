@@ -1,0 +1,382 @@
+"""ControlNeXt files on disk and on models: formats, variants, faults, and the UNet's weights that come with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from reins.models.controlnext_files import VARIANTS
+from reins.models.unet_names import host_name
+from reins.nodes.controlnext import ControlNeXtApply
+from reins.nodes.controlnext_loader import ControlNeXtLoader
+from reins.patches.controlnext_load import _site, make_controlnext, make_unet_weights, match_model
+from reins.patches.features import channels_at
+from reins.tests import cn, ip, tiny
+from reins.tests.host.test_ip_adapter_files import LAYOUTS, Bomb, truncated
+from reins.tests.tiny import nearly, sample
+from safetensors.torch import save_file
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UNET_TABLES = json.loads((GOLDEN / "controlnext_files.json").read_text())["unet"]
+SVD_NAMES = json.loads((GOLDEN / "svd_unet_names.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A models/controlnext of our own in front of the others."""
+    paths, extensions = folder_paths.folder_names_and_paths["controlnext"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "controlnext", ([str(tmp_path), *paths], extensions))
+    folder_paths.filename_list_cache.clear()
+    yield tmp_path
+    folder_paths.filename_list_cache.clear()
+
+
+def load(name, **settings):
+    return ControlNeXtLoader.execute(name, **settings).result[0]
+
+
+def apply(model, made, **settings):
+    return ControlNeXtApply.execute(model, made, cn.picture(1), **settings).result[0]
+
+
+# --- control files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "half", "training dump", "wrapped"])
+def test_every_form_of_a_file_loads_and_works(form, folder, model):
+    weights, name = cn.file_for(model), "file.safetensors" if form in ("safetensors", "half") else "file.bin"
+    if form == "half":
+        weights = {key: value.half() for key, value in weights.items()}
+    if form == "training dump":
+        dump = {f"controlnext.{key}": value for key, value in weights.items()}
+        torch.save({"module": {**dump, "unet.mid_block.x": torch.ones(1)}, "global_step": 7}, folder / name)
+    elif form == "wrapped":
+        torch.save({f"module._orig_mod.{key}": value for key, value in weights.items()}, folder / name)
+    elif form == "bin":
+        torch.save(weights, folder / name)
+    else:
+        save_file(weights, folder / name)
+    assert name in ControlNeXtLoader.define_schema().inputs[0].options
+    plainly = {key: value.float() for key, value in weights.items()}
+    expected = sample(apply(model, make_controlnext(plainly, "direct")))
+    assert nearly(sample(apply(model, load(name))), expected)
+    assert not nearly(sample(model), expected, 1e-2)
+
+
+FILES = {
+    "bomb.bin": lambda path: path.write_bytes(pickle.dumps({"controlnext": Bomb()})),
+    "cut.safetensors": truncated,
+    "text.bin": lambda path: path.write_text("hello"),
+    "control.safetensors": lambda path: save_file({"zero_convs.0.0.weight": torch.zeros(1)}, path),
+    "adapter.safetensors": lambda path: save_file({"adapter.body.0.in_conv.weight": torch.zeros(1)}, path),
+    "lost.safetensors": lambda path: save_file(
+        {key: value for key, value in cn.file("sdxl", 32).items() if key != "down_res.1.norm2.bias"}, path
+    ),
+    "more.safetensors": lambda path: save_file({**cn.file("sdxl", 32), "extra": torch.zeros(1)}, path),
+    "shape.safetensors": lambda path: save_file(
+        {**cn.file("sdxl", 32), "mid_convs.0.2.bias": torch.zeros(5)}, path
+    ),
+    "nan.safetensors": lambda path: save_file(
+        {**cn.file("sdxl", 32), "mid_convs.1.bias": torch.full((32,), torch.nan)}, path
+    ),
+}  # fmt: skip
+WORDS = {
+    "bomb.bin": "code of its own",
+    "cut.safetensors": "cannot be read",
+    "text.bin": "not",
+    "control.safetensors": "ordinary ControlNet: use Load ControlNet Model",
+    "adapter.safetensors": "T2I-Adapter: use Load ControlNet Model",
+    "lost.safetensors": "lacks down_res.1.norm2.bias",
+    "more.safetensors": "unknown extra",
+    "shape.safetensors": r"mid_convs.0.2.bias should be \(16,\) but is \(5,\)",
+    "nan.safetensors": "mid_convs.1.bias",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_refused_in_one_sentence(name, folder, capsys):
+    FILES[name](folder / name)
+    with pytest.raises(ValueError, match=WORDS[name]) as error:
+        load(name)
+    assert name in str(error.value) and "executed" not in capsys.readouterr().out
+
+
+def test_a_name_outside_of_the_folder_is_refused():
+    with pytest.raises(ValueError, match="not in the controlnext folders"):
+        load("../secret.safetensors")
+
+
+def test_the_variant_must_have_the_files_layout(folder):
+    save_file(cn.file("sdxl", 32), folder / "file.safetensors")
+    with pytest.raises(ValueError, match="a file of svd-v1, but its tensors are those of sd15-training or sdxl or svd"):
+        load("file.safetensors", variant="svd-v1")
+    assert load("file.safetensors", variant="svd-v2").variants == ("svd-v2",)
+
+
+@pytest.mark.parametrize("stem_padding", ["auto", "0", "1"])
+def test_the_loader_hands_the_padding_on(stem_padding, folder):
+    save_file(cn.file("sdxl", 32), folder / "file.safetensors")
+    found = load("file.safetensors", stem_padding=stem_padding).stem_padding
+    assert found == {"auto": None, "0": 0, "1": 1}[stem_padding]
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_the_ambiguous_family_is_settled_by_the_model():
+    for make, name in ((tiny.sd15, "sd15-training"), (tiny.sdxl, "sdxl"), (tiny.video, "svd-v2")):
+        model = make()
+        variant, _ = match_model(cn.control(model), model)
+        assert variant is VARIANTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "found"),
+    [
+        ("sd15", tiny.sdxl, "SDXL (SDXL)"),
+        ("sd15", tiny.video, "SVD"),
+        ("svd-v1", tiny.sd15, "SD1.x"),
+        ("sdxl", tiny.sd15, "SD1.x"),
+        ("svd-v2", tiny.sdxl, "SDXL"),
+    ],
+)
+def test_a_file_for_another_family_is_refused_with_both_named(name, model, found):
+    made = make_controlnext(cn.file(name, 64), "the file", name)
+    with pytest.raises(ValueError, match="the file is a ControlNeXt for") as error:
+        apply(model(), made)
+    assert f"{VARIANTS[name].family} ({name})" in str(error.value) and found in str(error.value)
+
+
+def test_other_widths_are_refused_with_both_numbers(sdxl):
+    with pytest.raises(ValueError, match="makes 48 channels, but SDXL has 32 where sdxl adds them"):
+        apply(sdxl, make_controlnext(cn.file("sdxl", 48), "the file"))
+
+
+@pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
+def test_models_without_a_unet_are_refused(make, sd15):
+    with pytest.raises(ValueError, match="steers a UNet"):
+        apply(make(), cn.control(sd15))
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "site", "channels"),
+    [
+        ("sd15", "sd15", ("output", 0), 1280),
+        ("sd15", "sd15-training", ("input", 3), 320),
+        ("sdxl", "sdxl", ("input", 0), 320),
+        ("sd15", "svd-v1", ("input", 11), 1280),
+        ("sd15", "svd-v2", ("input", 3), 320),
+    ],
+)
+def test_on_the_real_layouts_the_places_are_the_official_ones(layout, name, site, channels):
+    """SVD's blocks stand as those of SD1.5."""
+    unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS)
+    found = _site(unet, VARIANTS[name].place)
+    assert found == site and channels_at(unet, found) == channels
+
+
+BAD = {
+    "no picture": (torch.zeros(1, 3, 8), "image should be pictures"),
+    "nan": (torch.full((1, 8, 8, 3), torch.nan), "NaN"),
+    "none": (torch.zeros(0, 8, 8, 3), "image should be pictures"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_hint_is_refused_and_the_model_stays(name, sd15):
+    image, words = BAD[name]
+    before = str(sd15.model_options)
+    with pytest.raises(ValueError, match=words):
+        ControlNeXtApply.execute(sd15, cn.control(sd15), image)
+    assert str(sd15.model_options) == before and not sd15.patches
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan), torch.ones(3)], ids=["0", "nan", "1d"]
+)
+def test_a_bad_mask_is_refused(mask, sd15):
+    with pytest.raises(ValueError, match="mask should"):
+        apply(sd15, cn.control(sd15), mask=mask)
+
+
+def test_another_socket_is_refused(sd15):
+    with pytest.raises(ValueError, match="controlnext should come from Load ControlNeXt, but is str"):
+        apply(sd15, "control")
+
+
+def test_hints_with_transparency_lose_it(sd15):
+    image = cn.picture(1)
+    with_alpha = torch.cat([image, torch.zeros_like(image[..., :1])], -1)
+    made = cn.control(sd15)
+    found = sample(ControlNeXtApply.execute(sd15, made, with_alpha).result[0])
+    assert torch.equal(found, sample(apply(sd15, made)))
+
+
+# --- the UNet's weights --------------------------------------------------------------------------------------------
+
+
+def weights_of(model):
+    """What the network computes with once the host has loaded the model."""
+    comfy.model_management.load_models_gpu([model])
+    return {key: value.clone() for key, value in model.model.diffusion_model.state_dict().items()}
+
+
+def with_unet(model, tensors, mode="auto", **settings):
+    made = cn.control(model, unet=None)
+    made = replace(made, unet=make_unet_weights(tensors, "the unet file", mode))
+    return apply(model, made, strength=0.0, **settings)
+
+
+def full_file(model, increments):
+    own = weights_of(model)
+    return {key: own[key].float() + value for key, value in increments.items()}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
+@pytest.mark.parametrize("kind", ["increment", "full"])
+@pytest.mark.parametrize("mode", ["auto", "told"])
+def test_the_weights_are_added_at_their_strength(strength, kind, mode, sd15, caplog):
+    increments = cn.unet_file(sd15)
+    tensors = increments if kind == "increment" else full_file(sd15, increments)
+    before = weights_of(sd15)
+    with caplog.at_level(logging.INFO):
+        steered = with_unet(sd15, tensors, "auto" if mode == "auto" else kind, unet_strength=strength)
+    after = weights_of(steered)
+    for key, value in before.items():
+        expected = value + strength * increments[key] if key in increments else value
+        torch.testing.assert_close(after[key], expected, atol=1e-6, rtol=1e-6)
+    if mode == "auto":
+        assert f"taken as {'values' if kind == 'full' else 'increments'}" in caplog.text
+    comfy.model_management.unload_all_models()
+    assert all(torch.equal(value, before[key]) for key, value in weights_of(sd15).items())
+
+
+def test_the_file_may_use_diffusers_names():
+    """Of a UNet with the blocks of SD1.5, narrow."""
+    model = tiny.sd15(
+        num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 1, 1, 1], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+    )  # fmt: skip
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0.weight"
+    ours = "input_blocks.4.1.transformer_blocks.0.attn2.to_out.0.weight"
+    before = weights_of(model)
+    after = weights_of(with_unet(model, {f"unet.{key}": torch.ones_like(before[ours])}))
+    torch.testing.assert_close(after[ours], before[ours] + 1)
+
+
+@pytest.mark.parametrize("layout", UNET_TABLES)
+def test_the_released_subsets_find_their_places(layout):
+    table = comfy.utils.unet_to_diffusers({**tiny._config(), **LAYOUTS[layout]})
+    unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS).state_dict()
+    for key, (name, shape) in UNET_TABLES[layout].items():
+        assert f"diffusion_model.{host_name(key, table)}" == name
+        assert list(unet[host_name(key, table)].shape) == shape
+
+
+def test_the_whole_unet_of_a_video_model_finds_its_places():
+    table = comfy.utils.unet_to_diffusers({**tiny._config(), **LAYOUTS["sd15"]})
+    assert {key: host_name(key, table) for key in SVD_NAMES} == SVD_NAMES
+
+
+def test_a_projection_may_be_a_matrix_where_the_model_has_a_kernel(sd15):
+    key = "input_blocks.1.1.proj_in.weight"
+    before = weights_of(sd15)
+    assert before[key].ndim == 4
+    after = weights_of(with_unet(sd15, {key: torch.ones_like(before[key][..., 0, 0])}, "increment"))
+    torch.testing.assert_close(after[key], before[key] + 1)
+
+
+def lora_on(model, keys, seed=0, strength=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    own = model.model.diffusion_model.state_dict()
+    content = {}
+    for key in keys:
+        stem = f"diffusion_model.{key.removesuffix('.weight')}"
+        content[f"{stem}.lora_up.weight"] = torch.randn((own[key].shape[0], 2), generator=generator)
+        content[f"{stem}.lora_down.weight"] = 0.1 * torch.randn((2, own[key].shape[1]), generator=generator)
+    model = model.clone()
+    model.add_patches(comfy.lora.load_lora(content, comfy.lora.model_lora_keys_unet(model.model, {})), strength)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["increment", "full"])
+def test_with_a_lora_the_order_does_not_matter(kind, sd15):
+    increments = cn.unet_file(sd15)
+    tensors = increments if kind == "increment" else full_file(sd15, increments)
+    keys = list(increments)[:3]
+    first = weights_of(with_unet(lora_on(sd15, keys), tensors))
+    second = weights_of(lora_on(with_unet(sd15, tensors), keys))
+    alone, lora, plain = weights_of(with_unet(sd15, tensors)), weights_of(lora_on(sd15, keys)), weights_of(sd15)
+    for key in increments:
+        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(first[key], alone[key] + lora[key] - plain[key], atol=1e-6, rtol=1e-5)
+
+
+def test_full_values_of_a_loaded_and_patched_model_start_from_its_own_weights(sd15):
+    """The node may run while the host still holds the model with a LoRA inside."""
+    increments = cn.unet_file(sd15)
+    tensors = full_file(sd15, increments)
+    before = weights_of(sd15)
+    patched = lora_on(sd15, list(increments)[:3])
+    weights_of(patched)
+    after = weights_of(with_unet(sd15, tensors))
+    for key in increments:
+        torch.testing.assert_close(after[key], before[key] + increments[key], atol=1e-6, rtol=1e-6)
+
+
+def test_a_reference_model_carries_what_was_learnt_to_another(sd15):
+    other = tiny.sd15(seed=5, dtype=torch.float64)
+    increments = cn.unet_file(sd15)
+    before = weights_of(other)
+    after = weights_of(with_unet(other, full_file(sd15, increments), "full", reference_model=sd15))
+    for key in increments:
+        torch.testing.assert_close(after[key], before[key] + increments[key], atol=1e-5, rtol=1e-5)
+
+
+def test_two_files_add_up_and_one_file_in_two_nodes_counts_once(sd15):
+    one, two = cn.unet_file(sd15), cn.unet_file(sd15, seed=1)
+    before, key = weights_of(sd15), next(iter(one))
+    both = weights_of(with_unet(with_unet(sd15, one), two))
+    torch.testing.assert_close(both[key], before[key] + one[key] + two[key])
+    twice = weights_of(with_unet(with_unet(sd15, one), {k: v.clone() for k, v in one.items()}))
+    torch.testing.assert_close(twice[key], before[key] + one[key])
+
+
+def test_tensors_without_a_place_are_reported(sd15, caplog):
+    with caplog.at_level(logging.WARNING):
+        with_unet(sd15, {**cn.unet_file(sd15), "nonsense.weight": torch.ones(1)})
+    assert "1 of 11 tensors have no place in the model and were left out: nonsense.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"nonsense.weight": torch.ones(1)}, "does not fit the UNet of BaseModel: it lacks nonsense.weight"),
+        ({"input_blocks.0.0.bias": torch.ones(7)}, r"input_blocks.0.0.bias is \(7,\), in the model \(32,\)"),
+    ],
+)
+def test_a_file_for_another_unet_is_refused(tensors, words, sd15):
+    with pytest.raises(ValueError, match=words):
+        with_unet(sd15, tensors)
+    assert not sd15.patches
+
+
+def test_the_loader_takes_both_parts_of_a_checkpoint(folder, sd15):
+    increments = cn.unet_file(sd15)
+    torch.save({**{f"controlnext.{key}": value for key, value in cn.file_for(sd15).items()},
+                **{f"unet.{key}": value for key, value in increments.items()}}, folder / "both.bin")  # fmt: skip
+    found = load("both.bin", unet_name="both.bin")
+    assert set(found.unet.tensors) == set(increments)
+    expected = sample(apply(sd15, cn.control(sd15, unet=increments)))
+    assert torch.equal(sample(apply(sd15, found)), expected)
+    assert load("both.bin").unet is None
