@@ -49,6 +49,12 @@ def sd15_layout() -> ModelPatcher:
     )  # fmt: skip
 
 
+# Blocks and widths of SD1.5 itself; its text is narrower.
+REAL = {
+    "model_channels": 320, "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "num_heads": 8,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+}  # fmt: skip
+
 NETWORKS = [
     Network("tiny", tiny.sd15, (24, 24), steps=6, rounds=7),
     Network("tiny", tiny.sd15, (32, 32), steps=3, rounds=5),
@@ -59,6 +65,8 @@ ADAPTED = [
     Network("tiny", tiny.sd15, (32, 32), steps=5, rounds=7),
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=5, rounds=3),
 ]
+
+HINTED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=4, rounds=3)
 
 CASES = [
     Case(name, cfg, steer, against)
