@@ -84,6 +84,8 @@ def channels_at(unet: UNetModel, site: FeatureSite) -> int:
     """How many channels the feature of a site has."""
     if site.block == "input":
         return _outputs(unet.input_blocks[site.number])
+    if site.number > 0:
+        return _outputs(unet.output_blocks[site.number - 1])
     return _outputs(unet.input_blocks[-1] if unet.middle_block is None else unet.middle_block)
 
 
