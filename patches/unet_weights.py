@@ -56,16 +56,14 @@ def add_unet_weights(
     if (first := model.get_attachment(mark)) is not None:
         logger.info("%s is in the model already, at strength %g: an earlier node added it", weights.name, first)
         return model
-    own = Unpatched(model if reference is None else reference)
+    own = Unpatched(model)
     found = _matched(model, weights, own)
-    mode = _decided(weights, found, own)
-    if mode == "full":
-        found = {key: (value.float() - own[key]).to(value.dtype) for key, value in found.items()}
+    base = own if reference is None else _checked_reference(Unpatched(reference), found, own)
+    if _decided(weights, found, base) == "full":
+        found = {key: (value.float() - base[key]).to(value.dtype) for key, value in found.items()}
         found = {key: value for key, value in found.items() if value.any()}
     model = model.clone()
-    accepted = set(model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength))
-    if lost := [key for key in found if key not in accepted]:
-        raise ValueError(f"{weights.name} changes tensors that the model lacks: {_few(lost)}. Choose another file.")
+    model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength)
     model.set_attachments(mark, strength)
     return model
 
@@ -111,6 +109,17 @@ def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[
             weights.name, len(unknown), len(weights.tensors), _few(unknown),
         )  # fmt: skip
     return found
+
+
+def _checked_reference(reference: Unpatched, found: Mapping[str, Tensor], own: Unpatched) -> Unpatched:
+    for key in found:
+        shape = reference.shape(key) if key in reference else "absent"
+        if shape != own.shape(key):
+            raise ValueError(
+                f"reference_model should be of the same kind as model, but {key} is {shape} there and "
+                f"{own.shape(key)} in the model. Connect the model that the file was trained on."
+            )
+    return reference
 
 
 def _decided(weights: UNetWeights, found: Mapping[str, Tensor], own: Unpatched) -> Mode:

@@ -30,7 +30,7 @@ from .numbers import load_base
 from .trainer import Plan, train
 
 FILE = WEIGHTS / "controlnext" / "convergence.csv"
-AT = (0, 50, 100, 150, 200, 300, 400, 600, 800)
+AT = (0, 50, 100, 150, 200, 300, 400, 600)
 PICTURES = 48
 SETTINGS = Settings(cfg=1.0, steps=12)
 JOINS = {"Cross Normalization": cross_normalised, "convolution of zeros": zero_convolution}
@@ -38,6 +38,7 @@ JOINS = {"Cross Normalization": cross_normalised, "convolution of zeros": zero_c
 # of zeros, so both are shown.
 OPTIMISERS = {"AdamW": {"matrix_rate": 0.0}, "Muon": {}}
 
+HEAD = ("join", "optimiser", "step", "IoU")
 Point = tuple[str, str, int, float]
 
 
@@ -48,16 +49,22 @@ def compare(states: Path) -> int:
 
 
 def measure_convergence(plan: Plan, device: torch.device, states: Path, at: Sequence[int] = AT) -> list[Point]:
-    """(join, optimiser, step, IoU with the masks of the hints) for each of both, at each step."""
-    points, given = [], hinted(PICTURES)
+    """(join, optimiser, step, IoU with the masks of the hints) for each of both, at each step.
+
+    What was measured before the command was stopped is read from `states`.
+    """
+    found = states / "controlnext-convergence.csv"
+    points = read_points(found) if found.exists() else []
+    given, done = hinted(PICTURES), {point[:3] for point in points}
     for optimiser, rates in OPTIMISERS.items():
         for name, join in JOINS.items():
-            for steps in at:
+            for steps in (steps for steps in at if (name, optimiser, steps) not in done):
                 task = ControlNeXtTask(device, join)
                 folder = states / f"controlnext-{optimiser}-{join.__name__}"
                 if steps:
                     train(task, replace(plan, steps=steps, cool_down=0.0, average=0.0, **rates), folder)
                 points.append((name, optimiser, steps, follow(task, join, given)))
+                write_table(points, found)
                 print(*points[-1], sep="\t", flush=True)
     return points
 
@@ -89,9 +96,21 @@ def joined(model: ModelPatcher, task: ControlNeXtTask, join: Join, hints: Tensor
 
 def write_points(points: Sequence[Point], path: Path = FILE) -> None:
     """A table, and its plot beside it."""
-    with path.open("w", newline="", encoding="utf-8") as table:
-        csv.writer(table).writerows([("join", "optimiser", "step", "IoU"), *points])
+    write_table(points, path)
     plot(points, path.with_suffix(".png"))
+
+
+def write_table(points: Sequence[Point], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows([HEAD, *((*point[:3], f"{point[3]:.4f}") for point in points)])
+
+
+def read_points(path: Path) -> list[Point]:
+    with path.open(newline="", encoding="utf-8") as table:
+        return [
+            (join, optimiser, int(step), float(value)) for join, optimiser, step, value in list(csv.reader(table))[1:]
+        ]
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

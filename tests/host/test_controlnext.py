@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from unittest import mock
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.utils
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.t2i_adapter.adapter import Adapter
 from reins.models.controlnext import ControlNeXt as Network
 from reins.models.controlnext_files import VARIANTS
 from reins.nodes.controlnext import ControlNeXtApply
@@ -388,6 +390,31 @@ def test_a_control_net_of_the_host_acts_beside_it(sd15):
         found = sample(apply(sd15, made, image), **conds)
         assert nearly(found, sample(reference(sd15, made, name, image), **conds))
         assert not nearly(found, sample(apply(sd15, made, image)), 1e-3)
+
+
+def t2i_adapter():
+    """The host's T2I-Adapter, tiny, for a UNet with the blocks of SD1.5."""
+    network = Adapter(channels=[32] * 4, nums_rb=1, cin=3 * 64, ksize=1, sk=True, use_conv=False, xl=False)
+    tiny._randomise(network, 3)
+    adapter = comfy.controlnet.T2IAdapter(network.eval().requires_grad_(False), 3, 8, "nearest-exact", device=tiny.CPU)
+    return adapter.set_cond_hint(cn.picture(5).movedim(-1, 1), strength=0.5)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd15-training"])
+def test_a_t2i_adapter_enters_the_statistics(name):
+    """Its residuals join on the way down, before the term is made."""
+    model = tiny.sd15(
+        channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3, dtype=torch.float64,
+    )  # fmt: skip
+    made, image = cn.control(model, name), cn.picture(1)
+    adapter = t2i_adapter()
+    conds = {"positive": text(1, control=adapter), "negative": text(2, control=adapter), "size": (16, 16)}
+    places = {**PLACES, "sd15-training": ("input", 3)}
+    with mock.patch.dict(PLACES, places):
+        expected = sample(reference(model, made, name, image), **conds)
+    assert nearly(sample(apply(model, made, image), **conds), expected)
+    assert not nearly(sample(apply(model, made, image)), expected, 1e-3)
 
 
 def test_a_hook_may_bring_it(sd15):

@@ -343,6 +343,18 @@ def test_a_reference_model_carries_what_was_learnt_to_another(sd15):
         torch.testing.assert_close(after[key], before[key] + increments[key], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reference", [tiny.sdxl, lambda: tiny.sd15(model_channels=64)], ids=["sdxl", "wider"])
+def test_a_reference_of_another_kind_is_refused(reference, sd15):
+    tensors = full_file(sd15, cn.unet_file(sd15))
+    with pytest.raises(ValueError, match="reference_model should be of the same kind as model"):
+        with_unet(sd15, tensors, "full", reference_model=reference())
+
+
+def test_a_reference_without_a_unet_file_is_refused(sd15):
+    with pytest.raises(ValueError, match="reference_model is for a UNet file, but tiny control was loaded without one"):
+        apply(sd15, cn.control(sd15), reference_model=sd15)
+
+
 def test_two_files_add_up_and_one_file_in_two_nodes_counts_once(sd15):
     one, two = cn.unet_file(sd15), cn.unet_file(sd15, seed=1)
     before, key = weights_of(sd15), next(iter(one))
