@@ -12,13 +12,21 @@ from .client import Graph
 API_FOLDER = Path(__file__).resolve().parent / "api"
 CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
-ENCODER_LOADER = "CLIPVisionLoader"  # the demo model brings its image encoder along
+CHECKPOINTS = "models/checkpoints"
 EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside what ships, by folder
-    "models/checkpoints": (EXAMPLE_CHECKPOINT, "sd_xl_base_1.0.safetensors"),
+    CHECKPOINTS: (EXAMPLE_CHECKPOINT, "sd_xl_base_1.0.safetensors", "svd_xt_1_1.safetensors"),
     "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
+    "models/controlnext": (
+        "controlnext-sd15-pose.safetensors",
+        "controlnext-sdxl-anime-canny.safetensors",
+        "controlnext-sdxl-anime-canny-unet.safetensors",
+        "controlnext-svd-v2.bin",
+        "controlnext-svd-v2-unet.bin",
+    ),
     "models/ipadapter": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
-    "input": ("example.png",),
+    "input": ("example.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp"),
 }
+OTHER_FILES = {name for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names}
 
 SMALL_PIXELS = 128
 FEW_STEPS = 6
@@ -42,8 +50,9 @@ def needs_checkpoint(graph: Graph) -> bool:
 
 
 def needs_more_files(graph: Graph) -> bool:
-    """Whether a checkpoint alone does not do: the graph loads an image encoder, and an adapter that reads it."""
-    return _has(graph, ENCODER_LOADER)
+    """Whether a checkpoint alone does not do: the graph also loads an adapter, an image encoder or a picture."""
+    named = (value for node in graph.values() for value in node["inputs"].values())
+    return any(isinstance(value, str) and value in OTHER_FILES for value in named)
 
 
 def _has(graph: Graph, class_type: str) -> bool:

@@ -21,14 +21,28 @@ TEXTS = [
     *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
 ]  # fmt: skip
 TRACE = re.compile(r"/work\b|/root\b|/tmp\b|/home/|\b(TODO|FIXME|XXX)\b")
-LOADERS = ("CheckpointLoaderSimple", "CLIPVisionLoader", "Reins_IPAdapterLoader", "Reins_DemoModel")
-SHIPPED = ("base", "reins-demo-ip-adapter.safetensors")
+CHECKPOINT_LOADERS = ("CheckpointLoaderSimple", "ImageOnlyCheckpointLoader", "Reins_DemoModel")
+LOADERS = {  # how many of the first widgets name files
+    **dict.fromkeys(CHECKPOINT_LOADERS, 1),
+    "CLIPVisionLoader": 1, "LoadImage": 1, "Reins_IPAdapterLoader": 1, "Reins_ControlNeXtLoader": 2,
+}  # fmt: skip
+NO_FILE = "none"
+SHIPPED = ("base", "reins-demo-ip-adapter.safetensors", "reins-demo-controlnext.safetensors")
 FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
     "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
+    "svd_xt_1_1.safetensors": ("Stability AI's own", "4.8 GB", "models/checkpoints"),
+    "controlnext-sd15-pose.safetensors": ("Apache 2.0", "21 MB", "models/controlnext"),
+    "controlnext-sdxl-anime-canny.safetensors": ("Apache 2.0", "14 MB", "models/controlnext"),
+    "controlnext-sdxl-anime-canny-unet.safetensors": ("Apache 2.0", "205 MB", "models/controlnext"),
+    "controlnext-svd-v2.bin": ("Apache 2.0", "14 MB", "models/controlnext"),
+    "controlnext-svd-v2-unet.bin": ("Apache 2.0", "6.1 GB", "models/controlnext"),
     "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("MIT", "2.5 GB", "models/clip_vision"),
     "ip-adapter-plus_sd15.safetensors": ("Apache 2.0", "98 MB", "models/ipadapter"),
     "ip-adapter-plus_sdxl_vit-h.safetensors": ("Apache 2.0", "850 MB", "models/ipadapter"),
+    "example.png": ("comes with ComfyUI",),
+    "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
+    **dict.fromkeys(("person.jpg", "person_pose.png", "poses.webp"), ("yours to make", "the folder `input`")),
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -155,13 +169,18 @@ def test_examples_are_workflows_with_a_thumbnail_and_a_twin_and_nothing_else():
     assert names <= {path.stem for path in (ROOT / "demo" / "api").glob("*.json")}
 
 
+def files_of(node: dict[str, Any]) -> list[str]:
+    """The files that a loader names."""
+    return [name for name in node["widgets_values"][: LOADERS[node["type"]]] if name != NO_FILE]
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
 def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
-    (loader,) = (node for node in nodes if node["type"] in ("CheckpointLoaderSimple", "Reins_DemoModel"))
+    (loader,) = (node for node in nodes if node["type"] in CHECKPOINT_LOADERS)
     assert path.stem.startswith("demo_") == (loader["type"] == "Reins_DemoModel")
-    named = [node["widgets_values"][0] for node in nodes if node["type"] in LOADERS]
+    named = [name for node in nodes if node["type"] in LOADERS for name in files_of(node)]
     for name in named:
         for needed in ("ships with the pack",) if name in SHIPPED else (name, *FILES[name]):
             assert needed in note["widgets_values"][0]

@@ -34,12 +34,10 @@ AT = (0, 50, 100, 150, 200, 300, 400, 600)
 PICTURES = 48
 SETTINGS = Settings(cfg=1.0, steps=12)
 JOINS = {"Cross Normalization": cross_normalised, "convolution of zeros": zero_convolution}
-# The paper trains with AdamW. Muon takes steps of one length however small a gradient is, which hides the slow start
-# of zeros, so both are shown.
-OPTIMISERS = {"AdamW": {"matrix_rate": 0.0}, "Muon": {}}
+RATES = (1e-3, 1e-4)  # of AdamW, for everything; the second is the authors' for their control network
 
-HEAD = ("join", "optimiser", "step", "IoU")
-Point = tuple[str, str, int, float]
+HEAD = ("join", "rate", "step", "IoU")
+Point = tuple[str, float, int, float]
 
 
 def compare(states: Path) -> int:
@@ -49,21 +47,22 @@ def compare(states: Path) -> int:
 
 
 def measure_convergence(plan: Plan, device: torch.device, states: Path, at: Sequence[int] = AT) -> list[Point]:
-    """(join, optimiser, step, IoU with the masks of the hints) for each of both, at each step.
+    """(join, rate, step, IoU with the masks of the hints) for both joins and rates, at each step.
 
     What was measured before the command was stopped is read from `states`.
     """
     found = states / "controlnext-convergence.csv"
     points = read_points(found) if found.exists() else []
     given, done = hinted(PICTURES), {point[:3] for point in points}
-    for optimiser, rates in OPTIMISERS.items():
+    for rate in RATES:
         for name, join in JOINS.items():
-            for steps in (steps for steps in at if (name, optimiser, steps) not in done):
+            for steps in (steps for steps in at if (name, rate, steps) not in done):
                 task = ControlNeXtTask(device, join)
-                folder = states / f"controlnext-{optimiser}-{join.__name__}"
+                folder = states / f"controlnext-{rate:g}-{join.__name__}"
                 if steps:
-                    train(task, replace(plan, steps=steps, cool_down=0.0, average=0.0, **rates), folder)
-                points.append((name, optimiser, steps, follow(task, join, given)))
+                    changed = replace(plan, steps=steps, cool_down=0.0, average=0.0, rate=rate, matrix_rate=0.0)
+                    train(task, changed, folder)
+                points.append((name, rate, steps, follow(task, join, given)))
                 write_table(points, found)
                 print(*points[-1], sep="\t", flush=True)
     return points
@@ -108,9 +107,7 @@ def write_table(points: Sequence[Point], path: Path) -> None:
 
 def read_points(path: Path) -> list[Point]:
     with path.open(newline="", encoding="utf-8") as table:
-        return [
-            (join, optimiser, int(step), float(value)) for join, optimiser, step, value in list(csv.reader(table))[1:]
-        ]
+        return [(join, float(rate), int(step), float(value)) for join, rate, step, value in list(csv.reader(table))[1:]]
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
@@ -119,12 +116,12 @@ def plot(points: Sequence[Point], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(OPTIMISERS), figsize=(10, 4), layout="constrained", sharey=True)
-    for axis, optimiser in zip(axes, OPTIMISERS, strict=True):
+    figure, axes = pyplot.subplots(1, len(RATES), figsize=(10, 4), layout="constrained", sharey=True)
+    for axis, rate in zip(axes, RATES, strict=True):
         for name, colour in zip(JOINS, ("#2a5caa", "#c2571a"), strict=True):
-            steps = [(step, value) for join, which, step, value in points if (join, which) == (name, optimiser)]
+            steps = [(step, value) for join, at, step, value in points if (join, at) == (name, rate)]
             axis.plot(*zip(*steps, strict=True), marker="o", color=colour, label=name)
-        axis.set(title=optimiser, xlabel="step", ylim=(0, 1))
+        axis.set(title=f"AdamW, rate {rate:g}", xlabel="step", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("IoU of the picture with the hint's mask")
     axes[0].legend()

@@ -139,5 +139,5 @@ def test_the_comparison_of_convergence_runs(monkeypatch, tmp_path):
     assert [point[2] for point in points] == [0, 1] * 4
     assert all(0 <= point[3] <= 1 for point in points)
     convergence.write_points(points, tmp_path / "points.csv")
-    assert (tmp_path / "points.csv").read_text().startswith("join,optimiser,step,IoU")
+    assert (tmp_path / "points.csv").read_text().startswith("join,rate,step,IoU")
     assert (tmp_path / "points.png").stat().st_size > 1000

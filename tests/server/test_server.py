@@ -45,9 +45,11 @@ IP_ADAPTER = (
     "Reins_LoadImageTokens",
     "Reins_FaceEmbeds",
 )
+CONTROLNEXT = ("Reins_ControlNeXtLoader", "Reins_ControlNeXtApply")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
 CATEGORIES = {
     **dict.fromkeys(GUIDANCE, "reins/guidance"),
+    **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
     **dict.fromkeys(IP_ADAPTER, "reins/ip-adapter"),
     **dict.fromkeys(DEMO, "reins/demo"),
 }
@@ -283,6 +285,30 @@ def test_the_frames_workflow_gives_each_picture_the_look_of_its_own_reference(se
     assert judge(together).right(own).all(1).sum() <= 1
 
 
+def test_the_controlnext_workflow_draws_the_form_of_all_three_hints_with_the_look_of_the_words(server: Server) -> None:
+    (graph,) = load_graphs(["demo_controlnext"]).values()
+    result = server.client.run(graph)
+    (scene,) = scenes(graph)
+    (save,) = (node for node in graph if graph[node]["class_type"] == "SaveImage")
+    (prompt, _) = (node["inputs"] for node in graph.values() if node["class_type"] == "Reins_DemoPrompt")
+    form = word_indices({slot: scene[slot] for slot in ("shape", "place", "size")})
+    look = word_indices({slot: prompt[slot] for slot in ("colour", "background", "texture")})
+    files = result.outputs[save]["images"]
+    assert len(files) == 3
+    pictures = [side_by_side(server.client.image_bytes(file)) for file in files]
+    _, plain, hinted = (judge(torch.stack(column)) for column in zip(*pictures, strict=True))
+    assert plain.right(look).all()
+    assert plain.right(form).all(1).sum() == 0
+    assert hinted.right(look).all()
+    assert hinted.right(form).all()
+
+
+def side_by_side(png: bytes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three (3, 32, 32) in 0..1 of a picture that has them in a row, two pixels apart, enlarged by 8."""
+    pixels = shrunk_pixels(png, 100, 32)
+    return tuple(pixels[:, :, left : left + 32] for left in (0, 34, 68))
+
+
 class Row(NamedTuple):
     """The pictures that one node saved, (b, 3, 32, 32)."""
 
@@ -318,9 +344,14 @@ def saved_words(graph: Graph, node: str) -> torch.Tensor:
 
 def as_scene(png: bytes) -> torch.Tensor:
     """(3, 32, 32) in 0..1 of a picture that was enlarged by 8."""
+    return shrunk_pixels(png, 32, 32)
+
+
+def shrunk_pixels(png: bytes, width: int, height: int) -> torch.Tensor:
+    """(3, height, width) in 0..1 of a picture that was enlarged by 8."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    assert image.size == (256, 256)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(256, 256, 3)
+    assert image.size == (width * 8, height * 8)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height * 8, width * 8, 3)
     return pixels[4::8, 4::8].movedim(-1, 0) / 255
 
 
