@@ -207,6 +207,21 @@ def video(seed: int = 0) -> ModelPatcher:
     return model
 
 
+VIDEO_WIDTH = 3 * 256  # of SVD's numbers for speed, motion and noise
+
+
+def svd(seed: int = 0, **config: object) -> ModelPatcher:
+    """A tiny SVD: frames with the first picture beside them, and numbers that go with the noise level."""
+    unet = _config(
+        in_channels=8, num_classes="sequential", adm_in_channels=VIDEO_WIDTH, use_linear_in_transformer=True,
+        use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, use_spatial_context=True,
+        video_kernel_size=[3, 1, 1], merge_strategy="learned_with_images", merge_factor=0.0,
+        **{"dtype": torch.float64, **config},
+    )  # fmt: skip
+    kind = ModelType.V_PREDICTION_EDM
+    return _patcher(comfy.supported_models.SVD_img2vid, comfy.model_base.SVD_img2vid, unet, kind, seed)
+
+
 def dit() -> ModelPatcher:
     """A tiny SD3: a transformer without the layers of a UNet."""
     config = {

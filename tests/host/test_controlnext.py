@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.t2i_adapter.adapter import Adapter
+from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 from reins.models.controlnext import ControlNeXt as Network
 from reins.models.controlnext_files import VARIANTS
 from reins.nodes.controlnext import ControlNeXtApply
@@ -247,6 +248,27 @@ def test_each_frame_has_its_hint_and_the_last_is_repeated(name, given):
     found = sample(apply(model, made, image[:given]), batch=3)
     gain, uncond = VARIANTS[name].gain(1.0), VARIANTS[name].uncond
     assert nearly(found, sample(reference(model, made, name, frames, (gain, uncond)), batch=3), 1e-4)
+
+
+def svd_text(seed):
+    """As SVD's own node makes it: a vector of the picture, its latent beside the noise, and three numbers."""
+    picture = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(9))
+    numbers = {"concat_latent_image": picture, "fps": 6, "motion_bucket_id": 127, "augmentation_level": 0.0}
+    return text(seed, tokens=1, **numbers)
+
+
+@pytest.mark.parametrize(
+    "guide", [lambda m: m, lambda m: VideoLinearCFGGuidance().patch(m, 1.0)[0]], ids=["", "linear"]
+)
+@pytest.mark.parametrize("name", ["svd-v1", "svd-v2"])
+def test_the_hosts_own_video_model_follows_the_formula(name, guide):
+    model, image = tiny.svd(), cn.picture(1, b=4)
+    made, batch = cn.control(model, name), {"batch": 4, "start": tiny.noise(b=4), "cfg": 2.5}
+    batch |= {"positive": svd_text(1), "negative": svd_text(2)}
+    gains = (VARIANTS[name].gain(1.0), VARIANTS[name].uncond)
+    expected = sample(guide(reference(model, made, name, image, gains)), **batch)
+    assert nearly(sample(guide(apply(model, made, image)), **batch), expected, 1e-4)
+    assert not nearly(sample(guide(model), **batch), expected, 1e-2)
 
 
 @pytest.mark.parametrize(("name", "first"), [("svd-v1", 3), ("svd-v2", 0)])
