@@ -68,9 +68,7 @@ class ControlNeXt(nn.Module):
         )
         middle = layout.stages[-1].outputs
         make_middle = ops.normalised_middle if layout.residual_middle else ops.plain_middle
-        self.mid_convs = nn.ModuleList(
-            [nn.Sequential(*make_middle(middle)), ops.conv(middle, layout.outputs, 1)]
-        )  # fmt: skip
+        self.mid_convs = nn.ModuleList([nn.Sequential(*make_middle(middle)), ops.conv(middle, layout.outputs, 1)])
 
     def prepare(self, image: Tensor, stem_padding: int = 1) -> Prepared:
         """From hints (b, 3, 8 * h, 8 * w) in 0..1, not centred. `stem_padding` 0 loses the border (SVD's releases)."""

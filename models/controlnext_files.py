@@ -31,7 +31,7 @@ OTHERS = {
         r"|lora_controlnet"
     ),
     "a T2I-Adapter: use Load ControlNet Model": r"(adapter\.)?body\..*",
-    "a ControlNet-LLLite, which needs a node of its own": r"lllite_.*",
+    "a ControlNet-LLLite: use the node that was made for it": r"lllite_.*",
     "an IP-Adapter: use Load IP-Adapter": r"(image_proj|ip_adapter)\..*",
     "weights of a UNet: if they are a ControlNeXt's, choose it as unet_name": (
         r"(model\.)?(diffusion_model\.)?((down|up|input|output)_blocks?|mid(dle)?_block|conv_in|conv_out|time_embed)\..*"
@@ -56,20 +56,22 @@ class Variant(NamedTuple):
     first_frame_in_windows: bool = False
 
     def gain(self, scale: float) -> float:
-        return self.factor * (1 / (1 + math.exp(-scale)) if self.sigmoid else scale)
+        return self.factor * ((1 + math.tanh(scale / 2)) / 2 if self.sigmoid else scale)
 
 
 SVD_V1_FACTOR = 1.3
 VARIANTS: Mapping[str, Variant] = {
-    "sd15": Variant("SD1.x", "middle", Order(True, 1e-12)),
-    "sd15-training": Variant("SD1.x", "first half", Order(True, 1e-12)),
-    "sdxl": Variant("SDXL", "first", Order(False, 1e-12)),
+    "sd15": Variant("SD1.x", "middle", Order(pool_first=True, eps=1e-12)),
+    "sd15-training": Variant("SD1.x", "first half", Order(pool_first=True, eps=1e-12)),
+    "sdxl": Variant("SDXL", "first", Order(pool_first=False, eps=1e-12)),
     # the scale of the negative is zeroed before the sigmoid
     "svd-v1": Variant(
-        "SVD", "deepest", Order(False, 1e-5), SVD_V1_FACTOR, True, uncond=SVD_V1_FACTOR / 2, stem_padding=0
+        "SVD", "deepest", Order(pool_first=False, eps=1e-5),
+        factor=SVD_V1_FACTOR, sigmoid=True, uncond=SVD_V1_FACTOR / 2, stem_padding=0,
     ),
     "svd-v2": Variant(
-        "SVD", "first half", Order(False, 1e-5), 0.2, uncond=0.0, stem_padding=0, first_frame_in_windows=True
+        "SVD", "first half", Order(pool_first=False, eps=1e-5),
+        factor=0.2, uncond=0.0, stem_padding=0, first_frame_in_windows=True,
     ),
 }  # fmt: skip
 
@@ -90,21 +92,23 @@ def control_part(weights: Weights, name: str) -> Parts:
     if not _is_control(part):
         raise ValueError(_refusal(part, name))
     content = dict(part)
-    scale = content.pop(SCALE, None)
+    scale = _number(content.pop(SCALE, None), name)
     layout, variants = _layout(content, name)
-    return Parts(layout, content, 1.0 if scale is None else float(scale), variants)
+    return Parts(layout, content, scale, variants)
 
 
 def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
     """The tensors for the UNet in a file called `name`, prefixes of training and of checkpoints removed. ValueError."""
     found = _without_wrapping(weights)
-    part = _after(found, UNET) or found
-    if _is_control(part) or _is_control(_after(part, CONTROL)):
+    found = {key: value for key, value in found.items() if not key.startswith(CONTROL)}
+    part = {**found, **_after(found, UNET)}
+    part = {key: value for key, value in part.items() if not key.startswith(UNET)}
+    if not part or _is_control(part):
         raise ValueError(
             f"{name} holds the control network of a ControlNeXt and no weights of the UNet. Choose it as control_name "
             f"alone, and none as unet_name."
         )
-    return _after(part, ("model.diffusion_model.", "diffusion_model.")) or dict(part)
+    return _after(part, ("model.diffusion_model.", "diffusion_model.")) or part
 
 
 def holds_both(weights: Weights) -> bool:
@@ -115,6 +119,18 @@ def holds_both(weights: Weights) -> bool:
 
 def _is_control(weights: Weights) -> bool:
     return "time_embedding.linear_1.weight" in weights and any(key.startswith("down_res.") for key in weights)
+
+
+def _number(scale: Tensor | None, name: str) -> float:
+    """The learnt gain; 1 where the release has none."""
+    if scale is None:
+        return 1.0
+    if scale.numel() != 1 or not math.isfinite(scale.item()):
+        raise ValueError(
+            f"{name}: scale should be one finite number, but is {scale.flatten()[:SHOWN].tolist()}. Download the file "
+            f"again."
+        )
+    return scale.item()
 
 
 def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
@@ -190,9 +206,8 @@ def _without_wrapping(weights: Weights) -> dict[str, Tensor]:
 
 
 def _after(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in weights.items()
-        for prefix in prefixes
-        if key.startswith(prefix)
-    }
+    """What stands behind the first of the prefixes that there is."""
+    for prefix in prefixes:
+        if found := {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}:
+            return _without_wrapping(found)
+    return {}

@@ -2,12 +2,13 @@
 
     h + gain * strength * CN(control(hint, t), h)
 
-The network runs once per step on each different hint, however many chunks ask for it; what of it does not depend on
-the noise level is kept for the run.
+The network runs once per step on each different hint, however many chunks and context windows ask for it; what of it
+does not depend on the noise level is kept for the run.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..models.controlnext import Layout, Prepared
 from ..models.controlnext_files import Variant
 from ..models.cross_normalization import dressed, standardised
-from .chunk_conds import Area, ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
+from .chunk_conds import CONDS, Area, ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
 from .features import FeatureCall, FeatureSite
 from .frames import clamped, images_in_window, images_of
 from .loading import load_with
@@ -31,6 +32,7 @@ from .run import RUN, Run
 from .span import Span
 from .unet_weights import UNetWeights
 
+logger = logging.getLogger(__name__)
 CELL = 8  # pixels of a hint per cell of the latent, for every model that there is a ControlNeXt for
 PIECE_PIXELS = 2**21  # of the hints that go through the network at once: the host budgets no memory for them
 KEPT_BYTES = 2**29  # of what is kept for a run, per node
@@ -85,6 +87,7 @@ class Hint:
     def __call__(self, call: FeatureCall) -> Tensor | None:
         """The term (chunks * b, c, h, w); None where no chunk is acted on."""
         features = call.feature.chunk(len(call.chunks))
+        self._check(call, features)
         gains = [self._gain(is_negative(call.options, label)) for label in call.labels]
         if not any(gains):
             return None
@@ -96,6 +99,19 @@ class Hint:
             for i, (feature, gain) in enumerate(zip(features, gains, strict=True))
         ])  # fmt: skip
 
+    def _check(self, call: FeatureCall, features: Sequence[Tensor]) -> None:
+        """RuntimeError where the rows are not those that the host tells of, or nobody tells what they show."""
+        if len(features) != len(call.labels):
+            raise RuntimeError(
+                f"A ControlNeXt should find the rows of {len(call.labels)} prompts, but found {len(call.feature)} "
+                f"rows: another pack sends them in groups of its own. Remove that pack from the model."
+            )
+        if CONDS not in call.options and "sample_sigmas" in call.options:
+            raise RuntimeError(
+                "A ControlNeXt that a hook brings cannot know which part of the picture a prompt sees. Put ControlNeXt "
+                "Apply on the model itself."
+            )
+
     def _gain(self, negative: bool) -> float:
         gain = self.variant.gain(self.control.scale)
         if negative and self.uncond == "cond only":
@@ -106,8 +122,7 @@ class Hint:
 
     def _chunk(self, call: FeatureCall, place: int, rows: int, gain: float, info: ChunkInfo | None) -> Chunk:
         images = images_of(call.options, place, rows)
-        count = len(self.image)
-        numbers = clamped(images, count) if self.variant.family == "SVD" else [image % count for image in images]
+        numbers = self._numbers(call, images)
         if self.variant.first_frame_in_windows and images_in_window(call.options, rows) is not None:
             numbers = [0, *numbers[1:]]
         if len(set(numbers)) == 1:
@@ -115,6 +130,16 @@ class Hint:
         size = tuple(call.options["original_shape"][-2:]) if info is None else info.size
         area = None if info is None else info.area
         return Chunk(gain, info, images, [HintKey(number, size, area) for number in numbers])
+
+    def _numbers(self, call: FeatureCall, images: Sequence[int]) -> Sequence[int]:
+        """Which hint each image has: frames beyond the last have the last, for pictures they begin again."""
+        count = len(self.image)
+        if self.variant.family != "SVD":
+            return [image % count for image in images]
+        if 1 < count <= max(images):
+            run: Run = call.options.get(RUN) or Run()
+            run.once((self, "too few"), lambda: logger.warning("%d hints are too few: the last is repeated", count))
+        return clamped(images, count)
 
     def _term(self, call: FeatureCall, place: int, feature: Tensor, chunk: Chunk) -> Tensor:
         run: Run = call.options.get(RUN) or Run()
@@ -127,7 +152,7 @@ class Hint:
     def _control(self, run: Run, call: FeatureCall, hints: Sequence[HintKey], timesteps: Tensor) -> Tensor:
         """(hints, c, h, w), standardised; made once per step, only for hints that nobody has asked for yet."""
         like, grid = call.feature, tuple(call.feature.shape[-2:])
-        now = call.options.get("sigmas", call.timesteps)
+        now = self._now(run, call)
         made: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
         missing = list(dict.fromkeys(hint for hint in hints if hint not in made))
         for piece in _pieces(missing):
@@ -135,6 +160,12 @@ class Hint:
             out = self.control.network.model(self._prepared(run, piece, like), at)
             made.update(zip(piece, standardised(out, grid, self.variant.order).split(1), strict=True))
         return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
+
+    def _now(self, run: Run, call: FeatureCall) -> Tensor | float:
+        """What tells this step from others. Context windows each bring a tensor of their own, so there it is read."""
+        now = call.options.get("sigmas", call.timesteps)
+        rows = len(call.feature) // len(call.chunks)
+        return now if images_in_window(call.options, rows) is None else run.sigma(now)
 
     def _prepared(self, run: Run, hints: Sequence[HintKey], like: Tensor) -> Prepared:
         """What of the network does not depend on the noise level; kept for the run as far as there is room."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import comfy.model_base
+import comfy.supported_models
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, VideoResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..models import controlnext as networks
 from ..models.controlnext_files import VARIANTS, Family, Place, Variant, control_part, unet_part
 from .controlnext import ControlNeXt
 from .features import FeatureSite, channels_at
-from .loading import load_network
+from .loading import check_finite, load_network
 from .sites import unet_of
 from .unet_weights import Mode, UNetWeights
 
@@ -45,14 +46,16 @@ def make_controlnext(
 
 
 def make_unet_weights(weights: Mapping[str, Tensor], name: str, mode: Mode = "auto") -> UNetWeights:
-    """The UNet's part of a file. ValueError for one that has none."""
-    return UNetWeights(name, unet_part(weights, name), mode)
+    """The UNet's part of a file. ValueError for one that has none, or holds numbers that are not finite."""
+    tensors = unet_part(weights, name)
+    check_finite(tensors, name)
+    return UNetWeights(name, tensors, mode)
 
 
 def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, FeatureSite]:
     """How a file acts on a model, and where. ValueError that names what the file is for and what the model is."""
     unet = unet_of(model)
-    family = _family(unet, model)
+    family = family_of(unet, model)
     fitting = [name for name in control.variants if VARIANTS[name].family == family]
     if not fitting:
         wanted = ", ".join(f"{VARIANTS[name].family} ({name})" for name in control.variants)
@@ -61,7 +64,7 @@ def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, Fea
             f"Connect a model of that kind or load another file."
         )
     variant = VARIANTS[fitting[0]]
-    site = _site(unet, variant.place)
+    site = site_of(unet, variant.place)
     channels = channels_at(unet, site)
     if channels != control.layout.outputs:
         raise ValueError(
@@ -72,16 +75,19 @@ def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, Fea
     return variant, site
 
 
-def _family(unet: UNetModel, model: ModelPatcher) -> Family | str:
+def family_of(unet: UNetModel, model: ModelPatcher) -> Family | str:
+    """Of a model, by the blocks of its network and by the host's class."""
     if any(isinstance(layer, VideoResBlock) for block in unet.input_blocks for layer in block):
         return "SVD"
+    if isinstance(model.model.model_config, comfy.supported_models.SD20):
+        return "SD2.x"
     if unet.num_classes is None:
         return "SD1.x"
     return "SDXL" if isinstance(model.model, comfy.model_base.SDXL) else "of a kind without any ControlNeXt"
 
 
-def _site(unet: UNetModel, place: Place) -> FeatureSite:
-    """By what lies there, not by number: shortened UNets have other numbers."""
+def site_of(unet: UNetModel, place: Place) -> FeatureSite:
+    """Where a variant adds its feature: by what lies there, for shortened UNets have other numbers."""
     if place == "middle":
         return FeatureSite("output", 0)
     if place == "deepest":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -74,18 +75,32 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
     """
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), torch.float32)
-    spoilt = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    check_finite(weights, name)
+    network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=widest(weights))
+    check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, weights, name)
+    network.load_state_dict(dict(weights))
+    network.eval().requires_grad_(False)
+    return ModelPatcher(network, load_device=load_device, offload_device=offload_device)
+
+
+def widest(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The type that holds all numbers of a file; those of 8 bits, in which nothing computes, count as bfloat16."""
+    found = {value.dtype for value in weights.values() if value.is_floating_point()} or {torch.float32}
+    return reduce(torch.promote_types, (dtype if dtype.itemsize > 1 else torch.bfloat16 for dtype in found))
+
+
+def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
+    """ValueError that names the tensors with numbers that are not finite."""
+    spoilt = [key for key, value in weights.items() if value.is_floating_point() and not _finite(value)]
     if spoilt:
         raise ValueError(
             f"{name} should hold finite numbers, but some are not (NaN): {', '.join(spoilt[:SHOWN])}. Download "
             f"the file again."
         )
-    network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=dtype)
-    check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, weights, name)
-    network.load_state_dict(dict(weights))
-    network.eval().requires_grad_(False)
-    return ModelPatcher(network, load_device=load_device, offload_device=offload_device)
+
+
+def _finite(values: Tensor) -> bool:
+    return bool((values if values.dtype.itemsize > 1 else values.float()).isfinite().all())
 
 
 def check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:

@@ -56,7 +56,7 @@ class Run:
         self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
-        self._at: tuple[Tensor, dict[Hashable, Any]] | None = None
+        self._at: tuple[Tensor | float, dict[Hashable, Any]] | None = None
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make()` gave for `key` in this run; it is called at the first request only."""
@@ -64,10 +64,11 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def once_at(self, sigmas: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Like `once`, for as long as the sampler's tensor stays the same: within one step, however it is split."""
-        if self._at is None or self._at[0] is not sigmas:
-            self._at = sigmas, {}
+    def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Like `once`, within one step: as long as the sampler's tensor is this very one, or sigma this number."""
+        last = None if self._at is None else self._at[0]
+        if last is not now and not (isinstance(now, float) and isinstance(last, float) and last == now):
+            self._at = now, {}
         made = self._at[1]
         if key not in made:
             made[key] = make()

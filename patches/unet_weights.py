@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
 SAME = 0.5  # cosine above which a file is taken for values; of increments it is near 0
 SHOWN = 4
-FINGERPRINT = 16  # numbers of a tensor that tell it from others
+FINGERPRINT = 256  # numbers of a tensor, from all over it, that tell it from others
+KEPT_TYPES = (torch.float16, torch.bfloat16, torch.float32)  # a difference of narrower numbers needs more room
 Mode = Literal["auto", "increment", "full"]
 
 
@@ -40,7 +41,8 @@ class UNetWeights:
         """Of the names and of some numbers of each tensor: the same whenever the file is loaded."""
         digest = sha256()
         for key, value in sorted(self.tensors.items()):
-            digest.update(key.encode() + value.flatten()[:FINGERPRINT].float().cpu().numpy().tobytes())
+            some = value.flatten()[:: max(1, value.numel() // FINGERPRINT)]
+            digest.update(f"{key} {tuple(value.shape)}".encode() + some.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -53,19 +55,38 @@ def add_unet_weights(
     ValueError for a file that is made for another model.
     """
     mark = f"reins_unet_{weights.fingerprint}"
+    settings = (strength, weights.mode, reference is not None)
     if (first := model.get_attachment(mark)) is not None:
-        logger.info("%s is in the model already, at strength %g: an earlier node added it", weights.name, first)
+        if first != settings:
+            logger.warning(
+                "%s is in the model already, by an earlier node at unet_strength %g; it stays so",
+                weights.name,
+                first[0],
+            )
         return model
+    found = increments_of(weights, model, reference)
+    model = model.clone()
+    model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength)
+    model.set_attachments(mark, settings)
+    return model
+
+
+def increments_of(
+    weights: UNetWeights, model: ModelPatcher, reference: ModelPatcher | None = None
+) -> dict[str, Tensor]:  # fmt: skip
+    """What a file adds to a model, by the host's names."""
     own = Unpatched(model)
     found = _matched(model, weights, own)
     base = own if reference is None else _checked_reference(Unpatched(reference), found, own)
-    if _decided(weights, found, base) == "full":
-        found = {key: (value.float() - base[key]).to(value.dtype) for key, value in found.items()}
-        found = {key: value for key, value in found.items() if value.any()}
-    model = model.clone()
-    model.add_patches({key: ("diff", (value,)) for key, value in found.items()}, strength)
-    model.set_attachments(mark, strength)
-    return model
+    if _decided(weights, found, base) == "increment":
+        if reference is not None:
+            logger.warning("%s holds increments, which need no reference_model: it is not used", weights.name)
+        return found
+    differences = {
+        key: (value.float() - base[key]).to(value.dtype if value.dtype in KEPT_TYPES else torch.float32)
+        for key, value in found.items()
+    }
+    return {key: value for key, value in differences.items() if value.any()}
 
 
 class Unpatched:
@@ -101,7 +122,7 @@ def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[
     if misshapen or not found:
         raise ValueError(
             f"{weights.name} does not fit the UNet of {type(model.model).__name__}: "
-            f"{_few(misshapen) if misshapen else 'it lacks ' + _few(unknown)}. Choose a file made for this model."
+            f"{_few(misshapen) if misshapen else 'there is no ' + _few(unknown)}. Choose a file made for this model."
         )
     if unknown:
         logger.warning(

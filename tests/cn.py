@@ -12,7 +12,7 @@ from reins.models.controlnext import Layout, Stage
 from reins.models.controlnext_files import VARIANTS
 from reins.nodes.controlnext import ControlNeXtApply
 from reins.patches.controlnext import ControlNeXt
-from reins.patches.controlnext_load import _family, _site, make_controlnext, make_unet_weights
+from reins.patches.controlnext_load import family_of, make_controlnext, make_unet_weights, site_of
 from reins.patches.features import channels_at
 from reins.patches.sites import unet_of
 from torch import Tensor, nn
@@ -52,9 +52,9 @@ def file(variant: str, outputs: int, seed: int = 0, scale: float | None = None) 
 
 def file_for(model: ModelPatcher, variant: str = "", seed: int = 0, scale: float | None = None) -> dict[str, Tensor]:
     """A control file for a model; of the variant that `auto` chooses, if none is given."""
-    variant = variant or USUAL[_family(unet_of(model), model)]
+    variant = variant or USUAL[family_of(unet_of(model), model)]
     unet = unet_of(model)
-    return file(variant, channels_at(unet, _site(unet, VARIANTS[variant].place)), seed, scale)
+    return file(variant, channels_at(unet, site_of(unet, VARIANTS[variant].place)), seed, scale)
 
 
 def unet_file(model: ModelPatcher, seed: int = 0, size: float = 0.1) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from reins.models.controlnext import ControlNeXt, sinusoids
-from reins.models.controlnext_files import control_part, unet_part
+from reins.models.controlnext_files import VARIANTS, control_part, unet_part
 from reins.models.cross_normalization import Order, dressed, standardised
 from reins.models.unet_names import host_name
 
@@ -39,7 +39,9 @@ def test_released_files_are_known_by_their_tensors(table, variants):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["controlnext.", "controlnet.", "module.", "module.controlnext.", "module._orig_mod."]
+    "prefix",
+    ["controlnext.", "controlnet.", "module.", "module.controlnext.", "module._orig_mod.", "controlnext.module."],
+)
 )
 def test_prefixes_of_training_come_off(prefix):
     weights = blank("sdxl")
@@ -52,6 +54,31 @@ def test_a_training_checkpoint_is_taken_apart():
     both = {**control, "module.unet.mid_block.attentions.0.x.weight": torch.ones(1), "module.step": 3}
     assert set(control_part(both, "both").weights) == set(blank("sdxl"))
     assert set(unet_part(both, "both")) == {"mid_block.attentions.0.x.weight"}
+
+
+def test_of_two_control_networks_the_first_kind_of_name_counts():
+    weights = blank("sdxl")
+    both = {**{f"controlnet.{key}": value for key, value in blank("sd15").items()},
+            **{f"controlnext.{key}": value for key, value in weights.items()}}  # fmt: skip
+    assert set(control_part(both, "both").weights) == set(weights)
+
+
+def test_unet_tensors_count_with_and_without_a_prefix():
+    control = {f"controlnext.{key}": value for key, value in blank("sdxl").items()}
+    some = {"unet.out.0.weight": torch.ones(1), "out.0.bias": torch.ones(1)}
+    assert set(unet_part({**control, **some}, "both")) == {"out.0.weight", "out.0.bias"}
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(float("nan")), torch.tensor(float("inf")), torch.ones(2)], ids=str)
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match="file: scale should be one finite number"):
+        control_part({**blank("svd_v1"), "scale": scale}, "file")
+
+
+def test_a_scale_may_be_a_list_of_one_and_of_any_size():
+    assert control_part({**blank("svd_v1"), "scale": torch.tensor([0.25])}, "file").scale == 0.25
+    assert VARIANTS["svd-v1"].gain(-800.0) == 0.0 and VARIANTS["svd-v1"].gain(800.0) == pytest.approx(1.3)
+    assert VARIANTS["svd-v1"].gain(0.3) == pytest.approx(1.3 * torch.sigmoid(torch.tensor(0.3)).item())
 
 
 @pytest.mark.parametrize("prefix", ["", "unet.", "diffusion_model.", "model.diffusion_model.", "module.unet."])
@@ -150,8 +177,10 @@ def test_the_two_orders_differ_as_pooling_does():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.3, -700.0])
 def test_a_constant_feature_becomes_zero(dtype, value):
-    found = standardised(torch.full((1, 4, 8, 8), value, dtype=dtype), (4, 4), Order(True, 1e-12))
-    assert not found.any()
+    """Also where rounding has left traces of a deviation, which would be blown up to 1."""
+    traces = 1 + 1e-7 * torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    for feature in (torch.full((1, 4, 8, 8), value), value * traces):
+        assert not standardised(feature.to(dtype), (4, 4), Order(pool_first=True, eps=1e-12)).any()
 
 
 def test_a_small_but_real_feature_is_kept():

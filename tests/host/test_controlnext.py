@@ -11,12 +11,14 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.t2i_adapter.adapter import Adapter
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 from reins.models.controlnext import ControlNeXt as Network
 from reins.models.controlnext_files import VARIANTS
 from reins.nodes.controlnext import ControlNeXtApply
 from reins.patches import controlnext as module
 from reins.patches.controlnext import stretched
+from reins.patches.run import Run
 from reins.tests import cn, ip, tiny
 from reins.tests.host.test_batch import VERSION, controlled, hook_with, regrouped, tiled, windows
 from reins.tests.methods import METHODS, pag, sag
@@ -227,6 +229,21 @@ def test_a_mask_is_cut_to_areas_and_given_picture_by_picture(sd15):
     assert nearly(half[..., 8:], tiny.denoise(part, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0))
 
 
+def test_a_hint_beyond_black_and_white_is_cut_at_every_size(sd15):
+    made, image = cn.control(sd15), 3 * cn.picture(1) - 1
+    for size in ((16, 16), (12, 20)):
+        found = sample(apply(sd15, made, image), size)
+        assert nearly(found, sample(apply(sd15, made, image.clamp(0, 1)), size))
+
+
+def test_a_hint_that_changes_afterwards_changes_nothing(sd15):
+    made, image = cn.control(sd15), cn.picture(1)
+    steered = apply(sd15, made, image)
+    expected = sample(steered)
+    image.zero_()
+    assert torch.equal(sample(steered), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
 def test_a_hint_without_any_content_is_finite_in_every_precision(dtype, brightness):
@@ -291,10 +308,22 @@ def test_windows_take_the_hints_of_their_frames(name, first, pack):
     assert torch.equal(torch.stack(seen), expected.to(seen[0]))
 
 
-@pytest.mark.parametrize(("padding", "cells"), [(None, 15), (0, 15), (1, 16)])
-def test_the_padding_of_the_stem_is_the_releases_or_the_users(padding, cells):
-    model, sizes, forward = tiny.video(), [], Network.forward
-    made = cn.control(model, "svd-v2", stem_padding=padding)
+def test_too_few_hints_for_the_frames_are_reported_once(caplog):
+    model = tiny.video()
+    sample(apply(model, cn.control(model), cn.picture(1, b=2)), batch=3)
+    assert caplog.text.count("2 hints are too few: the last is repeated") == 1
+    caplog.clear()
+    sample(apply(model, cn.control(model), cn.picture(1)), batch=3)
+    assert "too few" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "padding", "cells"),
+    [("svd-v2", None, 15), ("svd-v2", 0, 15), ("svd-v2", 1, 16), ("sd15-training", None, 16), ("sd15-training", 0, 15)],
+)
+def test_the_padding_of_the_stem_is_the_releases_or_the_users(name, padding, cells):
+    model, sizes, forward = model_of(name), [], Network.forward
+    made = cn.control(model, name, stem_padding=padding)
 
     def note(self, *arguments):
         out = forward(self, *arguments)
@@ -385,11 +414,11 @@ def test_another_packs_patch_works_on_the_steered_feature(before, name, sd15):
         model = model.clone()
         if name == "sd15":  # as FreeU does
             model.set_model_output_block_patch(
-                lambda h, skip, options: (h * 1.5 if options["block"] == PLACES[name] else h, skip)
+                lambda h, skip, options: (h.tanh() if options["block"] == PLACES[name] else h, skip)
             )
         else:
             model.set_model_input_block_patch_after_skip(
-                lambda h, options: h * 1.5 if options["block"] == PLACES[name] else h
+                lambda h, options: h.tanh() if options["block"] == PLACES[name] else h
             )
         return model
 
@@ -439,11 +468,45 @@ def test_a_t2i_adapter_enters_the_statistics(name):
     assert not nearly(sample(apply(model, made, image)), expected, 1e-3)
 
 
-def test_a_hook_may_bring_it(sd15):
+def test_a_hook_that_brings_it_is_refused(sd15):
+    """Nothing tells it of areas; it would squeeze the whole hint into one."""
+    group = hook_with(apply(sd15, cn.control(sd15), cn.picture(1)))
+    with pytest.raises(RuntimeError, match="A ControlNeXt that a hook brings cannot know which part"):
+        sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
+
+
+def test_a_pack_that_splits_rows_within_a_call_is_named(sd15):
+    def halves(executor, x, t, c_concat=None, c_crossattn=None, *rest, **conds):
+        parts = [executor(x[i : i + 1], t[i : i + 1], c_concat, c_crossattn[i : i + 1], *rest, **conds)
+                 for i in range(len(x))]  # fmt: skip
+        return torch.cat(parts)
+
     steered = apply(sd15, cn.control(sd15), cn.picture(1))
-    group = hook_with(steered)
-    found = sample(sd15, positive=text(1, hooks=group), negative=text(2, hooks=group))
-    assert nearly(found, sample(steered))
+    steered.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", halves)
+    with pytest.raises(RuntimeError, match="should find the rows of 2 prompts, but found 1 rows"):
+        sample(steered)
+
+
+def test_in_a_guider_of_three_conds_the_negative_is_the_one_that_is_called_so(sd15):
+    made, image = cn.control(sd15), cn.picture(1)
+
+    def guided(model):
+        guider = Guider_PerpNeg(model)
+        guider.set_conds(text(1), text(2), text(3))
+        guider.set_cfg(5.0, 1.0)
+        return tiny.guide(model, guider)
+
+    gains, labels = {0: 1.0, 1: 0.0, 2: 0.0}, []
+    model = reference(sd15, made, "sd15-training", image, (1.0, 0.0))
+
+    def note(executor, x, timesteps, context, y, control, options, **kwargs):
+        labels.append(options["cond_or_uncond"])
+        shown = [0 if gains[label] else 1 for label in options["cond_or_uncond"]]
+        return executor(x, timesteps, context, y, control, {**options, "cond_or_uncond": shown}, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "roles", note)
+    assert nearly(guided(apply(sd15, made, image, uncond="cond only")), guided(model))
+    assert {label for call in labels for label in call} == {0, 1, 2}
 
 
 def test_the_methods_of_the_table_include_this_one():
@@ -497,6 +560,34 @@ def test_the_network_runs_once_per_step_on_each_different_hint(split, given, nei
             sample(steered, batch=4, steps=3, start=tiny.noise(b=4))
     assert counted.calls == [given] * 3
     assert counted.prepared == [given]
+
+
+@pytest.mark.skipif(VERSION < (0, 8), reason="context windows over a batch of this host change plain sampling too")
+@pytest.mark.parametrize("given", [1, 6])
+def test_in_context_windows_too_the_network_runs_once_on_each_hint(given, sd15):
+    """Two windows of four pictures share two: of each step the second asks for what is new."""
+    steered = windows(apply(sd15, cn.control(sd15), cn.picture(1, b=given)))
+    with Counted() as counted:
+        sample(steered, batch=6, steps=2, start=tiny.noise(b=6))
+    assert sum(counted.calls) == 2 * given and sum(counted.prepared) == given
+
+
+def halves(seed):
+    return text(seed, area=(16, 8, 0, 0)) + text(seed + 10, area=(16, 8, 0, 8))
+
+
+def test_what_is_kept_in_a_run_changes_nothing(sd15):
+    """Two nodes, masks picture by picture, two areas of one size and the whole, two sizes of latent."""
+    mask = torch.rand((2, 16, 16), generator=torch.Generator().manual_seed(0))
+    steered = apply(sd15, cn.control(sd15), cn.picture(1, b=2), mask=mask)
+    steered = apply(steered, cn.control(sd15, seed=1), cn.picture(2))
+    conds = {"positive": halves(1) + text(5), "negative": halves(2)}
+    found = sample(steered, batch=2, start=tiny.noise(b=2), **conds)
+    with (
+        mock.patch.object(Run, "once", lambda self, key, make: make()),
+        mock.patch.object(Run, "once_at", lambda self, now, key, make: make()),
+    ):
+        assert nearly(sample(steered, batch=2, start=tiny.noise(b=2), **conds), found)
 
 
 def test_without_room_the_first_third_is_made_at_every_step(sd15, monkeypatch):

@@ -19,7 +19,7 @@ from reins.models.controlnext_files import VARIANTS
 from reins.models.unet_names import host_name
 from reins.nodes.controlnext import ControlNeXtApply
 from reins.nodes.controlnext_loader import ControlNeXtLoader
-from reins.patches.controlnext_load import _site, make_controlnext, make_unet_weights, match_model
+from reins.patches.controlnext_load import make_controlnext, make_unet_weights, match_model, site_of
 from reins.patches.features import channels_at
 from reins.tests import cn, ip, tiny
 from reins.tests.host.test_ip_adapter_files import LAYOUTS, Bomb, truncated
@@ -111,6 +111,22 @@ def test_a_bad_file_is_refused_in_one_sentence(name, folder, capsys):
     assert name in str(error.value) and "executed" not in capsys.readouterr().out
 
 
+def test_the_widest_type_of_a_file_is_kept(folder, sd15):
+    weights = cn.file_for(sd15)
+    first = min(weights)
+    weights[first] = weights[first].half()
+    weights["mid_convs.1.weight"] = weights["mid_convs.1.weight"] * 1e5
+    save_file(weights, folder / "mixed.safetensors")
+    state = load("mixed.safetensors").network.model.state_dict()
+    assert torch.equal(state["mid_convs.1.weight"], weights["mid_convs.1.weight"])
+
+
+def test_a_file_of_8_bits_works(folder, sd15):
+    weights = {key: value.to(torch.float8_e4m3fn) for key, value in cn.file_for(sd15).items()}
+    save_file(weights, folder / "small.safetensors")
+    assert sample(apply(sd15, load("small.safetensors"))).isfinite().all()
+
+
 def test_a_name_outside_of_the_folder_is_refused():
     with pytest.raises(ValueError, match="not in the controlnext folders"):
         load("../secret.safetensors")
@@ -133,7 +149,7 @@ def test_the_loader_hands_the_padding_on(stem_padding, folder):
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def test_the_ambiguous_family_is_settled_by_the_model():
+def test_the_ambiguousfamily_of_is_settled_by_the_model():
     for make, name in ((tiny.sd15, "sd15-training"), (tiny.sdxl, "sdxl"), (tiny.video, "svd-v2")):
         model = make()
         variant, _ = match_model(cn.control(model), model)
@@ -150,11 +166,18 @@ def test_the_ambiguous_family_is_settled_by_the_model():
         ("svd-v2", tiny.sdxl, "SDXL"),
     ],
 )
-def test_a_file_for_another_family_is_refused_with_both_named(name, model, found):
+def test_a_file_for_anotherfamily_of_is_refused_with_both_named(name, model, found):
     made = make_controlnext(cn.file(name, 64), "the file", name)
     with pytest.raises(ValueError, match="the file is a ControlNeXt for") as error:
         apply(model(), made)
     assert f"{VARIANTS[name].family} ({name})" in str(error.value) and found in str(error.value)
+
+
+def test_sd2_and_other_unets_with_labels_are_refused(sd15):
+    made = cn.control(sd15)
+    for model, found in ((tiny.sd2(), "SD2.x"), (tiny.sd15(num_classes="sequential", adm_in_channels=8), "of a kind")):
+        with pytest.raises(ValueError, match=f"but the model is {found}"):
+            apply(model, made)
 
 
 def test_other_widths_are_refused_with_both_numbers(sdxl):
@@ -181,7 +204,7 @@ def test_models_without_a_unet_are_refused(make, sd15):
 def test_on_the_real_layouts_the_places_are_the_official_ones(layout, name, site, channels):
     """SVD's blocks stand as those of SD1.5."""
     unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS)
-    found = _site(unet, VARIANTS[name].place)
+    found = site_of(unet, VARIANTS[name].place)
     assert found == site and channels_at(unet, found) == channels
 
 
@@ -364,6 +387,54 @@ def test_two_files_add_up_and_one_file_in_two_nodes_counts_once(sd15):
     torch.testing.assert_close(twice[key], before[key] + one[key])
 
 
+def test_another_strength_for_the_same_file_is_reported_and_another_file_is_not_taken_for_it(sd15, caplog):
+    one = cn.unet_file(sd15)
+    first = with_unet(sd15, one, unet_strength=0.5)
+    with caplog.at_level(logging.WARNING):
+        assert weights_of(with_unet(first, one, unet_strength=0.5)) and not caplog.text
+        with_unet(first, one, unet_strength=1.0)
+    assert "in the model already, by an earlier node at unet_strength 0.5" in caplog.text
+    key = next(iter(one))
+    end = {name: value.clone() for name, value in one.items()}
+    end[key][-1, -8:] += 1
+    assert len(with_unet(first, end).patches[f"diffusion_model.{key}"]) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn, torch.float16])
+def test_full_values_of_narrow_types_keep_their_difference(dtype, sd15):
+    key = "input_blocks.0.0.bias"
+    before = weights_of(sd15)
+    value = (before[key] + 0.75).float().to(dtype)
+    after = weights_of(with_unet(sd15, {key: value}, "full"))
+    torch.testing.assert_close(after[key], value.to(after[key]), atol=1e-3, rtol=0)
+
+
+def test_a_unet_file_with_nan_is_refused(sd15):
+    tensors = {**cn.unet_file(sd15), "out.0.bias": torch.full((32,), torch.nan)}
+    with pytest.raises(ValueError, match=r"the unet file should hold finite numbers.*out.0.bias"):
+        with_unet(sd15, tensors)
+
+
+def test_the_hosts_conversion_of_stored_weights_is_used(sd15, monkeypatch):
+    """Hosts may store a weight in another form than they compute with."""
+    key = "input_blocks.0.0.weight"
+    layer = sd15.model.diffusion_model.input_blocks[0][0]
+    before = weights_of(sd15)[key]
+    monkeypatch.setattr(layer, "convert_weight", lambda weight, inplace=False, **_: 2 * weight, raising=False)
+    (patch,) = with_unet(sd15, {key: (2 * before + 1).float()}, "full").patches[f"diffusion_model.{key}"]
+    torch.testing.assert_close(patch[1][1][0], torch.ones_like(before).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reference_for_increments_is_not_used_and_that_is_said(sd15, caplog):
+    increments = cn.unet_file(sd15)
+    before = weights_of(sd15)
+    with caplog.at_level(logging.WARNING):
+        after = weights_of(with_unet(sd15, increments, reference_model=tiny.sd15(seed=5, dtype=torch.float64)))
+    key = next(iter(increments))
+    torch.testing.assert_close(after[key], before[key] + increments[key])
+    assert "need no reference_model" in caplog.text
+
+
 def test_tensors_without_a_place_are_reported(sd15, caplog):
     with caplog.at_level(logging.WARNING):
         with_unet(sd15, {**cn.unet_file(sd15), "nonsense.weight": torch.ones(1)})
@@ -373,7 +444,7 @@ def test_tensors_without_a_place_are_reported(sd15, caplog):
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"nonsense.weight": torch.ones(1)}, "does not fit the UNet of BaseModel: it lacks nonsense.weight"),
+        ({"nonsense.weight": torch.ones(1)}, "does not fit the UNet of BaseModel: there is no nonsense.weight"),
         ({"input_blocks.0.0.bias": torch.ones(7)}, r"input_blocks.0.0.bias is \(7,\), in the model \(32,\)"),
     ],
 )

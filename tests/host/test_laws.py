@@ -125,8 +125,9 @@ def test_two_nodes_of_a_kind_act_twice(name, sd15):
 @pytest.mark.parametrize("layout", ["sd15", "sd2", "sdxl"])
 def test_all_methods_together_run_on_every_layout(layout):
     steered = model = getattr(tiny, layout)()
-    for method in METHODS.values():
-        steered = method(steered)
+    for name, method in METHODS.items():
+        if (layout, name) != ("sd2", "controlnext"):  # there is none for SD2, and the node says so
+            steered = method(steered)
     with tiny.forwards(model) as rows:
         assert sample(steered, (9, 14), batch=2, steps=4).isfinite().all()
     assert max(rows) == 2 * 5  # positive, negative and three terms, two pictures each, in one call
