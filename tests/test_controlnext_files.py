@@ -42,7 +42,6 @@ def test_released_files_are_known_by_their_tensors(table, variants):
     "prefix",
     ["controlnext.", "controlnet.", "module.", "module.controlnext.", "module._orig_mod.", "controlnext.module."],
 )
-)
 def test_prefixes_of_training_come_off(prefix):
     weights = blank("sdxl")
     parts = control_part({prefix + key: value for key, value in weights.items()}, "dump")
