@@ -5,7 +5,7 @@
     python3 dev.py test     the tests, on every ComfyUI that can be found
     python3 dev.py bench    what each node costs
     python3 dev.py serve    a ComfyUI with the pack linked in, until Ctrl-C
-    python3 dev.py train    makes a file of demo/weights anew: base, clip-vision, checked
+    python3 dev.py train    makes a file of demo/weights anew: base, clip-vision, checked, ip-adapter, controlnext
 
 The first run prepares a virtual environment (and, where none is found, a ComfyUI) in a cache folder; REINS_HOME names
 another one.  COMFYUI_PATH names one or several ComfyUI folders to use instead of the ones that are found.
