@@ -18,7 +18,8 @@ from reins.models.controlnext_files import VARIANTS
 from reins.nodes.controlnext import ControlNeXtApply
 from reins.patches import controlnext as module
 from reins.patches.controlnext import stretched
-from reins.patches.run import Run
+from reins.patches.features import FeatureCall
+from reins.patches.run import RUN, Run
 from reins.tests import cn, ip, tiny
 from reins.tests.host.test_batch import VERSION, controlled, hook_with, regrouped, tiled, windows
 from reins.tests.methods import METHODS, pag, sag
@@ -635,3 +636,15 @@ def test_the_host_loads_the_network_with_the_model(sd15):
     comfy.model_management.unload_all_models()
     sample(steered)
     assert any(model.model is made.network.model for model in comfy.model_management.loaded_models())
+
+
+def test_a_sampler_that_changes_the_size_within_a_run_gets_a_hint_of_that_size(sd15):
+    made, image, run = cn.control(sd15), cn.picture(1), Run()
+    hint = module.Hint(made, VARIANTS["sd15-training"], image.movedim(-1, 1), 1.0, "auto", None)
+
+    def term(size, run):
+        feature = torch.randn((1, 32, *size), generator=torch.Generator().manual_seed(0))
+        return hint(FeatureCall(feature, torch.tensor([5.0]), {"original_shape": (1, 4, *size), RUN: run}))
+
+    for size in ((16, 16), (8, 24)):
+        assert torch.equal(term(size, run), term(size, Run()))
