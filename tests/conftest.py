@@ -6,11 +6,13 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from zlib import crc32
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
+MANY = 3  # cases of one test
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
 
@@ -38,11 +40,29 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return _SkippedModule.from_parent(parent, path=module_path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         needs = _needs(item.path)
         if needs:
             item.add_marker(needs)
+        if item.path.stem.endswith("_numbers"):
+            item.add_marker("numbers")
+    if os.environ.get("REINS_BRIEF"):
+        kept = _brief(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
+    """For older hosts: all tests, but of one with many cases the first and about every third, and all stored results."""
+    by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
+    kept: set[pytest.Item] = set()
+    for (path, _), cases in by_test.items():
+        whole = len(cases) <= MANY or "goldens" in path.stem
+        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 3 == 0)
+    return kept
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,10 @@ METHODS: dict[str, Method] = {
     "controlnext": cn.apply,
     "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
+
+# Other settings of a method that stands there already: in the laws and pairs of --full alone.
+SECOND = ("seg-narrow", "ip-adapter-masked")
+COVERED = [name for name in METHODS if os.environ.get("REINS_FULL") or name not in SECOND]
 
 OFF: dict[str, Method] = {
     "pag scale 0": lambda model: pag(model, scale=0.0),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.tests import tiny
-from reins.tests.methods import METHODS
+from reins.tests.methods import COVERED, METHODS
 
 torch.set_num_threads(1)
 _MODELS: dict[str, ModelPatcher] = {}
@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest) -> ModelPatcher:
     return _model(request.param)
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=COVERED)
 def method(request: pytest.FixtureRequest) -> Callable[[ModelPatcher], ModelPatcher]:
     return METHODS[request.param]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 import comfy.model_base
 import comfy.model_management
@@ -11,13 +10,12 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from reins.tests import tiny
-from reins.tests.methods import METHODS, OFF, interval, rescale
+from reins.tests.methods import COVERED, METHODS, OFF, interval, rescale
 from reins.tests.tiny import nearly, sample
 
 TERMS = ("pag", "seg", "seg-narrow", "sag")
-BRIEF = bool(os.environ.get("REINS_BRIEF"))
-SIZES = [(5, 7), (33, 6), (9, 40), (17, 24)][: 2 if BRIEF else None]
-PAIRS = list(itertools.combinations(METHODS, 2))
+SIZES = [(5, 7), (33, 6), (9, 40), (17, 24)]
+PAIRS = list(itertools.combinations(COVERED, 2))
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -81,7 +79,7 @@ def test_the_input_model_stays_as_it_was(method, sd15):
     assert torch.equal(sample(sd15), before)
 
 
-@pytest.mark.parametrize("pair", PAIRS[:: 3 if BRIEF else 1], ids="+".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_branches_of_one_trunk_do_not_see_each_other(pair, sd15):
     trunk = METHODS[pair[0]](sd15)
     alone = sample(trunk, steps=2)
