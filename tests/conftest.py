@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: all tests, but of one with many cases the first and about every third, and all stored results."""
+    """For older hosts: of a test with many cases the first and about every third; all stored results."""
     by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
