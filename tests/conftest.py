@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
-MANY = 3  # cases of one test
+MANY = 2  # cases of one test
+SLOW = ("_numbers", "_combinations")
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
 
@@ -45,8 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needs = _needs(item.path)
         if needs:
             item.add_marker(needs)
-        if item.path.stem.endswith("_numbers"):
-            item.add_marker("numbers")
+        if item.path.stem.endswith(SLOW):
+            item.add_marker("slow")
     if os.environ.get("REINS_BRIEF"):
         kept = _brief(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -54,14 +55,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: of a test with many cases the first and about every third; all stored results."""
+    """For older hosts: of a test with more than two cases the first and about every fifth; all stored results."""
     by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
     kept: set[pytest.Item] = set()
     for (path, _), cases in by_test.items():
         whole = len(cases) <= MANY or "goldens" in path.stem
-        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 3 == 0)
+        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 5 == 0)
     return kept
 
 

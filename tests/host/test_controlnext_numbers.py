@@ -58,12 +58,13 @@ def followed(controlled, given, hints: Tensor, count: int, words: Tensor | None 
 def test_a_hint_of_each_kind_is_followed(kind, controlled, given):
     """The prompt says colour, ground and texture; shape, place and size are in the hint alone."""
     count = COUNT if kind == "mask" else COUNT // 2
+    one = 1 / count if BRIEF else 0.0  # of so few pictures one may be wrong
     found = followed(controlled, given, given.hints[HINTS.index(kind)], count)
     assert found.common(given.mask) >= 0.8
     for slot in FORM:
-        assert found.rate(slot) >= 0.85, slot
+        assert found.rate(slot) >= 0.85 - one, slot
     for slot in ("colour", "background", "texture"):
-        assert found.rate(slot) >= 0.9, slot
+        assert found.rate(slot) >= 0.9 - one, slot
     assert found.common(given.mask[:count].roll(1, 0)) <= 0.35  # as two pictures have by chance
 
 
