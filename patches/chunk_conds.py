@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import install_wrapper
-from .run import RUN, Run
+from .run import Run, run_in
 
 CONDS, ORDER, NEGATIVES = "reins_conds", "reins_order", "reins_negatives"
 ROWS, IMAGES = "reins_rows", "reins_images"  # for each row the number of its cond and of its image
@@ -69,7 +69,7 @@ def note_conds(
     """CALC_COND_BATCH wrapper; inside context windows x is the window's part of the batch, of the same size."""
     found = {cond["uuid"]: _info(cond, x) for of_list in conds if of_list for cond in of_list}
     options = {**model_options.get("transformer_options", {}), CONDS: found}
-    options[NEGATIVES] = _negatives(conds, options.get(RUN) or Run())
+    options[NEGATIVES] = _negatives(conds, run_in(options))
     if "model_function_wrapper" in model_options:
         conds, options[ORDER] = _numbered(conds, len(x))
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

@@ -28,7 +28,7 @@ from .frames import clamped, images_in_window, images_of
 from .loading import load_with
 from .network import add_feature_layer
 from .row_masks import on_grid
-from .run import RUN, Run
+from .run import Run, run_in
 from .span import Span
 from .unet_weights import UNetWeights
 
@@ -137,12 +137,12 @@ class Hint:
         if self.variant.family != "SVD":
             return [image % count for image in images]
         if 1 < count <= max(images):
-            run: Run = call.options.get(RUN) or Run()
+            run = run_in(call.options)
             run.once((self, "too few"), lambda: logger.warning("%d hints are too few: the last is repeated", count))
         return clamped(images, count)
 
     def _term(self, call: FeatureCall, place: int, feature: Tensor, chunk: Chunk) -> Tensor:
-        run: Run = call.options.get(RUN) or Run()
+        run = run_in(call.options)
         timesteps = call.timesteps.chunk(len(call.chunks))[place]
         term = dressed(self._control(run, call, chunk.hints, timesteps), feature) * chunk.gain
         if self.mask is not None:

@@ -74,7 +74,7 @@ def patches_with_layers(
     def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return add(feature, options), skip
 
-    patches = {kind: list(of_kind) for kind, of_kind in options.get("patches", {}).items()}
+    patches = dict(options.get("patches", {}))
     for kind, patch in (("input_block_patch_after_skip", add), ("output_block_patch", add_before_skip)):
         patches[kind] = [patch, *patches.get(kind, ())]
     return patches

@@ -26,7 +26,7 @@ from .chunk_conds import CONDS, IMAGES, ChunkInfo, check_whole, info_of, install
 from .frames import clamped, images_of
 from .network import add_attention_layer
 from .row_masks import on_grid
-from .run import RUN, Run
+from .run import Run, run_in
 from .sites import Site
 from .span import Span
 
@@ -138,7 +138,7 @@ class ImagePrompt:
 
     def _attend(self, call: Call, site: Site, chunks: Sequence[ActingChunk]) -> Tensor:
         """(chunks * b, tokens, c): the image's term, masked."""
-        run: Run = call.options.get(RUN) or Run()
+        run = run_in(call.options)
         count, heads = len(chunks), call.options["n_heads"]
         if self.per_frame:
             out = attention_pytorch(call.q, *self._per_row(run, call, site, chunks), heads)

@@ -145,5 +145,10 @@ def load_with(model: ModelPatcher, *networks: ModelPatcher) -> ModelPatcher:
 
 
 def _named(fault: str, keys: Sequence[Any]) -> list[str]:
+    return [f"{fault} {few(keys)}"] if keys else []
+
+
+def few(keys: Sequence[str]) -> str:
+    """The first keys of a list for an error, and how many more there are."""
     rest = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return [f"{fault} {', '.join(keys[:SHOWN])}{rest}"] if keys else []
+    return f"{', '.join(keys[:SHOWN])}{rest}"

@@ -14,7 +14,7 @@ from .attention import AttentionLayer, Layer, slots_with_layers
 from .chunks import SAMPLING, extra_chunks_last
 from .entries import KEY, append, install_wrapper, next_order
 from .features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
-from .run import RUN, STEP, Run, Step, start_run
+from .run import RUN, STEP, Step, run_in, start_run
 from .sites import Site
 from .span import WHOLE_RUN, Span
 
@@ -81,7 +81,7 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
 
 def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
     """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
-    run: Run = options.get(RUN) or Run()
+    run = run_in(options)
     step: Step | None = options.get(STEP)
 
     def in_span(span: Span) -> bool:

@@ -98,7 +98,12 @@ def run_of(model_options: dict[str, Any]) -> Run:
     options = model_options.get("transformer_options", {})
     if RUN not in options and KEY in options.get("wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}):
         options[RUN] = Run()
-    return options.get(RUN) or Run()
+    return run_in(options)
+
+
+def run_in(transformer_options: Mapping[str, Any]) -> Run:
+    """The run that a call of the network belongs to; one of its own, which keeps nothing, where there is none."""
+    return transformer_options.get(RUN) or Run()
 
 
 def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,11 +18,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..models.unet_names import host_name
+from .loading import few
 
 logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
 SAME = 0.5  # cosine above which a file is taken for values; of increments it is near 0
-SHOWN = 4
 FINGERPRINT = 256  # numbers of a tensor, from all over it, that tell it from others
 KEPT_TYPES = (torch.float16, torch.bfloat16, torch.float32)  # a difference of narrower numbers needs more room
 Mode = Literal["auto", "increment", "full"]
@@ -122,12 +122,12 @@ def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[
     if misshapen or not found:
         raise ValueError(
             f"{weights.name} does not fit the UNet of {type(model.model).__name__}: "
-            f"{_few(misshapen) if misshapen else 'there is no ' + _few(unknown)}. Choose a file made for this model."
+            f"{few(misshapen) if misshapen else 'there is no ' + few(unknown)}. Choose a file made for this model."
         )
     if unknown:
         logger.warning(
             "%s: %d of %d tensors have no place in the model and were left out: %s",
-            weights.name, len(unknown), len(weights.tensors), _few(unknown),
+            weights.name, len(unknown), len(weights.tensors), few(unknown),
         )  # fmt: skip
     return found
 
@@ -168,7 +168,3 @@ def _cosine(found: Mapping[str, Tensor], own: Unpatched) -> float:
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A projection may be a matrix or a kernel of size 1."""
     return tuple(length for length in shape if length != 1)
-
-
-def _few(keys: list[str]) -> str:
-    return f"{', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"

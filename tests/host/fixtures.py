@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import comfy.model_management
+import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -41,6 +43,20 @@ def model(request: pytest.FixtureRequest) -> ModelPatcher:
 @pytest.fixture(params=COVERED)
 def method(request: pytest.FixtureRequest) -> Callable[[ModelPatcher], ModelPatcher]:
     return METHODS[request.param]
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Puts an empty folder of our own in front of those of a kind of files."""
+
+    def in_front(kind: str) -> Path:
+        paths, extensions = folder_paths.folder_names_and_paths[kind]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path), *paths], extensions))
+        folder_paths.filename_list_cache.clear()
+        return tmp_path
+
+    yield in_front
+    folder_paths.filename_list_cache.clear()
 
 
 def pytest_sessionfinish() -> None:

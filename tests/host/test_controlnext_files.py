@@ -11,7 +11,6 @@ from pathlib import Path
 import comfy.lora
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -32,13 +31,9 @@ SVD_NAMES = json.loads((GOLDEN / "svd_unet_names.json").read_text())
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(folder_of):
     """A models/controlnext of our own in front of the others."""
-    paths, extensions = folder_paths.folder_names_and_paths["controlnext"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "controlnext", ([str(tmp_path), *paths], extensions))
-    folder_paths.filename_list_cache.clear()
-    yield tmp_path
-    folder_paths.filename_list_cache.clear()
+    return folder_of("controlnext")
 
 
 def load(name, **settings):

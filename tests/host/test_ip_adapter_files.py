@@ -38,13 +38,9 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(folder_of):
     """A models/ipadapter of our own in front of the others."""
-    paths, extensions = folder_paths.folder_names_and_paths["ipadapter"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([str(tmp_path), *paths], extensions))
-    folder_paths.filename_list_cache.clear()
-    yield tmp_path
-    folder_paths.filename_list_cache.clear()
+    return folder_of("ipadapter")
 
 
 def load(name, **settings):
