@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..patches.guidance import add_term
+from ..patches.guidance import Term, add_term
 from ..patches.perturbed_attention import identity_attention
 from ..patches.sites import find_sites
 from ..patches.span import Span
@@ -36,9 +36,11 @@ class PerturbedAttentionGuidance(io.ComfyNode):
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
         fade: str = "none", adaptive_scale: float = 0.1,
     ) -> io.NodeOutput:  # fmt: skip
-        sites = parse_layers(layers, find_sites(model, "attn1"))
-        if scale == 0:
-            return io.NodeOutput(model)
-        span = Span(start_percent, end_percent)
-        fading = make_fade(fade, adaptive_scale)
-        return io.NodeOutput(add_term(model, scale, span, sites, identity_attention, fading))
+        term = Term(
+            scale=scale,
+            span=Span(start_percent, end_percent),
+            fade=make_fade(fade, adaptive_scale),
+            sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
+            apply=identity_attention,
+        )
+        return io.NodeOutput(add_term(model, term) if scale else model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..patches.guidance import add_term
+from ..patches.guidance import Term, add_term
 from ..patches.sites import find_sites
 from ..patches.smoothed_energy import smoothed_attention
 from ..patches.span import Span
@@ -41,8 +41,11 @@ class SmoothedEnergyGuidance(io.ComfyNode):
         cls, model: ModelPatcher, scale: float, blur_sigma: float, start_percent: float, end_percent: float,
         layers: str, fade: str = "none",
     ) -> io.NodeOutput:  # fmt: skip
-        sites = parse_layers(layers, find_sites(model, "attn1"))
-        if scale == 0 or blur_sigma == 0:
-            return io.NodeOutput(model)
-        span = Span(start_percent, end_percent)
-        return io.NodeOutput(add_term(model, scale, span, sites, smoothed_attention(blur_sigma), make_fade(fade)))
+        term = Term(
+            scale=scale,
+            span=Span(start_percent, end_percent),
+            fade=make_fade(fade),
+            sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
+            apply=smoothed_attention(blur_sigma),
+        )
+        return io.NodeOutput(add_term(model, term) if scale and blur_sigma else model)

@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from .chunk_conds import IMAGES
 from .entries import Entry, entries
+from .groups import GROUPS, Group
 from .run import STEP, Step
 from .sites import Site
 from .span import WHOLE_RUN, Span
+
+PER_CHUNK = ("cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
+Rows = Literal["open", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,11 @@ class Call:
         if len(chunks) == len(self.chunks):
             return self
         options = {**self.options, "uuids": [self.chunks[i] for i in chunks]}
-        if "cond_or_uncond" in options:
-            options["cond_or_uncond"] = [self.options["cond_or_uncond"][i] for i in chunks]
+        for name in PER_CHUNK:
+            if name in options:
+                options[name] = [self.options[name][i] for i in chunks]
+        shape = self.options["activations_shape"]
+        options["activations_shape"] = [shape[0] // len(self.chunks) * len(chunks), *shape[1:]]
         q, k, v = (self._rows(tensor, chunks) for tensor in (self.q, self.k, self.v))
         return Call(q, k, v, options)
 
@@ -72,11 +80,16 @@ Layer = Callable[[Call, Attend], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionLayer(Entry):
-    """A layer that acts on every chunk, those of extra predictions included."""
+    """A layer that acts on every chunk, those of extra predictions included.
+
+    `rows` matters where partners take part: it acts on the branch that is open to all methods (the image), or on what
+    is sampled.
+    """
 
     sites: tuple[Site, ...]
     apply: Layer
     span: Span = WHOLE_RUN
+    rows: Rows = "open"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,10 +110,18 @@ def attend(call: Call) -> Tensor:
 
 
 def slots_with_layers(
-    options: Mapping[str, Any], in_span: Callable[[Span], bool], frames: int | None
+    options: Mapping[str, Any],
+    in_span: Callable[[Span], bool],
+    frames: int | None,
+    outermost: Mapping[Site, Layer],
 ) -> dict[str, dict] | None:
-    """The host's slots with the layers of this call on top of their occupants; None where no layer acts."""
+    """The host's slots with the layers of this call on top of their occupants; None where no layer acts.
+
+    `outermost` go on top of all.
+    """
     by_site = _layers_by_site(options, in_span)
+    for site, layer in outermost.items():
+        by_site.setdefault(site, []).append(layer)
     if not by_site:
         return None
     slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
@@ -118,7 +139,7 @@ def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool])
     by_site: dict[Site, list[Layer]] = {}
     for entry in entries(options, Entry):
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
-            layer = entry.apply
+            layer = _on_rows(entry) if GROUPS in options else entry.apply
         elif isinstance(entry, PerturbedLayers) and entry.id in marked:
             layer = _on_marked_chunks(entry, step)
         else:
@@ -159,22 +180,43 @@ def _is_over_time(call: Call, frames: int | None, earlier_calls: int) -> bool:
 
 
 def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
-    def perturb_marked(call: Call, below: Attend) -> Tensor:
-        ours = [i for i, chunk in enumerate(call.chunks) if step.marks.get(chunk) == entry.id]
-        rest = [i for i in range(len(call.chunks)) if i not in ours]
-        if not ours:
+    def ours(call: Call) -> list[int]:
+        groups: Sequence[Group] | None = call.options.get(GROUPS)
+        return [
+            i for i, chunk in enumerate(call.chunks)
+            if step.marks.get(chunk) == entry.id and (groups is None or groups[i].is_open)
+        ]  # fmt: skip
+
+    return _only_on(ours, entry.apply)
+
+
+def _on_rows(entry: AttentionLayer) -> Layer:
+    def ours(call: Call) -> list[int]:
+        groups: Sequence[Group] = call.options[GROUPS]
+        return [i for i, group in enumerate(groups) if (group.is_open if entry.rows == "open" else group.is_sampled)]
+
+    return _only_on(ours, entry.apply)
+
+
+def _only_on(ours: Callable[[Call], list[int]], apply: Layer) -> Layer:
+    """The layer on some chunks, by number; the others see what lies below it."""
+
+    def on_some(call: Call, below: Attend) -> Tensor:
+        acting = ours(call)
+        rest = [i for i in range(len(call.chunks)) if i not in acting]
+        if not acting:
             return below(call)
         if not rest:
-            return entry.apply(call, below)
-        kept, perturbed = call.only(rest), call.only(ours)
+            return apply(call, below)
+        kept, changed = call.only(rest), call.only(acting)
         rows: list[Tensor] = [call.q] * len(call.chunks)
         for i, chunk in zip(rest, kept.split(below(kept)), strict=True):
             rows[i] = chunk
-        for i, chunk in zip(ours, perturbed.split(entry.apply(perturbed, below)), strict=True):
+        for i, chunk in zip(acting, changed.split(apply(changed, below)), strict=True):
             rows[i] = chunk
         return torch.cat(rows)
 
-    return perturb_marked
+    return on_some
 
 
 def with_queries(call: Call, q: Tensor) -> Call:

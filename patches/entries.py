@@ -48,7 +48,7 @@ def append(model: ModelPatcher, entry: Entry) -> None:
     model.model_options["transformer_options"] = {**options, KEY: [*options.get(KEY, ()), entry]}
 
 
-def install_wrapper(model: ModelPatcher, kind: str, wrapper: Any) -> None:
-    """Add one of the pack's wrappers to a clone, once."""
-    model.remove_wrappers_with_key(kind, KEY)
-    model.add_wrapper_with_key(kind, KEY, wrapper)
+def install_wrapper(model: ModelPatcher, kind: str, wrapper: Any, key: str = KEY) -> None:
+    """Add one of the pack's wrappers to a clone, once; several of a kind have keys of their own."""
+    model.remove_wrappers_with_key(kind, key)
+    model.add_wrapper_with_key(kind, key, wrapper)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
+from .chunk_conds import IMAGES
 from .entries import Entry, entries
+from .groups import GROUPS, Group
 from .span import WHOLE_RUN, Span
 
 
@@ -42,7 +46,17 @@ class FeatureCall:
         """The host's number of each chunk's conditioning."""
         return self.options.get("cond_or_uncond") or [0] * len(self.chunks)
 
+    def only(self, chunks: Sequence[int]) -> FeatureCall:
+        """The same call for some of the chunks, by number."""
+        count = len(self.chunks)
+        lists = {name: [of_all[i] for i in chunks] for name in PER_CHUNK if (of_all := self.options.get(name))}
+        feature, timesteps = (
+            torch.cat([rows.chunk(count)[i] for i in chunks]) for rows in (self.feature, self.timesteps)
+        )
+        return FeatureCall(feature, timesteps, {**self.options, **lists})
 
+
+PER_CHUNK = ("uuids", "cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
 AddedTerm = Callable[[FeatureCall], Tensor | None]
 
 
@@ -67,9 +81,11 @@ def patches_with_layers(
         return None
 
     def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
+        terms = by_site.get(options["block"])
+        if not terms:
+            return feature
         call = FeatureCall(feature, timesteps, options)
-        terms = (term(call) for term in by_site.get(options["block"], ()))
-        return sum((term for term in terms if term is not None), feature)
+        return _on_open_rows(call, partial(_sum, terms))
 
     def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return add(feature, options), skip
@@ -78,6 +94,22 @@ def patches_with_layers(
     for kind, patch in (("input_block_patch_after_skip", add), ("output_block_patch", add_before_skip)):
         patches[kind] = [patch, *patches.get(kind, ())]
     return patches
+
+
+def _sum(terms: Sequence[AddedTerm], call: FeatureCall) -> Tensor:
+    return sum((term for found in terms if (term := found(call)) is not None), call.feature)
+
+
+def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -> Tensor:
+    """The feature, steered on the rows that are open to all methods."""
+    groups: Sequence[Group] = call.options.get(GROUPS, ())
+    acting = [i for i, group in enumerate(groups) if group.is_open]
+    if len(acting) == len(groups):
+        return steered(call)
+    parts = list(call.feature.chunk(len(groups)))
+    for i, part in zip(acting, steered(call.only(acting)).chunk(len(acting)), strict=True):
+        parts[i] = part
+    return torch.cat(parts)
 
 
 def channels_at(unet: UNetModel, site: FeatureSite) -> int:

@@ -7,8 +7,8 @@ by itself; the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid5
 
@@ -18,11 +18,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.fade import Fade
-from .attention import Layer, PerturbedLayers
+from .attention import PerturbedLayers
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .network import install_layers, options_of_call
 from .run import RUN, Step, run_of, start_run
-from .sites import Site
 from .span import Span, percent_at
 
 Args = dict[str, Any]  # what the host hands to its sampler functions
@@ -55,12 +54,10 @@ class CFGSpan(Entry):
     span: Span
 
 
-def add_term(
-    model: ModelPatcher, scale: float, span: Span, sites: Iterable[Site], layer: Layer, fade: Fade | None = None
-) -> ModelPatcher:
-    """A clone of `model` that is steered away from what it would predict with `layer` on the attentions `sites`."""
+def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
+    """A clone of `model` that is steered away from what it would predict with the term's layer on its attentions."""
     model = model.clone()
-    term = Term(order=next_order(model), scale=scale, span=span, fade=fade, sites=tuple(sites), apply=layer)
+    term = replace(term, order=next_order(model))
     append(model, term)
 
     def add_to_result(args: Args) -> Tensor:

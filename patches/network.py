@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -10,10 +11,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .attention import AttentionLayer, Layer, slots_with_layers
+from .attention import AttentionLayer, Layer, Rows, slots_with_layers
+from .branches import call_with_partners, partners_in
 from .chunks import SAMPLING, extra_chunks_last
 from .entries import KEY, append, install_wrapper, next_order
 from .features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
+from .groups import GROUPS
+from .projections import projections_of
 from .run import RUN, STEP, Step, run_in, start_run
 from .sites import Site
 from .span import WHOLE_RUN, Span
@@ -22,11 +26,11 @@ BUILT = "reins_built"
 
 
 def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN
-) -> ModelPatcher:
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: Rows = "open"
+) -> ModelPatcher:  # fmt: skip
     """A clone of `model` with one more layer on some attentions; the last one added is the outermost."""
     model = model.clone()
-    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span))
+    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span, rows=rows))
     install_layers(model)
     return model
 
@@ -62,6 +66,31 @@ def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]
     return {**model_options, "transformer_options": options}
 
 
+def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
+    """APPLY_MODEL wrapper: the chunks in their order, then the rows that partners add to them."""
+    return extra_chunks_last(_WithPartners(executor), *arguments, **conds)
+
+
+@dataclass
+class _WithPartners:
+    """The host's executor, which every call reaches with the rows of its partners."""
+
+    executor: Any
+
+    @property
+    def class_obj(self) -> Any:
+        return self.executor.class_obj
+
+    def __call__(
+        self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: dict[str, Any], **conds: Any
+    ) -> Tensor:  # fmt: skip
+        arguments = (x, t, c_concat, c_crossattn, control, options)
+        partners = [] if GROUPS in options else partners_in(options, _span_test(options))
+        if not partners:
+            return self.executor(*arguments, **conds)
+        return call_with_partners(self.executor, partners, options[SAMPLING], *arguments, **conds)
+
+
 def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots and lists."""
     unet = executor.class_obj
@@ -70,13 +99,26 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     *inputs, options = arguments  # x, timesteps, context, y, control
     if BUILT not in options:  # a hook may have brought the wrapper a second time
         frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
-        in_span = _span_test(options)
-        added = {
-            "patches_replace": slots_with_layers(options, in_span, frames),
-            "patches": patches_with_layers(options, in_span, inputs[1]),
-        }
-        options = {**options, BUILT: True, **{key: value for key, value in added.items() if value is not None}}
+        options = options_with_layers(options, unet, inputs[1], frames)
     return executor(*inputs, options, **kwargs)
+
+
+def options_with_layers(
+    options: dict[str, Any], unet: UNetModel, timesteps: Tensor, frames: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Options for one call of the network in which the layers of the list act."""
+    in_span = _span_test(options)
+    projections = projections_of(options, unet)
+    slots = slots_with_layers(options, in_span, frames, projections.outermost() if projections else {})
+    options = {**options, BUILT: True}
+    if slots is not None:
+        options["patches_replace"] = slots
+    patches = patches_with_layers(options, in_span, timesteps)
+    if patches is not None:
+        options["patches"] = patches
+    if projections:
+        options["patches"] = projections.patches(options)
+    return options
 
 
 def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
@@ -93,4 +135,4 @@ def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
     return in_span
 
 
-WRAPPERS = {WrappersMP.APPLY_MODEL: extra_chunks_last, WrappersMP.DIFFUSION_MODEL: put_layers}
+WRAPPERS = {WrappersMP.APPLY_MODEL: call_model, WrappersMP.DIFFUSION_MODEL: put_layers}
