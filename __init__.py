@@ -31,6 +31,11 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.rescale import GuidanceRescale
     from .nodes.self_attention import SelfAttentionGuidance
     from .nodes.smoothed_energy import SmoothedEnergyGuidance
+    from .nodes.unicon import UniConApply
+    from .nodes.unicon_joint import UniConApplyJoint, UniConJointLatent, UniConSplit
+    from .nodes.unicon_loader import UniConLoader, UniConSave
+    from .nodes.unicon_prompt import UniConPrompt
+    from .nodes.unicon_sampler import UniConSampler
 
     class Reins(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -50,6 +55,14 @@ async def comfy_entrypoint() -> ComfyExtension:
                 SaveImageTokens,
                 LoadImageTokens,
                 FaceEmbeds,
+                UniConLoader,
+                UniConPrompt,
+                UniConApply,
+                UniConJointLatent,
+                UniConApplyJoint,
+                UniConSplit,
+                UniConSampler,
+                UniConSave,
                 DemoModel,
                 DemoPrompt,
                 DemoScene,

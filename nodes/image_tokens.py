@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
-from ..patches.folders import files_in, path_of, saved
+from ..patches.folders import files_in, path_of
 from ..patches.image_tokens import load_tokens, save_tokens
 from ..patches.ip_adapter import ImageTokens
 from ..patches.ip_adapter_encode import Request, make_tokens
 from ..patches.ip_adapter_load import as_ip_adapter
 from ..patches.loading import read_tensor
 from .ip_adapter_encode import as_encoding
+from .save import numbered_path
 from .schema import make_input, schema
 from .sockets import ImageTokensSocket, IPAdapterSocket
 
@@ -44,14 +43,7 @@ class SaveImageTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, tokens: ImageTokens, filename_prefix: str) -> io.NodeOutput:
-        root = saved(FOLDER).resolve()
-        target = (root / filename_prefix).resolve()
-        if not target.is_relative_to(root) or target == root:
-            raise ValueError(
-                f"filename_prefix {filename_prefix!r} should name a file inside {root.name}. Leave out '..' and drives."
-            )
-        folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, str(root))
-        save_tokens(tokens, Path(folder) / f"{name}_{counter:05}_.safetensors")
+        save_tokens(tokens, numbered_path(FOLDER, filename_prefix))
         return io.NodeOutput()
 
 

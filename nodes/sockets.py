@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..patches.unicon import UniCon
+
 ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
 ImageTokensSocket = io.Custom("IMAGE_TOKENS")
+UniConSocket = io.Custom("UNICON")
 FaceEmbedsSocket = io.Custom("FACE_EMBEDS")
 PeerEmbedsSocket = io.Custom("EMBEDS")  # of the widely used IPAdapter pack
 
@@ -37,10 +42,40 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
     return mask
 
 
-def _finite(values: Tensor, name: str) -> Tensor:
+def checked_latent(latent: Any, name: str) -> Tensor:
+    """The samples (b, c, h, w) of a LATENT; ValueError for video, several packed in one, or NaN."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or 0 in samples.shape:
+        raise ValueError(
+            f"{name} should be the latent of pictures, of shape (pictures, channels, height, width), but is "
+            f"{_shape(samples)}. Connect a VAE Encode."
+        )
+    return _finite(samples, name, "finite numbers")
+
+
+def checked_prompt(conditioning: Any, name: str) -> Tensor:
+    """The text (1 or n, tokens, width) of a CONDITIONING; ValueError where it is not one prompt."""
+    count = len(conditioning) if isinstance(conditioning, list) else 0
+    text = conditioning[0][0] if count == 1 else None
+    if not isinstance(text, Tensor) or text.ndim != 3:
+        raise ValueError(
+            f"{name} should be one prompt, but holds {count}. Use one text; to join several, Conditioning (Concat)."
+        )
+    return _finite(text, name, "finite numbers")
+
+
+def checked_unicon(found: Any) -> UniCon:
+    if not isinstance(found, UniCon):
+        raise ValueError(
+            f"unicon should come from Load UniCon, but is {type(found).__name__}. Put that node before it."
+        )
+    return found
+
+
+def _finite(values: Tensor, name: str, numbers: str = "numbers from 0 to 1") -> Tensor:
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"{name} should hold numbers from 0 to 1, but some are not finite (NaN). Look at what made it: a failed "
+            f"{name} should hold {numbers}, but some are not finite (NaN). Look at what made it: a failed "
             f"VAE decode is a common cause."
         )
     return values

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-import comfy.model_base
-import comfy.supported_models
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, VideoResBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..models import controlnext as networks
-from ..models.controlnext_files import VARIANTS, Family, Place, Variant, control_part, unet_part
+from ..models.controlnext_files import VARIANTS, Place, Variant, control_part, unet_part
 from .controlnext import ControlNeXt
+from .families import family_of
 from .features import FeatureSite, channels_at
 from .loading import check_finite, load_network
 from .sites import unet_of
@@ -73,17 +72,6 @@ def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, Fea
         )
     logger.info("%s acts as %s on %s, at %s %d", control.name, fitting[0], type(model.model).__name__, *site)
     return variant, site
-
-
-def family_of(unet: UNetModel, model: ModelPatcher) -> Family | str:
-    """Of a model, by the blocks of its network and by the host's class."""
-    if any(isinstance(layer, VideoResBlock) for block in unet.input_blocks for layer in block):
-        return "SVD"
-    if isinstance(model.model.model_config, comfy.supported_models.SD20):
-        return "SD2.x"
-    if unet.num_classes is None:
-        return "SD1.x"
-    return "SDXL" if isinstance(model.model, comfy.model_base.SDXL) else "of a kind without any ControlNeXt"
 
 
 def site_of(unet: UNetModel, place: Place) -> FeatureSite:

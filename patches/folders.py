@@ -20,6 +20,12 @@ def files_in(folder: str) -> list[str]:
     return folder_paths.get_filename_list(folder)
 
 
+def folders_in(folder: str, file: str) -> list[str]:
+    """The names of the folders among a loader's files that hold a file of this name."""
+    parents = (Path(name).parent for name in files_in(folder) if Path(name).name == file)
+    return sorted(str(parent) for parent in parents if parent != Path("."))
+
+
 def path_of(folder: str, name: str) -> Path:
     """The file of that name in the folder's search paths, and nowhere else. ValueError if it is not there."""
     path = folder_paths.get_full_path(folder, name)
@@ -50,4 +56,5 @@ def _add(folder: str, paths: Iterable[Path], extensions: frozenset[str]) -> None
 _add("loras", [DEMO_WEIGHTS / "loras"], NETWORKS)
 _add("controlnext", [_models("controlnext"), DEMO_WEIGHTS / "controlnext"], NETWORKS)
 _add("ipadapter", [_models("ipadapter"), DEMO_WEIGHTS / "ipadapter"], NETWORKS)
+_add("unicon", [_models("unicon"), DEMO_WEIGHTS / "unicon", saved("unicon")], NETWORKS)
 _add("image_tokens", [_models("image_tokens"), saved("image_tokens")], TOKENS)

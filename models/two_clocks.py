@@ -1,0 +1,75 @@
+"""When image and condition are at which noise level: the schedule of UniCon (2410.11439, section 3.3), as text.
+
+`x 0-1, y 0.3-1` lets the image go through the whole run and the condition begin at three tenths of it. Both take the
+same number of steps: the shorter way waits. Further segments follow after `;` or on a new line.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+SEGMENT = re.compile(r"x\s+([\d.]+)\s*-\s*([\d.]+)\s*,\s*y\s+([\d.]+)\s*-\s*([\d.]+)")
+EXAMPLE = "x 0-1, y 0-1"
+
+
+class Way(NamedTuple):
+    """From where to where in the run, 0 to 1."""
+
+    start: float
+    end: float
+
+    def indices(self, levels: int) -> tuple[int, int]:
+        """The first and the last of so many noise levels, rounded as the official code does."""
+        return int(self.start * (levels - 1)), int(self.end * (levels - 1))
+
+
+Segment = tuple[Way, ...]  # what image and condition do side by side
+Levels = tuple[int, ...]  # the numbers of the noise levels that they have in one call of the model
+
+
+def parse_schedule(text: str) -> list[Segment]:
+    """The segments of a schedule; ValueError that names the one that cannot be read."""
+    segments = []
+    for line in re.split(r"[;\n]", text):
+        if not line.strip():
+            continue
+        found = SEGMENT.fullmatch(line.strip())
+        try:
+            ends = [float(end) for end in found.groups()] if found else []
+        except ValueError:
+            ends = []
+        segment = (Way(*ends[:2]), Way(*ends[2:])) if ends else None
+        if segment is None or any(not 0 <= way.start <= way.end <= 1 for way in segment):
+            raise ValueError(
+                f"A segment of the schedule should read like '{EXAMPLE}', from 0 (noise) to 1 (finished) and never "
+                f"back, but is {line.strip()!r}. Segments are separated by ; or a new line."
+            )
+        segments.append(segment)
+    if not segments:
+        raise ValueError(f"The schedule is empty. Write for example '{EXAMPLE}'.")
+    return segments
+
+
+def timetable(segments: list[Segment], levels: int) -> list[Levels]:
+    """The levels at each call of the model; ValueError where a segment does not begin where the one before it ended."""
+    table: list[Levels] = []
+    for segment in segments:
+        ways = [way.indices(levels) for way in segment]
+        lengths = [last - first + 1 for first, last in ways]
+        count = max(lengths)
+        calls = [
+            tuple(first + int(length * i / count) for (first, _), length in zip(ways, lengths, strict=True))
+            for i in range(count)
+        ]
+        if table and calls[0] != table[-1]:
+            raise ValueError(
+                f"Each segment of the schedule should begin where the one before it ends. With {levels} steps one ends "
+                f"at the steps {_listed(table[-1])}, and the next begins at {_listed(calls[0])}."
+            )
+        table += calls[1:] if table else calls
+    return table
+
+
+def _listed(numbers: Levels) -> str:
+    return " and ".join(map(str, numbers))

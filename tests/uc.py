@@ -1,0 +1,75 @@
+"""Small UniCon files for the tiny models, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from reins.models.unicon import Post
+from reins.models.unicon_files import SETS, parse
+from reins.nodes.unicon import UniConApply
+from reins.nodes.unicon_joint import UniConApplyJoint
+from reins.patches.block_names import block_names
+from reins.patches.sites import unet_of
+from reins.patches.unicon import UniCon
+from reins.patches.unicon_load import make_unicon
+from reins.tests import tiny
+from torch import Tensor
+
+RANK = 2
+
+
+def file_for(
+    model: ModelPatcher, seed: int = 0, post: Post = "conv_fuse", condition: bool = True, skipped: Sequence[str] = (),
+    size: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """A model.pth for a model: every tensor random and not zero; without the blocks whose name begins as `skipped`."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
+
+    def draw(key: str, *shape: int) -> None:
+        found[key] = size * torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    for name, block in block_names(unet_of(model)).items():
+        if name.startswith(tuple(skipped)):
+            continue
+        width = block.width * (2 if post == "conv_fuse" else 1)
+        draw(f"{name}.conv1n.weight", width, width)
+        wanted = [("attn1n", of_set, block.width) for of_set in SETS[:2]]
+        wanted += [("attn1", SETS[2], block.width), ("attn2", SETS[2], block.context)] if condition else []
+        for attention, of_set, context in wanted:
+            for projection in ("to_q", "to_k", "to_v", "to_out.0"):
+                inputs = context if projection in ("to_k", "to_v") else block.width
+                draw(f"{name}.{attention}.{projection}.lora_A.{of_set}.weight", RANK, inputs)
+                draw(f"{name}.{attention}.{projection}.lora_B.{of_set}.weight", block.width, RANK)
+    return found
+
+
+def unicon(model: ModelPatcher, seed: int = 0, **file: object) -> UniCon:
+    return make_unicon(parse(file_for(model, seed, **file), "tiny unicon"), "tiny unicon", "depth_map, ")
+
+
+def latent(size: tuple[int, int] = (16, 16), b: int = 1, seed: int = 21) -> dict[str, Tensor]:
+    return {"samples": 3 * tiny.noise(*size, b=b, seed=seed)}
+
+
+def apply(
+    model: ModelPatcher, seed: int = 0, partner: Mapping[str, Tensor] | None = None, role: str = "condition",
+    file: Mapping[str, object] | None = None, **settings: object,
+) -> ModelPatcher:  # fmt: skip
+    """The Apply node with a file and a partner of its own."""
+    given = {"positive": tiny.text(31 + seed), "negative": tiny.text(41 + seed)}
+    return UniConApply.execute(
+        model, unicon(model, seed, **(file or {})), latent() if partner is None else partner, role,
+        settings.pop("positive", given["positive"]), settings.pop("negative", given["negative"]), **settings,
+    ).result[0]  # fmt: skip
+
+
+def joint(
+    model: ModelPatcher, seed: int = 0, file: Mapping[str, object] | None = None, **settings: object
+) -> ModelPatcher:  # fmt: skip
+    """The Apply Joint node with a file of its own."""
+    return UniConApplyJoint.execute(
+        model, unicon(model, seed, **(file or {})), tiny.text(31 + seed), tiny.text(41 + seed), **settings
+    ).result[0]
