@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo.inside import ROOT, enter_host, load_pack
 
 CONVERGENCE = "controlnext-convergence"  # a comparison, which makes a plot and no weights
-TASKS = ("base", "checked", "clip-vision", "controlnext", CONVERGENCE, "ip-adapter")
+TASKS = ("base", "checked", "clip-vision", "controlnext", CONVERGENCE, "ip-adapter", "unicon")
 
 
 def parse() -> argparse.Namespace:

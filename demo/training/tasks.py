@@ -17,6 +17,8 @@ from .ip_adapter_numbers import ip_adapter_numbers
 from .numbers import base_numbers, clip_vision_numbers, style_numbers
 from .style import StyleTask
 from .trainer import Task
+from .unicon import UniConTask
+from .unicon_numbers import unicon_numbers
 
 
 class Run(NamedTuple):
@@ -32,4 +34,5 @@ RUNS = {
     "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
     "controlnext": Run(ControlNeXtTask, controlnext_numbers),
     "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
+    "unicon": Run(UniConTask, unicon_numbers),
 }

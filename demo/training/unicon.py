@@ -1,0 +1,91 @@
+"""A UniCon (2410.11439) for the demo model: pictures and their depth maps, in the official file's form.
+
+Both branches have noise levels of their own, drawn independently, so that one file serves every pair of them: depth to
+image, image to depth, both at once, and everything between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ...models.demo_model import tokens
+from ...models.unicon import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
+from ...models.unicon_files import Parts, flat_names
+from ...patches.block_names import block_names
+from ...patches.entries import KEY
+from ...patches.groups import GROUPS, Group
+from ...patches.network import options_with_layers
+from ...patches.projections import ProjectionLayer
+from ...patches.sites import Transformer
+from ...patches.unicon import Places, SideBySide
+from .data import Question, ask, draw_batch, v_loss
+from .frozen import FrozenBase
+from .trainer import Plan
+from .unicon_numbers import FILE
+
+RANK = 16
+UNSAID = (0.3, 0.12, 0.5, 0.5, 0.12, 0.12)  # what a depth map tells is often left unsaid
+
+
+class UniConTask:
+    name = "unicon"
+    what = "A UniCon of rank 16: pictures and their depth maps, each with a noise level of its own."
+    file = FILE
+    plan = Plan(steps=2600, batch=16, rate=2e-3, matrix_rate=0, average=0.997)
+
+    def __init__(self, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.base = FrozenBase(device)
+        blocks = block_names(self.base.unet)
+        self.parts = Parts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
+        self.network = UniCon(self.parts.sizes, comfy.ops.disable_weight_init, device=device)
+        self.network.apply(_initialise)
+        owner = uuid4()
+        around = SideBySide(self.network, owner, places := Places.of(self.parts, blocks))
+        self.layer = ProjectionLayer(sites=places.paths, around=around)
+        self.groups = [Group(0, "image", None, True), Group(0, "condition", owner, True)]
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        names = flat_names(self.parts)
+        return {names[name]: value for name, value in self.network.named_parameters()}
+
+    def loss(self, batch: int, generator: torch.Generator) -> Tensor:
+        drawn = draw_batch(batch, generator, unsaid=UNSAID)
+        depth = (drawn.views.depth * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+        latents = (drawn.latent, depth[order := torch.randperm(batch, generator=generator)])
+        x, y = (ask(latent.to(self.base.device), self.base.sigmas, generator) for latent in latents)
+        y = Question(*(rows[order.argsort()] for rows in y))  # levels are spread evenly over a batch: not in one order
+        asked = Question(*(torch.cat(pair) for pair in zip(x, y, strict=True)))
+        words = torch.cat([tokens(drawn.said), tokens(drawn.said, depth=True)])
+        context = self.base.table[words.to(self.base.device)]
+        options = {KEY: [self.layer], GROUPS: self.groups, "uuids": [None, None], "cond_or_uncond": [0, 0]}
+        options = options_with_layers(options, self.base.unet, asked.timestep)
+        return v_loss(
+            lambda x, timestep: self.base.unet(x, timestep, context, transformer_options=options), asked
+        )  # fmt: skip
+
+
+def _sizes(blocks: Sequence[Transformer]) -> Sizes:
+    own = [[LowRank(block.width, RANK, block.width)] * len(PROJECTIONS) for block in blocks]
+    text = [
+        [LowRank(block.context if name in ("to_k", "to_v") else block.width, RANK, block.width) for name in PROJECTIONS]
+        for block in blocks
+    ]
+    return Sizes(
+        joints=[JointSizes(of_one, of_one, of_one[0].outputs, "conv_fuse") for of_one in own],
+        conditions=list(zip(own, text, strict=True)),  # self-attention, text attention
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the authors do: the second matrix of each LoRA and P start as zeros."""
+    for name, child in module.named_children():
+        if name in ("up", "post"):
+            nn.init.zeros_(child.weight)
+        elif name == "down":
+            nn.init.normal_(child.weight, std=1 / RANK)

@@ -1,0 +1,186 @@
+"""How well the five uses of a UniCon work on the demo model, through the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS, tokens
+from ...nodes.unicon import UniConApply
+from ...nodes.unicon_joint import UniConApplyJoint, UniConJointLatent, UniConSplit
+from ...nodes.unicon_sampler import UniConSampler
+from ...patches.unicon import UniCon
+from ...patches.unicon_load import read_unicon
+from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, Settings, one_line, sample
+from ..judge import Verdict, judge
+from ..scenes import FLOOR_FAR, FLOOR_NEAR, SIZE, SLOTS, Views, draw, draw_words, render
+from .numbers import load_base
+
+FILE = WEIGHTS / "unicon" / "reins-demo-unicon.safetensors"
+FORM = ("shape", "place", "size")  # what a depth map says
+COUNT, SEED = 64, 21
+SETTINGS = Settings()
+NEAR = 0.52  # depth above it is the shape, below it the floor
+LEVELS = (0.0, 0.5, 0.75, 1.0)  # of the noise on a condition that is followed coarsely
+
+
+class Pairs(NamedTuple):
+    """Pictures and depth maps (b, 3, SIZE, SIZE) in 0..1."""
+
+    image: Tensor
+    depth: Tensor
+
+
+class Seen(NamedTuple):
+    """Scenes, their pictures as latents, and their words (b, slots)."""
+
+    views: Views
+    words: Tensor
+
+    @property
+    def depth(self) -> Tensor:
+        """(b, 3, SIZE, SIZE) in 0..1."""
+        return self.views.depth[:, None].expand(-1, 3, -1, -1)
+
+    def saying(self, unsaid: Sequence[str] = FORM) -> Tensor:
+        """The words without those slots."""
+        return torch.where(torch.tensor([slot in unsaid for slot in SLOTS]), -1, self.words)
+
+
+class SideBySide(NamedTuple):
+    """The demo model, its words and a UniCon."""
+
+    model: ModelPatcher
+    table: Tensor
+    unicon: UniCon
+
+    def prompt(self, words: Tensor, depth: bool = False) -> Conditioning:
+        return [[self.table[tokens(words, depth)], {}]]
+
+    def image(self, words: Tensor, depth: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+        """Pictures (b, 3, SIZE, SIZE) of words (b, slots) beside depth maps like them."""
+        drawn = []
+        for some, maps in zip(words.split(AT_ONCE), depth.split(AT_ONCE), strict=True):
+            steered = self._beside(some, maps, "condition", **apply)
+            drawn.append(sample(steered, self.table, some, settings))
+        return torch.cat(drawn)
+
+    def depth(self, words: Tensor, image: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+        """Depth maps (b, 3, SIZE, SIZE) of pictures like them and of words (b, slots)."""
+        drawn = []
+        for some, pictures in zip(words.split(AT_ONCE), image.split(AT_ONCE), strict=True):
+            steered = self._beside(some, pictures, "image", **apply)
+            empty = torch.zeros(len(some), 3, SIZE, SIZE)
+            noise = comfy.sample.prepare_noise(empty, NOISE_SEED)
+            drawn.append(self._sampled(steered, noise, empty, self.prompt(some, depth=True), settings))
+        return torch.cat(drawn)
+
+    def both(
+        self, words: Tensor, depth: Tensor | None = None, schedule: str = "", settings: Settings = SETTINGS,
+        **apply: object,
+    ) -> Pairs:  # fmt: skip
+        """Pictures of words (b, slots) with their depth maps; coarsely along given ones (b, 3, SIZE, SIZE)."""
+        drawn = []
+        for start in range(0, len(words), AT_ONCE):
+            some = words[start : start + AT_ONCE]
+            given = None if depth is None else as_latent(depth[start : start + AT_ONCE])
+            image = as_latent(torch.full((len(some), 3, SIZE, SIZE), 0.5))
+            latent = UniConJointLatent.execute(image, given).result[0]
+            (steered,) = UniConApplyJoint.execute(
+                self.model, self.unicon, self.prompt(some, depth=True), self._nothing(), **apply
+            ).result
+            sampler = UniConSampler.execute("ddim", 1.0, schedule).result[0] if schedule else None
+            prompts = torch.cat([some, some])
+            noise = comfy.sample.prepare_noise(latent["samples"], NOISE_SEED)
+            pair = self._sampled(steered, noise, latent["samples"], self.prompt(prompts), settings, sampler)
+            drawn.append([half["samples"] for half in UniConSplit.execute({"samples": pair}).result])
+        return Pairs(*(torch.cat(halves) for halves in zip(*drawn, strict=True)))
+
+    def _nothing(self) -> Conditioning:
+        return self.prompt(torch.full((1, len(SLOTS)), -1))
+
+    def _beside(self, words: Tensor, pictures: Tensor, role: str, **apply: object) -> ModelPatcher:
+        positive = self.prompt(words, depth=role == "condition")
+        return UniConApply.execute(
+            self.model, self.unicon, as_latent(pictures), role, positive, self._nothing(), **apply
+        ).result[0]  # fmt: skip
+
+    def _sampled(
+        self, model: ModelPatcher, noise: Tensor, latent: Tensor, positive: Conditioning, settings: Settings,
+        sampler: object = None,
+    ) -> Tensor:  # fmt: skip
+        """What a run makes of noise and latent, in 0..1."""
+        table = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(table, settings.scheduler, settings.steps)
+        sampler = sampler or comfy.samplers.sampler_object(settings.sampler)
+        with torch.inference_mode():
+            out = comfy.sample.sample_custom(
+                model, noise, settings.cfg, sampler, sigmas, positive, self._nothing(), latent, disable_pbar=True,
+                seed=NOISE_SEED,
+            )  # fmt: skip
+        return ((out.float().cpu() + 1) / 2).clamp(0, 1)
+
+
+def as_latent(pictures: Tensor) -> dict[str, Tensor]:
+    """The LATENT of pictures in 0..1, as the demo's VAE makes it."""
+    return {"samples": pictures * 2 - 1}
+
+
+def seen(count: int = COUNT, seed: int = SEED) -> Seen:
+    generator = torch.Generator().manual_seed(seed)
+    words = draw_words(count, generator)
+    return Seen(render(draw(count, generator, words)), words)
+
+
+def depth_of(verdict: Verdict) -> Tensor:
+    """(b, SIZE, SIZE): the depth that the judge finds in pictures."""
+    floor = torch.linspace(FLOOR_FAR, FLOOR_NEAR, SIZE)[:, None]
+    shape = (0.5 + 0.05 * verdict.radius)[:, None, None]
+    return torch.lerp(floor.expand_as(verdict.mask), shape.expand_as(verdict.mask), verdict.mask)
+
+
+def error(one: Tensor, other: Tensor) -> float:
+    """How far two depths (b, SIZE, SIZE) are apart on average."""
+    return (one - other).abs().mean().item()
+
+
+def load_side_by_side(path: Path = FILE) -> SideBySide:
+    return SideBySide(*load_base(), read_unicon(path, path.name))
+
+
+def unicon_numbers(path: Path) -> Iterator[str]:
+    beside, given = load_side_by_side(path), seen()
+    words = given.saying()
+    true = given.views.depth
+    nobody = error(true.mean(0).expand_as(true), true)
+    yield f"depths, each against the mean of all: error {nobody:.3f}; against another one: {error(true.roll(1, 0), true):.3f}"
+    for strength in (1.0, 0.5, 0.0):
+        found = judge(beside.image(words, given.depth, strength_x=strength, strength_y=strength))
+        yield f"depth to image, strengths {strength:g}: depth error {error(depth_of(found), true):.3f}; {_rates(found, given)}"
+    drawn = beside.depth(torch.full_like(words, -1), given.views.image).mean(1)
+    yield f"image to depth, no words: depth error {error(drawn, true):.3f}"
+    pairs = beside.both(given.words)
+    yield f"joint: {_agreement(pairs)}; {_rates(judge(pairs.image), given)}"
+    for level in LEVELS:
+        found = judge(beside.both(words, given.depth, condition_noise=level).image)
+        yield f"coarse, condition_noise {level:g}: depth error {error(depth_of(found), true):.3f}; {_rates(found, given)}"
+    for level in LEVELS[1:-1]:
+        found = judge(beside.both(words, given.depth, schedule=f"x 0-1, y {1 - level:g}-1").image)
+        yield f"coarse, two clocks from {1 - level:g}: depth error {error(depth_of(found), true):.3f}"
+
+
+def _agreement(pairs: Pairs) -> str:
+    found, depth = judge(pairs.image), pairs.depth.mean(1)
+    return f"depth of the image against the depth map beside it {error(depth_of(found), depth):.3f}, against another one {error(depth_of(found), depth.roll(1, 0)):.3f}"
+
+
+def _rates(found: Verdict, given: Seen) -> str:
+    right = found.right(given.words).float().mean(0)
+    return f"{one_line(dict(zip(SLOTS, right.tolist(), strict=True)))}; quality {found.quality.mean():.1f} dB"
