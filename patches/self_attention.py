@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..models.self_attention import attention_received, degrade
 from .attention import Attend, Call
 from .attention_maps import combine
+from .groups import GROUPS, Group
 from .guidance import Args, current_step, in_span, install_guidance
 from .network import add_attention_layer, options_of_call
 from .run import STEP, AttentionMap, Step
@@ -44,7 +46,7 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
             return args["denoised"]
         return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
 
-    model = add_attention_layer(model, [site], watch, settings.span)
+    model = add_attention_layer(model, [site], watch, settings.span, rows="sampled")
     install_guidance(model)
     model.set_model_sampler_post_cfg_function(add_to_result)
     return model
@@ -62,10 +64,11 @@ def watch(call: Call, below: Attend) -> Tensor:
 
 def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
     """Whether each chunk has a row per picture; other packs may cut pictures into tiles, or split batches again."""
+    chunks = len(set(_host_chunks(call)))
     window = call.options.get("context_window")
     # 0.33 may put one picture more before a window, as an anchor
     per_chunk = (len(step.x),) if window is None else (len(window.index_list), len(window.index_list) + 1)
-    return len(call.q) == len(call.k) and len(call.k) in [rows * len(call.chunks) for rows in per_chunk]
+    return len(call.q) == len(call.k) and len(call.k) in [rows * chunks for rows in per_chunk]
 
 
 def _note_maps(call: Call, step: Step) -> None:
@@ -73,8 +76,20 @@ def _note_maps(call: Call, step: Step) -> None:
     received = attention_received(call.q, call.k, call.options["n_heads"])
     maps = call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
     size, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
-    labelled = zip(call.chunks, call.options["cond_or_uncond"], maps, strict=True)
-    step.maps += [AttentionMap(chunk, label, found, size, window) for chunk, label, found in labelled]
+    parts: dict[int, list[Tensor]] = {}
+    named: dict[int, tuple[Any, int]] = {}
+    for place, chunk, label, found in zip(
+        _host_chunks(call), call.chunks, call.options["cond_or_uncond"], maps, strict=True
+    ):  # fmt: skip
+        parts.setdefault(place, []).append(found)
+        named[place] = (chunk, label)
+    step.maps += [AttentionMap(*named[place], torch.cat(found), size, window) for place, found in parts.items()]
+
+
+def _host_chunks(call: Call) -> Sequence[int]:
+    """The number of the host's chunk that each chunk of the call is of: with partners it may have two branches."""
+    groups: Sequence[Group] | None = call.options.get(GROUPS)
+    return range(len(call.chunks)) if groups is None else [group.chunk for group in groups]
 
 
 @dataclass(frozen=True)

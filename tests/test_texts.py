@@ -25,9 +25,10 @@ CHECKPOINT_LOADERS = ("CheckpointLoaderSimple", "ImageOnlyCheckpointLoader", "Re
 LOADERS = {  # how many of the first widgets name files
     **dict.fromkeys(CHECKPOINT_LOADERS, 1),
     "CLIPVisionLoader": 1, "LoadImage": 1, "Reins_IPAdapterLoader": 1, "Reins_ControlNeXtLoader": 2,
+    "Reins_UniConLoader": 1,
 }  # fmt: skip
 NO_FILE = "none"
-SHIPPED = ("base", "reins-demo-ip-adapter.safetensors", "reins-demo-controlnext.safetensors")
+SHIPPED = ("base", *(f"reins-demo-{kind}.safetensors" for kind in ("ip-adapter", "controlnext", "unicon")))
 FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
     "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
@@ -40,9 +41,12 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("MIT", "2.5 GB", "models/clip_vision"),
     "ip-adapter-plus_sd15.safetensors": ("Apache 2.0", "98 MB", "models/ipadapter"),
     "ip-adapter-plus_sdxl_vit-h.safetensors": ("Apache 2.0", "850 MB", "models/ipadapter"),
+    **dict.fromkeys(("unicon-depth", "unicon-pose"), ("state no licence", "300 MB", "models/unicon")),
     "example.png": ("comes with ComfyUI",),
     "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
-    **dict.fromkeys(("person.jpg", "person_pose.png", "poses.webp"), ("yours to make", "the folder `input`")),
+    **dict.fromkeys(
+        ("depth.png", "person.jpg", "person_pose.png", "poses.webp"), ("yours to make", "the folder `input`")
+    ),
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

@@ -123,8 +123,10 @@ def cond(embedding: Tensor, **extra: object) -> dict:
     return {"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(embedding)}, "uuid": uuid.uuid4(), **extra}
 
 
-def denoise(model: ModelPatcher, x: Tensor, sigma: float, positive: list, negative: list | None, cfg: float) -> Tensor:
-    """One guided prediction, without a sampler and without the run that a guider would start."""
+def denoise(
+    model: ModelPatcher, x: Tensor, sigma: float | Tensor, positive: list, negative: list | None, cfg: float
+) -> Tensor:  # fmt: skip
+    """One guided prediction, without a sampler and without the run of a guider; `sigma` may be per row."""
     positive, negative = (_labelled(model, conds) for conds in (positive, negative))
     comfy.model_management.load_models_gpu([model])
     model.pre_run()
@@ -132,7 +134,7 @@ def denoise(model: ModelPatcher, x: Tensor, sigma: float, positive: list, negati
     comfy.sampler_helpers.prepare_model_patcher(model, {"positive": positive, "negative": negative or []}, options)
     try:
         with torch.no_grad():
-            sigmas = torch.full((x.shape[0],), float(sigma))
+            sigmas = sigma if isinstance(sigma, Tensor) else torch.full((x.shape[0],), float(sigma))
             return comfy.samplers.sampling_function(model.model, x, sigmas, negative, positive, cfg, options)
     finally:
         model.cleanup()

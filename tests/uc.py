@@ -46,30 +46,36 @@ def file_for(
     return found
 
 
-def unicon(model: ModelPatcher, seed: int = 0, **file: object) -> UniCon:
-    return make_unicon(parse(file_for(model, seed, **file), "tiny unicon"), "tiny unicon", "depth_map, ")
+def unicon(model: ModelPatcher, seed: int = 0, weights: Mapping[str, Tensor] | None = None, **file: object) -> UniCon:
+    """A file of these weights, or a drawn one, as the loader makes it."""
+    found = file_for(model, seed, **file) if weights is None else weights
+    return make_unicon(parse(found, "tiny unicon"), "tiny unicon", "depth_map, ")
 
 
 def latent(size: tuple[int, int] = (16, 16), b: int = 1, seed: int = 21) -> dict[str, Tensor]:
     return {"samples": 3 * tiny.noise(*size, b=b, seed=seed)}
 
 
+def apply_file(model: ModelPatcher, file: UniCon) -> ModelPatcher:
+    return UniConApply.execute(model, file, latent(), "condition", tiny.text(31), tiny.text(41)).result[0]
+
+
 def apply(
     model: ModelPatcher, seed: int = 0, partner: Mapping[str, Tensor] | None = None, role: str = "condition",
-    file: Mapping[str, object] | None = None, **settings: object,
+    file: Mapping[str, object] | None = None, weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
     """The Apply node with a file and a partner of its own."""
-    given = {"positive": tiny.text(31 + seed), "negative": tiny.text(41 + seed)}
+    prompts = (settings.pop("positive", tiny.text(31 + seed)), settings.pop("negative", tiny.text(41 + seed)))
     return UniConApply.execute(
-        model, unicon(model, seed, **(file or {})), latent() if partner is None else partner, role,
-        settings.pop("positive", given["positive"]), settings.pop("negative", given["negative"]), **settings,
+        model, unicon(model, seed, weights, **(file or {})), latent() if partner is None else partner, role, *prompts,
+        **settings,
     ).result[0]  # fmt: skip
 
 
 def joint(
-    model: ModelPatcher, seed: int = 0, file: Mapping[str, object] | None = None, **settings: object
+    model: ModelPatcher, seed: int = 0, file: Mapping[str, object] | None = None,
+    weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
     """The Apply Joint node with a file of its own."""
-    return UniConApplyJoint.execute(
-        model, unicon(model, seed, **(file or {})), tiny.text(31 + seed), tiny.text(41 + seed), **settings
-    ).result[0]
+    prompts = (settings.pop("positive", tiny.text(31 + seed)), settings.pop("negative", tiny.text(41 + seed)))
+    return UniConApplyJoint.execute(model, unicon(model, seed, weights, **(file or {})), *prompts, **settings).result[0]

@@ -160,25 +160,31 @@ def unicon_numbers(path: Path) -> Iterator[str]:
     words = given.saying()
     true = given.views.depth
     nobody = error(true.mean(0).expand_as(true), true)
-    yield f"depths, each against the mean of all: error {nobody:.3f}; against another one: {error(true.roll(1, 0), true):.3f}"
+    another = error(true.roll(1, 0), true)
+    yield f"depths, each against the mean of all: error {nobody:.3f}; against another one: {another:.3f}"
     for strength in (1.0, 0.5, 0.0):
         found = judge(beside.image(words, given.depth, strength_x=strength, strength_y=strength))
-        yield f"depth to image, strengths {strength:g}: depth error {error(depth_of(found), true):.3f}; {_rates(found, given)}"
+        yield f"depth to image, strengths {strength:g}: {_followed(found, given)}"
     drawn = beside.depth(torch.full_like(words, -1), given.views.image).mean(1)
     yield f"image to depth, no words: depth error {error(drawn, true):.3f}"
     pairs = beside.both(given.words)
     yield f"joint: {_agreement(pairs)}; {_rates(judge(pairs.image), given)}"
     for level in LEVELS:
         found = judge(beside.both(words, given.depth, condition_noise=level).image)
-        yield f"coarse, condition_noise {level:g}: depth error {error(depth_of(found), true):.3f}; {_rates(found, given)}"
+        yield f"coarse, condition_noise {level:g}: {_followed(found, given)}"
     for level in LEVELS[1:-1]:
         found = judge(beside.both(words, given.depth, schedule=f"x 0-1, y {1 - level:g}-1").image)
         yield f"coarse, two clocks from {1 - level:g}: depth error {error(depth_of(found), true):.3f}"
 
 
+def _followed(found: Verdict, given: Seen) -> str:
+    return f"depth error {error(depth_of(found), given.views.depth):.3f}; {_rates(found, given)}"
+
+
 def _agreement(pairs: Pairs) -> str:
-    found, depth = judge(pairs.image), pairs.depth.mean(1)
-    return f"depth of the image against the depth map beside it {error(depth_of(found), depth):.3f}, against another one {error(depth_of(found), depth.roll(1, 0)):.3f}"
+    found, depth = depth_of(judge(pairs.image)), pairs.depth.mean(1)
+    other = error(found, depth.roll(1, 0))
+    return f"depth of the image against the map beside it {error(found, depth):.3f}, against another one {other:.3f}"
 
 
 def _rates(found: Verdict, given: Seen) -> str:
