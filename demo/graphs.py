@@ -24,9 +24,12 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside wh
         "controlnext-svd-v2-unet.bin",
     ),
     "models/ipadapter": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
-    "input": ("example.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp"),
+    "models/unicon": ("unicon-depth/model.pth", "unicon-pose/model.pth"),
+    "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp"),
 }
-OTHER_FILES = {name for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names}
+OTHER_FILES = {  # as a graph names them: of a file in a folder of its own, that folder
+    Path(name).parts[0] for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names
+}
 
 SMALL_PIXELS = 128
 FEW_STEPS = 6
@@ -62,9 +65,10 @@ def _has(graph: Graph, class_type: str) -> bool:
 def offer_names(base: Path) -> None:
     """Lets a server with this base directory list every file that the examples name; the files are empty."""
     for folder, names in EXAMPLE_FILES.items():
-        (base / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
-            (base / folder / name).touch()
+            file = base / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
 
 
 def with_checkpoint(graph: Graph, name: str) -> Graph:
@@ -79,9 +83,10 @@ def with_checkpoint(graph: Graph, name: str) -> Graph:
 def shrunk(graph: Graph, pixels: int = SMALL_PIXELS, steps: int = FEW_STEPS) -> Graph:
     """A copy with small pictures and few steps: on a model without weights more of either shows nothing more."""
     graph = copy.deepcopy(graph)
+    resized = needs_checkpoint(graph)  # the demo model's are small, and have the size of what is drawn for it
     for node in graph.values():
         limits = {"steps": steps} if "Sampler" in node["class_type"] else {}
-        if node["class_type"] == "EmptyLatentImage":
+        if resized and node["class_type"] == "EmptyLatentImage":
             limits = {"width": pixels, "height": pixels}
         for name, limit in limits.items():
             if isinstance(node["inputs"].get(name), int):  # not a link to another node

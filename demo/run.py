@@ -38,7 +38,7 @@ from .pictures import Picture, contact_sheet, save_pictures
 ROOT = Path(__file__).resolve().parent.parent
 RUN_SECONDS = 3600
 MORE_FILES = (
-    "beside a checkpoint they need a ControlNeXt, an adapter, an image encoder or pictures: their notes name them"
+    "beside a checkpoint they need a ControlNeXt, a UniCon, an adapter, an image encoder or pictures: see their notes"
 )
 BAR = "  {desc:<28.28} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
 

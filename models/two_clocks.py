@@ -64,12 +64,12 @@ def timetable(segments: list[Segment], levels: int) -> list[Levels]:
         ]
         if table and calls[0] != table[-1]:
             raise ValueError(
-                f"Each segment of the schedule should begin where the one before it ends. With {levels} steps one ends "
-                f"at the steps {_listed(table[-1])}, and the next begins at {_listed(calls[0])}."
+                f"Each segment of the schedule should begin where the one before it ends. Counted from 0, one ends at "
+                f"step {_listed(table[-1])}, and the next begins at {_listed(calls[0])}."
             )
         table += calls[1:] if table else calls
     return table
 
 
 def _listed(numbers: Levels) -> str:
-    return " and ".join(map(str, numbers))
+    return " and ".join(f"{number} of {name}" for name, number in zip("xyz", numbers, strict=False))

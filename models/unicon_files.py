@@ -65,7 +65,9 @@ def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None
     if not posts:
         raise ValueError(_refusal(unknown or list(weights), name))
     if unknown:
-        raise ValueError(f"{name} is a UniCon but has unknown tensors: {few(unknown)}. Download it again.")
+        raise ValueError(
+            f"{name} is a UniCon but has unknown tensors: {few(unknown)}. Choose a file as its authors' code writes it."
+        )
     return _parts(_scaled(loras), posts, name)
 
 

@@ -59,7 +59,7 @@ def checked_prompt(conditioning: Any, name: str) -> Tensor:
     text = conditioning[0][0] if count == 1 else None
     if not isinstance(text, Tensor) or text.ndim != 3:
         raise ValueError(
-            f"{name} should be one prompt, but holds {count}. Use one text; to join several, Conditioning (Concat)."
+            f"{name} should be one prompt, but holds {count}. Connect one text; Conditioning (Concat) joins several."
         )
     return _finite(text, name, "finite numbers")
 

@@ -90,7 +90,7 @@ def strength_inputs() -> list[io.Input]:
     return [
         make_input(
             io.Float, name, default=1.0, min=-10.0, max=10.0, step=0.01,
-            tooltip=f"How much {who} sees of {whom}. With both strengths at 0 the node is off.",
+            tooltip=f"How much {who} sees of {whom}. At 0 for both, or for a sampled image, the node is off.",
         )
         for name, who, whom in (
             ("strength_x", "the image", "the condition"),

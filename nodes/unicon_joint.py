@@ -89,7 +89,7 @@ class UniConApplyJoint(io.ComfyNode):
                     io.Conditioning, "condition_negative", tooltip="Their negative prompt, usually the sampler's.",
                 ),
                 *strength_inputs(),
-                _noise_input("1: from noise, or with UniCon Sampler, whose schedule says it."),
+                _noise_input("With UniCon Sampler leave it at 1: the schedule says it."),
                 guidance_input(),
                 others_input(),
                 make_input(

@@ -55,7 +55,7 @@ class UniConSave(io.ComfyNode):
             display_name="Save UniCon",
             category="reins/unicon",
             description="Writes a UniCon of any form as one .safetensors file in output/unicon, where Load UniCon "
-            "finds it: smaller, quicker to load, and without any code in it.",
+            "finds it: quick to load, and without any code in it.",
             search_aliases=["convert unicon", "unicon safetensors"],
             inputs=[
                 UniConSocket.Input("unicon", tooltip="From Load UniCon."),

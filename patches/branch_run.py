@@ -7,6 +7,7 @@ y0 + c sigma noise, u is y0 / c + sigma noise, again a diffusion of the usual ki
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from .branches import Partner, ratio, size_fault
 from .entries import entries, install_wrapper
 
+logger = logging.getLogger(__name__)
 WRAPPER = "reins_partners"
 Callback = Callable[[int, Tensor, Tensor, int], object]
 
@@ -73,6 +75,8 @@ def sample_halves(
             f"with UniCon Joint Latent."
         )
     scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
+    if scale != 1 and not latent_image.chunk(2)[1].any():
+        logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
     scaled = _Scaled(model.model, scale)
     preview = None if callback is None else _Preview(callback, scale)
     latent_image = scaled.latent(latent_image, 1 / scale)

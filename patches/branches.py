@@ -67,13 +67,13 @@ class Partner(Entry):
 def size_fault(name: str, partner: Sequence[int], sampled: Sequence[int]) -> str:
     """What is wrong where a partner and the sampled latent differ in size, as an error says it."""
     return (
-        f"The partner of {name} is {_size(partner)} cells, but the model samples {_size(sampled)}. Encode a picture of "
+        f"The partner of {name} is {_size(partner)}, but the model samples {_size(sampled)}. Encode a picture of "
         f"the same size; areas of the picture and tiled diffusion do not go together with UniCon."
     )
 
 
 def _size(shape: Sequence[int]) -> str:
-    return f"{shape[-2]}x{shape[-1]} of {shape[1]} channels" if len(shape) == 4 else str(tuple(shape))
+    return f"{shape[-2]}x{shape[-1]} cells of {shape[1]} channels" if len(shape) == 4 else str(tuple(shape))
 
 
 def ratio(sampling: Any, condition_noise: float) -> float:

@@ -88,7 +88,7 @@ def match_model(unicon: UniCon, model: ModelPatcher) -> Places:
 def _joint_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]:
     widths = [(name, blocks[name].width, sizes) for name, sizes in zip(parts.joints, parts.sizes.joints, strict=True)]
     return [
-        f"{name} is {width} wide there and {lora.inputs} to {lora.outputs} here"
+        f"{name} is {width} wide in the model and {lora.inputs} to {lora.outputs} in the file"
         for name, width, sizes in widths
         for lora in (*sizes.xy, *sizes.yx)
         if (lora.inputs, lora.outputs) != (width, width)
@@ -102,7 +102,9 @@ def _condition_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]
         wanted = [width] * len(PROJECTIONS) + [context if p in ("to_k", "to_v") else width for p in PROJECTIONS]
         for lora, inputs in zip((*own, *text), wanted, strict=True):
             if (lora.inputs, lora.outputs) != (inputs, width):
-                faults.append(f"{name} takes {inputs} to {width} there and {lora.inputs} to {lora.outputs} here")
+                faults.append(
+                    f"{name} takes {inputs} to {width} in the model and {lora.inputs} to {lora.outputs} in the file"
+                )
     return faults
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -12,7 +13,7 @@ from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.nodes.rescale import GuidanceRescale
 from reins.nodes.self_attention import SelfAttentionGuidance
 from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
-from reins.tests import cn, ip
+from reins.tests import cn, ip, uc
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
@@ -48,12 +49,21 @@ METHODS: dict[str, Method] = {
     "rescale": rescale,
     "ip-adapter": ip.apply,
     "controlnext": cn.apply,
+    "unicon": uc.beside,
     "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
+
+SEEN_WHOLE = ("unicon",)  # methods that refuse prompts for areas
 
 # Other settings of a method that stands there already: in the laws and pairs of --full alone.
 SECOND = ("seg-narrow", "ip-adapter-masked")
 COVERED = [name for name in METHODS if os.environ.get("REINS_FULL") or name not in SECOND]
+
+
+def fit(method: Method, size: tuple[int, int]) -> Method:
+    """The method for pictures of a size: a partner is a picture too."""
+    return partial(method, size=size) if method is uc.beside else method
+
 
 OFF: dict[str, Method] = {
     "pag scale 0": lambda model: pag(model, scale=0.0),
@@ -74,5 +84,9 @@ OFF: dict[str, Method] = {
     "ip-adapter for other prompts": lambda model: ip.apply(model, only_for="nobody"),
     "controlnext strengths 0": lambda model: cn.apply(model, strength=0.0, unet_strength=0.0),
     "controlnext out of range": lambda model: cn.apply(model, unet_strength=0.0, start_percent=0.9, end_percent=0.91),
+    "unicon strengths 0": lambda model: uc.apply(model, strength_x=0.0, strength_y=0.0),
+    "unicon that the image does not see": lambda model: uc.apply(model, strength_x=0.0, condition_guidance=2.0),
+    "unicon out of range": lambda model: uc.apply(model, start_percent=0.9, end_percent=0.91),
+    "unicon joint strengths 0": lambda model: uc.joint(model, strength_x=0.0, strength_y=0.0),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),
 }

@@ -22,7 +22,7 @@ RANK = 2
 
 def file_for(
     model: ModelPatcher, seed: int = 0, post: Post = "conv_fuse", condition: bool = True, skipped: Sequence[str] = (),
-    size: float = 1.0,
+    size: float = 1.0, rank: int = RANK,
 ) -> dict[str, Tensor]:  # fmt: skip
     """A model.pth for a model: every tensor random and not zero; without the blocks whose name begins as `skipped`."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,8 +41,8 @@ def file_for(
         for attention, of_set, context in wanted:
             for projection in ("to_q", "to_k", "to_v", "to_out.0"):
                 inputs = context if projection in ("to_k", "to_v") else block.width
-                draw(f"{name}.{attention}.{projection}.lora_A.{of_set}.weight", RANK, inputs)
-                draw(f"{name}.{attention}.{projection}.lora_B.{of_set}.weight", block.width, RANK)
+                draw(f"{name}.{attention}.{projection}.lora_A.{of_set}.weight", rank, inputs)
+                draw(f"{name}.{attention}.{projection}.lora_B.{of_set}.weight", block.width, rank)
     return found
 
 
@@ -70,6 +70,11 @@ def apply(
         model, unicon(model, seed, weights, **(file or {})), latent() if partner is None else partner, role, *prompts,
         **settings,
     ).result[0]  # fmt: skip
+
+
+def beside(model: ModelPatcher, size: tuple[int, int] = (16, 16)) -> ModelPatcher:
+    """As the laws of all methods take it: the partner is a picture of the size that is sampled."""
+    return apply(model, partner=latent(size))
 
 
 def joint(

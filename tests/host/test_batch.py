@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.tests import tiny
-from reins.tests.methods import METHODS, interval, pag, sag, seg
+from reins.tests.methods import METHODS, SEEN_WHOLE, interval, pag, sag, seg
 from reins.tests.tiny import nearly, sample, text
 
 SLOT = "sampler_calc_cond_batch_function"
@@ -95,6 +95,10 @@ def controlled_together():
 @pytest.mark.parametrize("grouping", ["split", "slot taken"])
 def test_areas_and_masks_work_however_the_rows_are_grouped(method, conds, grouping, sd15, monkeypatch):
     positive, negative = conds(1), conds(2)
+    if conds is areas and method in [METHODS[name] for name in SEEN_WHOLE]:
+        with pytest.raises(ValueError, match="area"):
+            sample(method(sd15), positive=positive, negative=negative)
+        return
     expected = sample(method(sd15), positive=positive, negative=negative)
     if grouping == "split":
         with tiny.little_memory(monkeypatch, sd15):

@@ -24,7 +24,8 @@ from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.patches.loading import read_file
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
-COUNT = 8 if BRIEF else 64
+FULL = bool(os.environ.get("REINS_FULL"))
+COUNT = 8 if BRIEF else 64 if FULL else 32
 ONE = 1 / COUNT if BRIEF else 0.0
 PLAIN, CHECKED = 0, SLOTS["texture"].index("checked")
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from reins.tests import tiny
-from reins.tests.methods import COVERED, METHODS, OFF, interval, rescale
+from reins.tests.methods import COVERED, METHODS, OFF, fit, interval, rescale
 from reins.tests.tiny import nearly, sample
 
 TERMS = ("pag", "seg", "seg-narrow", "sag")
 SIZES = [(5, 7), (33, 6), (9, 40), (17, 24)]
+NOT_FOR = (("sd2", "controlnext"), ("sd2", "unicon"), ("sdxl", "unicon"))  # there is none, and the nodes say so
 PAIRS = list(itertools.combinations(COVERED, 2))
 
 
@@ -34,7 +35,7 @@ def test_a_method_repeats_itself_bit_by_bit(method, sd15):
 
 
 def test_a_batch_of_two_is_two_of_one(method, model):
-    steered, start = method(model), tiny.noise(12, 16, b=2)
+    steered, start = fit(method, (12, 16))(model), tiny.noise(12, 16, b=2)
     both = sample(steered, (12, 16), batch=2, start=start)
     for i in range(2):
         assert nearly(sample(steered, (12, 16), start=start[i : i + 1])[0], both[i])
@@ -45,14 +46,14 @@ def test_split_batches_give_the_same(method, model, monkeypatch):
     whole = sample(steered)
     with tiny.little_memory(monkeypatch, model), tiny.forwards(model) as rows:
         split = sample(steered)
-    assert set(rows) == {1}
+    assert set(rows) == {2 if method is METHODS["unicon"] else 1}
     assert nearly(split, whole)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 def test_every_size_works(method, model, size, cfg):
-    assert sample(method(model), size, cfg=cfg, steps=2).isfinite().all()
+    assert sample(fit(method, size)(model), size, cfg=cfg, steps=2).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -124,11 +125,12 @@ def test_two_nodes_of_a_kind_act_twice(name, sd15):
 def test_all_methods_together_run_on_every_layout(layout):
     steered = model = getattr(tiny, layout)()
     for name, method in METHODS.items():
-        if (layout, name) != ("sd2", "controlnext"):  # there is none for SD2, and the node says so
-            steered = method(steered)
+        if (layout, name) not in NOT_FOR:
+            steered = fit(method, (9, 14))(steered)
     with tiny.forwards(model) as rows:
         assert sample(steered, (9, 14), batch=2, steps=4).isfinite().all()
-    assert max(rows) == 2 * 5  # positive, negative and three terms, two pictures each, in one call
+    branches = 2 if layout == "sd15" else 1
+    assert max(rows) == 2 * 5 * branches  # positive, negative and three terms, two pictures each, in one call
 
 
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])

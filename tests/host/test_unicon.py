@@ -252,6 +252,14 @@ def test_noise_on_the_condition_may_be_said_at_either_node(sd15):
     assert torch.equal(by_latent[0], by_node[0])
 
 
+def test_a_share_of_the_noise_on_no_condition_is_worth_a_warning(sd15, caplog):
+    run_joint(uc.joint(sd15, condition_noise=0.5), halves())
+    assert "holds no condition" in caplog.text
+    caplog.clear()
+    run_joint(uc.joint(sd15), halves())
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "lcm", "uni_pc"])
 def test_a_condition_with_hardly_any_noise_comes_out_near_to_what_it_was(sampler, sd15):
     given = uc.latent()
@@ -384,5 +392,7 @@ def test_what_the_two_clocks_need_is_said(sd15):
         run_clocks(uc.joint(sd15, condition_noise=0.5), halves(), "x 0-1, y 0-1")
     with pytest.raises(ValueError, match="two steps at least"):
         run_clocks(uc.joint(sd15), halves(), "x 0-1, y 0-1", steps=1)
-    with pytest.raises(ValueError, match="ends at the steps 5 and 5, and the next begins at 0 and 5"):
+    with pytest.raises(
+        ValueError, match="one ends at step 5 of x and 5 of y, and the next begins at 0 of x and 5 of y"
+    ):
         run_clocks(uc.joint(sd15), halves(), "x 0-1, y 0-1; x 0-1, y 1-1")

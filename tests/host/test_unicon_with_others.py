@@ -213,7 +213,7 @@ def test_merged_tokens_are_refused_and_the_next_prompt_runs(sd15):
 def test_tiles_are_refused(sd15):
     steered = uc.apply(sd15)
     steered.set_model_unet_function_wrapper(tiled)
-    with pytest.raises(RuntimeError, match=r"16x16 of 4 channels cells, but the model samples 16x8|is 16x16 cells"):
+    with pytest.raises(RuntimeError, match="16x16 cells of 4 channels, but the model samples 16x8"):
         sample(steered)
 
 
@@ -298,7 +298,7 @@ def test_other_families_are_refused(model, found):
 
 def test_a_file_of_other_blocks_or_widths_is_refused_with_both_named(sd15):
     wide = tiny.sd15(model_channels=64)
-    with pytest.raises(ValueError, match="is 32 wide there and 64 to 64 here"):
+    with pytest.raises(ValueError, match="is 32 wide in the model and 64 to 64 in the file"):
         uc.apply_file(sd15, uc.unicon(wide))
     deep = tiny.sd15(transformer_depth=[1, 1, 0], transformer_depth_output=[1, 1, 1, 1, 0, 0])
     with pytest.raises(ValueError, match=r"lacks: down_blocks\.2"):
@@ -307,7 +307,7 @@ def test_a_file_of_other_blocks_or_widths_is_refused_with_both_named(sd15):
 
 def test_what_cannot_be_sampled_is_refused_before_the_first_call(sd15):
     with tiny.forwards(sd15) as rows:
-        with pytest.raises(ValueError, match="is 16x16 of 4 channels cells, but the model samples 12x16"):
+        with pytest.raises(ValueError, match="is 16x16 cells of 4 channels, but the model samples 12x16"):
             sample(uc.apply(sd15), (12, 16))
         with pytest.raises(ValueError, match="a prompt is for an area"):
             sample(uc.apply(sd15), positive=areas(1))

@@ -17,7 +17,7 @@ Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requireme
 
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
-from reins.demo.judge import judge  # noqa: E402
+from reins.demo.judge import Verdict, judge  # noqa: E402
 from reins.models.demo_model import word_indices  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,10 +46,21 @@ IP_ADAPTER = (
     "Reins_FaceEmbeds",
 )
 CONTROLNEXT = ("Reins_ControlNeXtLoader", "Reins_ControlNeXtApply")
+UNICON = (
+    "Reins_UniConLoader",
+    "Reins_UniConPrompt",
+    "Reins_UniConApply",
+    "Reins_UniConJointLatent",
+    "Reins_UniConApplyJoint",
+    "Reins_UniConSplit",
+    "Reins_UniConSampler",
+    "Reins_UniConSave",
+)
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
 CATEGORIES = {
     **dict.fromkeys(GUIDANCE, "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
+    **dict.fromkeys(UNICON, "reins/unicon"),
     **dict.fromkeys(IP_ADAPTER, "reins/ip-adapter"),
     **dict.fromkeys(DEMO, "reins/demo"),
 }
@@ -287,20 +298,40 @@ def test_the_frames_workflow_gives_each_picture_the_look_of_its_own_reference(se
 
 def test_the_controlnext_workflow_draws_the_form_of_all_three_hints_with_the_look_of_the_words(server: Server) -> None:
     (graph,) = load_graphs(["demo_controlnext"]).values()
-    result = server.client.run(graph)
-    (scene,) = scenes(graph)
-    (save,) = (node for node in graph if graph[node]["class_type"] == "SaveImage")
-    (prompt, _) = (node["inputs"] for node in graph.values() if node["class_type"] == "Reins_DemoPrompt")
-    form = word_indices({slot: scene[slot] for slot in ("shape", "place", "size")})
-    look = word_indices({slot: prompt[slot] for slot in ("colour", "background", "texture")})
-    files = result.outputs[save]["images"]
-    assert len(files) == 3
-    pictures = [side_by_side(server.client.image_bytes(file)) for file in files]
-    _, plain, hinted = (judge(torch.stack(column)) for column in zip(*pictures, strict=True))
+    look, (form,) = said_and_shown(graph)
+    plain, hinted = judged(server, graph, 3)
     assert plain.right(look).all()
     assert plain.right(form).all(1).sum() == 0
     assert hinted.right(look).all()
     assert hinted.right(form).all()
+
+
+def test_the_unicon_workflow_draws_the_form_of_each_depth_map_with_the_look_of_the_words(server: Server) -> None:
+    (graph,) = load_graphs(["demo_unicon_depth_to_image"]).values()
+    look, forms = said_and_shown(graph)
+    plain, beside = judged(server, graph, 4)
+    assert plain.right(look).all()
+    assert plain.right(forms).all(1).sum() == 0
+    assert beside.right(look).all()
+    assert beside.right(forms).all(1).sum() >= 3
+
+
+def said_and_shown(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first prompt says of the look (1, slots), and the form of each scene (b, slots)."""
+    prompt = next(node["inputs"] for node in graph.values() if node["class_type"] == "Reins_DemoPrompt")
+    look = word_indices({slot: prompt[slot] for slot in ("colour", "background", "texture")})
+    forms = [word_indices({slot: scene[slot] for slot in ("shape", "place", "size")}) for scene in scenes(graph)]
+    return look, torch.cat(forms)
+
+
+def judged(server: Server, graph: Graph, count: int) -> list[Verdict]:
+    """What the second and the third of the pictures that are saved side by side show."""
+    result = server.client.run(graph)
+    (save,) = (node for node in graph if graph[node]["class_type"] == "SaveImage")
+    files = result.outputs[save]["images"]
+    assert len(files) == count
+    pictures = [side_by_side(server.client.image_bytes(file)) for file in files]
+    return [judge(torch.stack(column)) for column in list(zip(*pictures, strict=True))[1:]]
 
 
 def side_by_side(png: bytes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

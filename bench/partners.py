@@ -1,0 +1,134 @@
+"""What a picture beside the sampled one costs: rows, products, and times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+from comfy.model_patcher import ModelPatcher
+from reins.models.unicon import Projected
+from reins.patches.projections import Found
+from reins.patches.unicon import SideBySide
+from reins.tests import tiny, uc
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import cases
+
+CFG = 7.0
+RANK = 64  # of the release
+HEAD = "| nodes | calls per step | rows per step | GMAC per step | device reads per step | ms | to plain |"
+NOTE = (
+    "The UNet has SD1.5's widths and random weights, the file rank 64 and all blocks. Calls, rows and products (of "
+    "convolutions, matrices and attentions) are exact counts. 'With projections of its own' makes q, k and v of the "
+    "joint attention anew, as the official code does, where the node takes those of the self-attention. For the "
+    "guidance the official code runs two rows more, for the negative too and with the partner; the node one."
+)
+
+
+class Case(NamedTuple):
+    """A model, and how many pictures of it are sampled."""
+
+    model: ModelPatcher
+    batch: int = 1
+    shares: bool = True
+
+
+class Row(NamedTuple):
+    name: str
+    calls: float
+    rows: float
+    gmac: float
+    reads: float
+    milliseconds: float
+    to_plain: float
+
+
+def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
+    file = uc.file_for(model, rank=RANK, size=0.1)
+    partner = uc.latent(size)
+
+    def beside(model: ModelPatcher, **settings: object) -> ModelPatcher:
+        return uc.apply(model, weights=file, partner=partner, **settings)
+
+    return {
+        "plain": Case(model),
+        "plain, two pictures": Case(model, 2),
+        "UniCon Apply": Case(beside(model)),
+        "UniCon Apply, with projections of its own": Case(beside(model), shares=False),
+        "UniCon Apply, 0 to 50 %": Case(beside(model, end_percent=0.5)),
+        "UniCon Apply, condition guidance": Case(beside(model, condition_guidance=2.0)),
+        "two UniCon Apply": Case(beside(beside(model))),
+        "UniCon Apply Joint": Case(uc.joint(model, weights=file), 2),
+    }
+
+
+@contextmanager
+def projecting(shares: bool) -> Iterator[None]:
+    """Whether the joint attention takes q, k and v from the self-attention."""
+    if shares:
+        yield
+        return
+
+    def anew(found: Found) -> Projected:
+        hidden, attention = found.inputs.hidden, found.attention
+        return Projected(hidden, attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden))
+
+    with mock.patch.object(SideBySide, "_projected", staticmethod(anew)):
+        yield
+
+
+def measure(network: cases.Network) -> list[Row]:
+    """All cases on a network; rounds go through all of them in turn."""
+    model = network.make()
+    made = make_cases(model, network.size)
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(network.rounds):
+        for name, case in made.items():
+            start = time.perf_counter()
+            _sample(case, network)
+            seconds[name].append(time.perf_counter() - start)
+    plain_reads = _count(lambda: _sample(made["plain"], network), tiny.DeviceReads()).count
+    return [_row(name, case, network, model, seconds, plain_reads) for name, case in made.items()]
+
+
+def _row(
+    name: str, case: Case, network: cases.Network, model: ModelPatcher, seconds: dict[str, list[float]],
+    plain_reads: int,
+) -> Row:  # fmt: skip
+    with tiny.forwards(model) as rows:
+        flops = _count(lambda: _sample(case, network), FlopCounterMode(display=False)).get_total_flops()
+    reads = _count(lambda: _sample(case, network), tiny.DeviceReads()).count - plain_reads
+    steps, own, plain = network.steps, seconds[name], seconds["plain"]
+    return Row(
+        name, len(rows) / steps, sum(rows) / steps, flops / 2 / steps / 1e9, reads / steps,
+        1000 * statistics.median(own) / steps, statistics.median(a / b for a, b in zip(own, plain, strict=True)),
+    )  # fmt: skip
+
+
+def _count(run: Callable[[], None], mode: Any) -> Any:
+    with mode:
+        run()
+    return mode
+
+
+def table(network: cases.Network, rows: list[Row]) -> list[str]:
+    h, w = network.size
+    lines = [
+        f"## UniCon on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
+        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.calls:.3g} | {row.rows:.3g} | {row.gmac:.1f} | {row.reads:+.3g} "
+            f"| {row.milliseconds:.0f} | {row.to_plain:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _sample(case: Case, network: cases.Network) -> None:
+    with projecting(case.shares):
+        tiny.sample(case.model, network.size, batch=case.batch, cfg=CFG, steps=network.steps)

@@ -1,0 +1,158 @@
+"""Loading and saving UniCon files through the nodes, good ones and bad ones."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import comfy.utils
+import pytest
+import torch
+from reins.nodes.unicon_loader import UniConLoader, UniConSave, _choices
+from reins.patches.block_names import block_names
+from reins.patches.sites import unet_of
+from reins.patches.unicon_load import read_unicon
+from reins.tests import tiny, uc
+from reins.tests.host.test_unicon_goldens import UNET
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def folder(folder_of):
+    return folder_of("unicon")
+
+
+@pytest.fixture
+def file():
+    return uc.file_for(tiny.sd15())
+
+
+def sampled(unicon, **settings):
+    model = tiny.sd15()
+    return tiny.sample(uc.apply_file(model, unicon), **settings)
+
+
+def load(name, trigger="auto"):
+    return UniConLoader.execute(name, trigger).result[0]
+
+
+def test_names_of_blocks_are_those_of_the_hosts_table():
+    """Which is right where all levels have as many blocks."""
+    for model in (tiny.sd15(), tiny.sdxl(), tiny.sd15(**UNET)):
+        table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+        for name, block in block_names(unet_of(model)).items():
+            assert table[f"{name}.attn1.to_q.weight"] == f"{block.path}.attn1.to_q.weight"
+
+
+def test_a_pickle_a_safetensors_file_and_what_save_writes_are_the_same(folder, file, monkeypatch, tmp_path):
+    torch.save({key: torch.nn.Parameter(value) for key, value in file.items()}, folder / "depth.pth")
+    save_file(file, folder / "depth.safetensors")
+    expected = sampled(load("depth.pth"))
+    assert torch.equal(sampled(load("depth.safetensors")), expected)
+    monkeypatch.setattr("folder_paths.get_output_directory", lambda: str(tmp_path / "output"))
+    UniConSave.execute(load("depth.pth", "near, "), "kept/mine")
+    saved = tmp_path / "output" / "unicon" / "kept" / "mine_00001_.safetensors"
+    again = read_unicon(saved, saved.name)
+    assert torch.equal(sampled(again), expected)
+    assert (again.name, again.trigger) == ("depth.pth", "near, ")
+    with safe_open(saved, "pt") as opened:
+        assert set(opened.keys()) == set(file)
+        assert opened.metadata()["unicon.post"] == "conv_fuse"
+    with pytest.raises(ValueError, match="inside unicon"):
+        UniConSave.execute(again, "../outside")
+
+
+def test_folders_are_offered_by_name_and_their_parts_are_not(folder, file):
+    (folder / "mine" / "xy_lora").mkdir(parents=True)
+    torch.save(file, folder / "mine" / "model.pth")
+    save_file({"unet.x": torch.zeros(1)}, folder / "mine" / "xy_lora" / "pytorch_lora_weights.safetensors")
+    save_file(file, folder / "single.safetensors")
+    offered = _choices()
+    assert {"mine", "mine/model.pth", "single.safetensors", "reins-demo-unicon.safetensors"} <= set(offered)
+    assert not any("xy_lora" in name for name in offered)
+    assert UniConLoader.define_schema().inputs[0].options == offered
+    with pytest.raises(ValueError, match=r"unknown tensors: unet\.x"):
+        load("mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "expected"),
+    [
+        ("depth.safetensors", "auto", "depth_map, "),
+        ("my_HED_edges.safetensors", "auto", "edge_map, "),
+        ("Pose.safetensors", "auto", "pose_map, "),
+        ("id.safetensors", "auto", ""),
+        ("depth.safetensors", "", ""),
+        ("id.safetensors", "a photo of ", "a photo of "),
+    ],
+)
+def test_the_trigger_is_that_of_the_name_unless_it_is_said(name, trigger, expected, folder, file):
+    save_file(file, folder / name)
+    assert load(name, trigger).trigger == expected
+
+
+def test_the_trigger_of_the_metadata_goes_before_the_name(folder, file):
+    save_file(file, folder / "depth.safetensors", {"unicon.trigger": "far, "})
+    assert load("depth.safetensors").trigger == "far, "
+    assert load("depth.safetensors", "near, ").trigger == "near, "
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_size_files_act_nearly_alike(dtype, folder, file):
+    save_file(file, folder / "full.safetensors")
+    save_file({key: value.to(dtype) for key, value in file.items()}, folder / "half.safetensors")
+    half, full = (sampled(load(name), steps=1, cfg=1.0) for name in ("half.safetensors", "full.safetensors"))
+    assert tiny.nearly(half, full, 0.3) and not torch.equal(half, full)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the bomb went off')",))
+
+
+def bad_files(file):
+    whole = torch.save
+    nan = {**file, next(iter(file)): torch.full_like(next(iter(file.values())), torch.nan)}
+    return {
+        "bomb.pth": (
+            lambda path: path.write_bytes(pickle.dumps({"a": Bomb()})),
+            "asks to run code of its own|cannot be read",
+        ),
+        "cut.pth": (
+            lambda path: (whole(file, path), path.write_bytes(path.read_bytes()[:999])),
+            "cannot be read|not opened",
+        ),
+        "cut.safetensors": (
+            lambda path: (save_file(file, path), path.write_bytes(path.read_bytes()[:999])),
+            "cannot be read",
+        ),
+        "nan.safetensors": (lambda path: save_file(nan, path), "finite"),
+        "lora.safetensors": (
+            lambda path: save_file({"lora_unet_a.lora_down.weight": torch.zeros(1)}, path),
+            "is not a UniCon",
+        ),
+        "text.pth": (lambda path: path.write_text("hello"), "cannot be read|not opened"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["bomb.pth", "cut.pth", "cut.safetensors", "nan.safetensors", "lora.safetensors", "text.pth"]
+)
+def test_a_bad_file_is_refused_and_the_next_one_loads(name, folder, file):
+    write, message = bad_files(file)[name]
+    write(folder / name)
+    with pytest.raises(ValueError, match=message):
+        load(name)
+    save_file(file, folder / "good.safetensors")
+    assert sampled(load("good.safetensors")).isfinite().all()
+
+
+def test_a_name_that_leads_out_of_the_folders_is_refused(folder):
+    with pytest.raises(ValueError, match="not in the unicon folders"):
+        load("../secret.safetensors")
+
+
+def test_the_metadata_may_be_absent(folder, file):
+    save_file(file, folder / "plain.safetensors")
+    assert json.dumps(load("plain.safetensors").name) == '"plain.safetensors"'
