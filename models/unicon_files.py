@@ -57,10 +57,11 @@ def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None
     posts: dict[str, Tensor] = {}
     unknown: list[str] = []
     for of_set, group in [("", weights), *(sets or {}).items()]:
+        _check_once(group, of_set, name)
         for key, value in group.items():
             if not isinstance(value, Tensor):
                 continue
-            if not _sort(PREFIX.sub("", key, count=1) if PREFIX.match(key) else key, value, of_set, loras, posts):
+            if not _sort(PREFIX.sub("", key, count=1), value, of_set, loras, posts):
                 unknown.append(key)
     if not posts:
         raise ValueError(_refusal(unknown or list(weights), name))
@@ -68,7 +69,7 @@ def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None
         raise ValueError(
             f"{name} is a UniCon but has unknown tensors: {few(unknown)}. Choose a file as its authors' code writes it."
         )
-    return _parts(_scaled(loras), posts, name)
+    return _parts(_scaled(loras, name), posts, name)
 
 
 def flat_names(parts: Parts) -> dict[str, str]:
@@ -86,6 +87,22 @@ def flat_names(parts: Parts) -> dict[str, str]:
                 key = f"{block}.{attention}.{projection}.lora_{end}.{SETS[2]}.weight"
                 names[f"conditions.{i}.{attention}.{internal}"] = key
     return names
+
+
+def _check_once(weights: Weights, of_set: str, name: str) -> None:
+    """ValueError where a file holds more than one model."""
+    places: dict[object, str] = {}
+    for key in weights:
+        loras: dict = {}
+        posts: dict = {}
+        _sort(PREFIX.sub("", key, count=1), weights[key], of_set, loras, posts)
+        for place in (*loras, *posts):
+            if place in places:
+                raise ValueError(
+                    f"{name} should hold one UniCon, but has both {places[place]} and {key}. Save each model to a file "
+                    f"of its own."
+                )
+            places[place] = key
 
 
 def _ends() -> Iterable[tuple[str, str, str]]:
@@ -118,12 +135,16 @@ def _set(attention: str, name: str, of_set: str) -> str:
     return of_set or next((known for known in SETS[:2] if name.endswith(known)), "")
 
 
-def _scaled(loras: Mapping[tuple[Place, str], Tensor]) -> dict[tuple[Place, str], Tensor]:
+def _scaled(loras: Mapping[tuple[Place, str], Tensor], name: str) -> dict[tuple[Place, str], Tensor]:
     """Without alphas: the second matrix has the factor alpha / rank in it."""
     found = {key: value for key, value in loras.items() if key[1] != "alpha"}
     for (place, end), alpha in loras.items():
         if end == "alpha" and (place, "up") in found:
             up = found[place, "up"]
+            if alpha.numel() != 1:
+                raise ValueError(f"{name}: alpha should be one number, but is {tuple(alpha.shape)}. Download it again.")
+            if up.ndim != 2:
+                continue  # its shape is refused below
             found[place, "up"] = (up.float() * (alpha.float() / up.shape[1])).to(up.dtype)
     return found
 

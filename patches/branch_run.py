@@ -18,10 +18,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .branches import Partner, ratio, size_fault
+from .branches import BATCH, Partner, ratio, size_fault
 from .entries import entries, install_wrapper
 
 logger = logging.getLogger(__name__)
+NO_RATIO = "condition_noise below 1 needs a model with eps or v prediction, but this one is a flow model. Set it to 1."
 WRAPPER = "reins_partners"
 Callback = Callable[[int, Tensor, Tensor, int], object]
 
@@ -46,6 +47,11 @@ def prepare_for_partners(
             "UniCon shows image and condition to each other as a whole, but a prompt is for an area of the picture. "
             "Remove the area (a mask without 'mask bounds' works), or UniCon."
         )
+    if any("gligen" in cond for cond in _flat(conds)):
+        raise ValueError(
+            "GLIGEN places what it draws in the rows of the sampler alone, and UniCon adds rows to them. Remove one of "
+            "the two."
+        )
     shape = [noise_shape[0] * (1 + len(beside)), *noise_shape[1:]]
     return executor(model, shape, conds, *args, **kwargs)
 
@@ -54,8 +60,9 @@ def with_room_for_partners(
     executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> Any:  # fmt: skip
     """CALC_COND_BATCH wrapper: batches that the host puts together leave room for the further rows."""
-    options = model_options.get("transformer_options", {})
+    options = {**model_options.get("transformer_options", {}), BATCH: len(x)}
     beside = sum(partner.latent is not None for partner in entries(options, Partner))
+    model_options = {**model_options, "transformer_options": options}
     return executor(_Roomier(model, 1 + beside) if beside else model, conds, x, timestep, model_options)
 
 
@@ -74,6 +81,8 @@ def sample_halves(
             f"UniCon Apply Joint samples images and as many conditions, but the latent has {len(noise)} rows. Make it "
             f"with UniCon Joint Latent."
         )
+    if half.condition_noise < 1 and has_no_ratio(model.get_model_object("model_sampling")):
+        raise ValueError(NO_RATIO)
     scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
     if scale != 1 and not latent_image.chunk(2)[1].any():
         logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
@@ -86,18 +95,20 @@ def sample_halves(
     return scaled.latent(out, scale)
 
 
-@dataclass
 class _Roomier:
-    """A model of the host that asks for more memory; all else is the model's own."""
+    """A model of the host that asks for more memory; all else, read or written, is the model's own."""
 
-    model: Any
-    times: int
+    def __init__(self, model: Any, times: int) -> None:
+        self.__dict__.update(_model=model, _times=times)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
 
     def memory_required(self, input_shape: Any, *args: Any, **kwargs: Any) -> float:
-        return self.model.memory_required([input_shape[0] * self.times, *input_shape[1:]], *args, **kwargs)
+        return self._model.memory_required([input_shape[0] * self._times, *input_shape[1:]], *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Literal
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import torch
 from torch import Tensor
 
-from .chunk_conds import IMAGES, is_negative
+from .chunk_conds import CONDS, IMAGES, is_negative
 from .entries import Entry, entries
-from .frames import images_of
+from .frames import images_in_window, images_of
 from .groups import GROUPS, Group
 from .run import STEP, Step, run_in
 from .span import WHOLE_RUN, Span
 
+BATCH = "reins_batch"  # how many rows the sampler sends
+LEAST_SIGMA = 1e-3  # the logarithm of 0 is no time
 Role = Literal["image", "condition", "half"]
 
 
@@ -117,6 +119,17 @@ class _Plan:
         self.turned = next((partner for partner in partners if partner.role == "image"), None)
         self.count = rows // len(self.uuids) // (2 if self.half else 1)
         self.groups = self._groups(partners)
+        if self.half:
+            self._check_pairs(rows)
+
+    def _check_pairs(self, rows: int) -> None:
+        """RuntimeError where images and their conditions do not come together."""
+        per_chunk = rows // len(self.uuids)
+        if images_in_window(self.host, per_chunk) is not None or self.host.get(BATCH, per_chunk) != per_chunk:
+            raise RuntimeError(
+                "UniCon Apply Joint needs all images and conditions in one call of the model, but another node sends "
+                "them in parts (context windows, tiled diffusion). Remove that node."
+            )
 
     def _groups(self, partners: Sequence[Partner]) -> list[Group]:
         step: Step | None = self.host.get(STEP)
@@ -145,12 +158,28 @@ class _Plan:
         options = {
             **self.host,
             GROUPS: self.groups,
-            "uuids": [self.uuids[group.chunk] for group in self.groups],
+            "uuids": self._names(),
             "cond_or_uncond": [self.labels[group.chunk] for group in self.groups],
         }
         if IMAGES in self.host:
             options[IMAGES] = [self._images(group) for group in self.groups]
         return options
+
+    def _names(self) -> list[Any]:
+        """A uuid for each group: caches of the host and of other packs tell rows by them."""
+        step: Step | None = self.host.get(STEP)
+        infos = self.host.get(CONDS, {})
+        names: list[Any] = []
+        for group in self.groups:
+            name = own = self.uuids[group.chunk]
+            if own in names and own is not None:
+                name = uuid5(own, str(group.owner))
+                if step is not None and own in step.marks:
+                    step.marks[name] = step.marks[own]
+                if own in infos:
+                    infos[name] = infos[own]
+            names.append(name)
+        return names
 
     def _place(self, group: Group) -> slice:
         """Where a group's rows, or those that it stands beside, lie in the host's call."""
@@ -202,7 +231,7 @@ class _Plan:
         for group in self.groups:
             own = t[self._place(group)]
             if not group.is_sampled:
-                own = torch.full_like(own, self._partner(group).sigma)
+                own = torch.full_like(own, max(self._partner(group).sigma, LEAST_SIGMA))
             levels.append(own * self._scale if self._is_scaled(group) else own)
         return torch.cat(levels)
 

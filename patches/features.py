@@ -106,6 +106,8 @@ def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -
     acting = [i for i, group in enumerate(groups) if group.is_open]
     if len(acting) == len(groups):
         return steered(call)
+    if not acting:
+        return call.feature
     parts = list(call.feature.chunk(len(groups)))
     for i, part in zip(acting, steered(call.only(acting)).chunk(len(acting)), strict=True):
         parts[i] = part

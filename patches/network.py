@@ -68,6 +68,8 @@ def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]
 
 def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     """APPLY_MODEL wrapper: the chunks in their order, then the rows that partners add to them."""
+    if any(isinstance(value, dict) and GROUPS in value for value in arguments):
+        return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
     return extra_chunks_last(_WithPartners(executor), *arguments, **conds)
 
 
@@ -85,7 +87,7 @@ class _WithPartners:
         self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: dict[str, Any], **conds: Any
     ) -> Tensor:  # fmt: skip
         arguments = (x, t, c_concat, c_crossattn, control, options)
-        partners = [] if GROUPS in options else partners_in(options, _span_test(options))
+        partners = partners_in(options, _span_test(options))
         if not partners:
             return self.executor(*arguments, **conds)
         return call_with_partners(self.executor, partners, options[SAMPLING], *arguments, **conds)

@@ -106,6 +106,11 @@ class Projections:
             site = _site(kind, options)
             found = self.found.pop(site, None)
             if found is not None:
+                if found.call is None:
+                    raise RuntimeError(
+                        f"Another pack took over the attention {_called(site)} inside the call of the model, so that "
+                        f"what UniCon does there is lost. Remove that pack from the model."
+                    )
                 for layer in self.layers[site]:
                     out = layer.add(site, found, out)
             return out
@@ -123,6 +128,10 @@ def projections_of(options: Mapping[str, Any], unet: UNetModel) -> Projections |
                 layers.setdefault(site, []).append(entry.around)
                 attentions[site] = unet.get_submodule(path)
     return Projections(layers, attentions) if layers else None
+
+
+def _called(site: Site) -> str:
+    return f"{site.kind} of {site.block} {site.number}"
 
 
 def _site(kind: Kind, options: Mapping[str, Any]) -> Site:

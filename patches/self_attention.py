@@ -82,7 +82,7 @@ def _note_maps(call: Call, step: Step) -> None:
         _host_chunks(call), call.chunks, call.options["cond_or_uncond"], maps, strict=True
     ):  # fmt: skip
         parts.setdefault(place, []).append(found)
-        named[place] = (chunk, label)
+        named.setdefault(place, (chunk, label))  # of two branches the first has the name of the conditioning
     step.maps += [AttentionMap(*named[place], torch.cat(found), size, window) for place, found in parts.items()]
 
 

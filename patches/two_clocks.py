@@ -19,6 +19,7 @@ from .branches import Partner
 from .entries import entries
 
 Method = Literal["euler", "euler_ancestral", "ddim"]
+WHOLE = 0.2  # of the highest noise level: with six steps the official table begins at a third of it
 METHODS: tuple[Method, ...] = ("euler", "euler_ancestral", "ddim")
 
 
@@ -35,7 +36,8 @@ class TwoClocks(Sampler):
         latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
         """(2b, c, h, w), as the host calls it."""
-        _check(extra_args["model_options"]["transformer_options"], sigmas)
+        highest = float(model_wrap.inner_model.model_sampling.sigma_max)
+        _check(extra_args["model_options"]["transformer_options"], sigmas, highest)
         table = timetable(self.segments, len(sigmas) - 1)
         targets, renew = self._targets(sigmas, model_wrap), _noise_of(noise, extra_args.get("seed"))
         x = torch.cat([
@@ -48,12 +50,15 @@ class TwoClocks(Sampler):
                 callback(i, denoised, x, len(table))
             last = i + 1 == len(table)
             following = tuple(index + 1 for index in now) if last else table[i + 1]
-            halves = zip(x.chunk(2), denoised.chunk(2), renew().chunk(2), now, following, strict=True)
+            fresh = renew() if self.method != "euler" and self.eta else torch.zeros_like(x)
+            halves = zip(x.chunk(2), denoised.chunk(2), fresh.chunk(2), now, following, strict=True)
             x = torch.cat([
-                half if after == before else self._step(half, clean, fresh, sigmas[before], targets[after])
-                for half, clean, fresh, before, after in halves
+                half if after == before else self._step(half, clean, new, sigmas[before], targets[after])
+                for half, clean, new, before, after in halves
             ])  # fmt: skip
-            if last and self.method == "ddim":  # what is left of the noise is part of a picture of length one
+            if (
+                last and self.method == "ddim" and sigmas[-1] == 0
+            ):  # what is left of the noise is part of a picture of length one
                 x = x / (1 + targets[-1] ** 2) ** 0.5
             if denoise_mask is not None:
                 level = 0 if last else _rows(targets, following, x)[:, None, None, None]
@@ -86,11 +91,13 @@ def _started(noise: Tensor, latent: Tensor, sigma: Tensor, is_first: bool) -> Te
 
 
 def _noise_of(like: Tensor, seed: int | None) -> Callable[[], Tensor]:
-    generator = torch.Generator().manual_seed((seed or 0) + 1)  # the run's first noise was drawn from the seed itself
+    generator = torch.Generator().manual_seed(
+        ((seed or 0) + 1) % 2**64
+    )  # the run's first noise was drawn from the seed itself
     return lambda: torch.randn(like.shape, generator=generator).to(like)
 
 
-def _check(options: dict[str, Any], sigmas: Tensor) -> None:
+def _check(options: dict[str, Any], sigmas: Tensor, highest: float) -> None:
     halves = [partner for partner in entries(options, Partner) if partner.role == "half"]
     if not halves:
         raise ValueError(
@@ -104,3 +111,8 @@ def _check(options: dict[str, Any], sigmas: Tensor) -> None:
         )
     if len(sigmas) < 3:
         raise ValueError(f"UniCon Sampler needs two steps at least, but was given {len(sigmas) - 1}. Raise steps.")
+    if float(sigmas[0]) < WHOLE * highest:
+        raise ValueError(
+            f"UniCon Sampler begins with noise alone, so it needs sigmas of a whole run, from near {highest:.3g}, but "
+            f"they begin at {float(sigmas[0]):.3g}. Set denoise to 1; the schedule says where a branch begins."
+        )

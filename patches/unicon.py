@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..models.unicon import ATTENTIONS, Projected
 from ..models.unicon import UniCon as Network
 from ..models.unicon_files import Parts
-from .attention import Call
+from .attention import Call, attend
 from .groups import GROUPS, Group
 from .projections import Found
 from .sites import Site, Transformer
@@ -102,7 +101,8 @@ class SideBySide:
             Projected(*(_groups(part, of_branch, len(groups)) for part in projected))
             for of_branch in (images, conditions)
         )
-        term_x, term_y = self.network.joints[self.places.joints[site]](x, y, self._attend(call), found.attention.to_out)
+        joint = self.network.joints[self.places.joints[site]]
+        term_x, term_y = joint(x, y, lambda q, k, v: attend(Call(q, k, v, call.options)), found.attention.to_out)
         for term, strength, of_branch in ((term_x, self.strength_x, images), (term_y, self.strength_y, conditions)):
             if strength:
                 out = _add_groups(out, of_branch, len(groups), term * strength)
@@ -116,17 +116,6 @@ class SideBySide:
             return Projected(hidden, found.call.q, found.call.k, found.call.v)
         attention = found.attention
         return Projected(hidden, found.call.q, attention.to_k(hidden), attention.to_v(hidden))
-
-    @staticmethod
-    def _attend(call: Call) -> Callable[..., Tensor]:
-        options = call.options
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return optimized_attention(
-                q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
-            )  # fmt: skip
-
-        return attend
 
 
 def _groups(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:

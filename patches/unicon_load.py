@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +22,13 @@ from .unicon import Places, UniCon
 MODEL_FILE, LORA_FILE = "model.pth", "pytorch_lora_weights.safetensors"
 LORA_FOLDERS = ("xy_lora", "yx_lora", "y_lora")
 NAME_KEY, TRIGGER_KEY, POST_KEY = "unicon.name", "unicon.trigger", "unicon.post"  # of the metadata of a single file
-TRIGGERS = {"depth": "depth_map, ", "edge": "edge_map, ", "hed": "edge_map, ", "pose": "pose_map, "}
+TRIGGERS = {
+    "depth": "depth_map, ",
+    "edge": "edge_map, ",
+    "edges": "edge_map, ",
+    "hed": "edge_map, ",
+    "pose": "pose_map, ",
+}
 
 
 def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
@@ -59,7 +66,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _usual_trigger(name: str) -> str:
-    return next((trigger for word, trigger in TRIGGERS.items() if word in name.lower()), "")
+    path = PurePath(name)
+    own = path.parent.name if path.name == MODEL_FILE else path.stem
+    words = re.split(r"[^a-z]+", own.lower())
+    return next((trigger for word, trigger in TRIGGERS.items() if word in words), "")
 
 
 def match_model(unicon: UniCon, model: ModelPatcher) -> Places:

@@ -65,14 +65,14 @@ def _is_impossible(item: pytest.Item) -> bool:
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: of a test with more than two cases the first and about every fifth; all stored results."""
+    """For older hosts: of a test with more than two cases the first and about every seventh; all stored results."""
     by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
     kept: set[pytest.Item] = set()
     for (path, _), cases in by_test.items():
         whole = len(cases) <= MANY or "goldens" in path.stem
-        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 5 == 0)
+        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 7 == 0)
     return kept
 
 

@@ -142,6 +142,9 @@ def drop(part):
             | small(),
             r"lacks down_blocks\.0\..*conv1n\.weight, though it has the LoRA",
         ),
+        ({**small(), f"{BLOCK}.attn1n.to_q.alpha.xy_lora": torch.zeros(5)}, "alpha should be one number"),
+        ({**small(), f"{BLOCK}.post1n.other.weight": torch.zeros(8, 8)}, "should hold one UniCon, but has both"),
+        ({**small(), f"{BLOCK}.attn1n.to_q.lora_A.other_xy_lora.weight": torch.zeros(2, 4)}, "but has both"),
         (renamed(lambda key: key.replace(".xy_lora.", ".default.")), "unknown tensors"),
     ],
 )

@@ -25,7 +25,7 @@ from .numbers import load_base
 
 FILE = WEIGHTS / "unicon" / "reins-demo-unicon.safetensors"
 FORM = ("shape", "place", "size")  # what a depth map says
-COUNT, SEED = 64, 21
+COUNT, SEED = 32, 21
 SETTINGS = Settings()
 NEAR = 0.52  # depth above it is the shape, below it the floor
 LEVELS = (0.0, 0.5, 0.75, 1.0)  # of the noise on a condition that is followed coarsely

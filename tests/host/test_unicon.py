@@ -159,6 +159,7 @@ def test_condition_guidance_of_a_sampled_condition_keeps_its_lora(sd15):
         (lambda m: uc.apply(uc.apply(m), 1), 5.0, 6),
         (lambda m: pag(uc.apply(m)), 5.0, 6),
         (lambda m: uc.apply(m, start_percent=0.9, end_percent=0.91), 5.0, 2),
+        (lambda m: uc.apply(m, start_percent=0.9, end_percent=0.91, condition_guidance=2.0), 5.0, 2),
         (lambda m: uc.apply(m, strength_x=0.0), 5.0, 2),
     ],
 )
@@ -216,10 +217,11 @@ def halves(image=None, condition=None, **more):
     return UniConJointLatent.execute(image, condition, 128, 128, **more).result[0]
 
 
-def run_joint(model, latent, steps=3, cfg=5.0, sampler="euler", **extra):
+def run_joint(model, latent, steps=3, cfg=5.0, sampler="euler", positive=None, negative=None, **extra):
     samples = latent["samples"]
     out = comfy.sample.sample(
-        model, tiny.noise(*SIZE, b=len(samples)), steps, cfg, sampler, "normal", text(1), text(2), samples, seed=7,
+        model, tiny.noise(*SIZE, b=len(samples)), steps, cfg, sampler, "normal", positive or text(1),
+        negative or text(2), samples, seed=7,
         noise_mask=latent.get("noise_mask"), disable_pbar=True, **extra,
     )  # fmt: skip
     return [half["samples"] for half in UniConSplit.execute({**latent, "samples": out}).result]
@@ -324,11 +326,11 @@ def test_noise_masks_follow_their_half_through_the_split():
 # Two clocks
 
 
-def run_clocks(model, latent, schedule, method="euler", eta=0.0, steps=6, seed=0, cfg=5.0, **extra):
+def run_clocks(model, latent, schedule, method="euler", eta=0.0, steps=6, seed=0, cfg=5.0, sigmas=None, **extra):
     sampler = UniConSampler.execute(method, eta, schedule).result[0]
     out = comfy.sample.sample_custom(
-        model, tiny.noise(*SIZE, b=len(latent["samples"])), cfg, sampler, sigmas_of(model, steps), text(1), text(2),
-        latent["samples"], noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed, **extra,
+        model, tiny.noise(*SIZE, b=len(latent["samples"])), cfg, sampler,
+        sigmas_of(model, steps) if sigmas is None else sigmas, text(1), text(2), latent["samples"], noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed, **extra,
     )  # fmt: skip
     return out.chunk(2)
 
@@ -363,6 +365,35 @@ def test_ancestral_steps_without_new_noise_are_eulers_and_with_it_follow_the_see
     assert nearly(plain, run_clocks(model, latent, "x 0-1, y 0-1")[0])
     assert torch.equal(others[0], others[1]) and not nearly(others[0], others[2], 1e-2)
     assert not nearly(others[0], plain, 1e-2)
+
+
+@pytest.mark.parametrize("method", ["euler_ancestral", "ddim"])
+def test_a_step_renews_its_share_of_the_noise(method, sd15):
+    """sigma_up = eta sigma_to sqrt(1 - (sigma_to / sigma)^2), as in DDIM's equation 16 for pictures not scaled."""
+    x, denoised, fresh = tiny.noise() * 5, tiny.noise(seed=1), tiny.noise(seed=2)
+    sigma, target, eta = torch.tensor(5.0), torch.tensor(3.0), 0.5
+    up = eta * target * (1 - (target / sigma) ** 2) ** 0.5
+    expected = denoised + (x - denoised) / sigma * (target**2 - up**2) ** 0.5 + up * fresh
+    found = UniConSampler.execute(method, eta, "x 0-1, y 0-1").result[0]._step(x, denoised, fresh, sigma, target)
+    assert nearly(found, expected)
+
+
+def test_a_run_that_does_not_begin_in_noise_is_refused(sd15):
+    with pytest.raises(ValueError, match="needs sigmas of a whole run"):
+        run_clocks(uc.joint(sd15), halves(), "x 0-1, y 0-1", sigmas=sigmas_of(sd15, 6)[3:])
+
+
+def test_a_run_that_is_cut_off_leaves_the_picture_as_long_as_it_is(sd15):
+    first = sigmas_of(sd15, 6)[:4]
+    euler, ddim = (
+        run_clocks(uc.joint(sd15), halves(), "x 0-1, y 0-1", method, sigmas=first)[0] for method in ("euler", "ddim")
+    )
+    assert nearly(ddim, euler, 1e-5)
+
+
+def test_the_highest_seed_is_a_seed(sd15):
+    found = run_clocks(uc.joint(sd15), halves(), "x 0-1, y 0-1", "euler_ancestral", 1.0, seed=2**64 - 1)
+    assert found[0].isfinite().all()
 
 
 def test_segments_let_one_branch_go_first(sd15):

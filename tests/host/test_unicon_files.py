@@ -83,6 +83,9 @@ def test_folders_are_offered_by_name_and_their_parts_are_not(folder, file):
         ("my_HED_edges.safetensors", "auto", "edge_map, "),
         ("Pose.safetensors", "auto", "pose_map, "),
         ("id.safetensors", "auto", ""),
+        ("my_depth_v2.safetensors", "auto", "depth_map, "),
+        ("composed_id.safetensors", "auto", ""),
+        ("knowledge.safetensors", "auto", ""),
         ("depth.safetensors", "", ""),
         ("id.safetensors", "a photo of ", "a photo of "),
     ],
@@ -90,6 +93,15 @@ def test_folders_are_offered_by_name_and_their_parts_are_not(folder, file):
 def test_the_trigger_is_that_of_the_name_unless_it_is_said(name, trigger, expected, folder, file):
     save_file(file, folder / name)
     assert load(name, trigger).trigger == expected
+
+
+def test_the_trigger_of_a_folder_is_that_of_its_own_name(folder, file):
+    (folder / "depth_edge" / "id").mkdir(parents=True)
+    torch.save(file, folder / "depth_edge" / "id" / "model.pth")
+    (folder / "unicon-pose").mkdir()
+    torch.save(file, folder / "unicon-pose" / "model.pth")
+    assert [load(name).trigger for name in ("depth_edge/id", "depth_edge/id/model.pth")] == ["", ""]
+    assert [load(name).trigger for name in ("unicon-pose", "unicon-pose/model.pth")] == ["pose_map, "] * 2
 
 
 def test_the_trigger_of_the_metadata_goes_before_the_name(folder, file):

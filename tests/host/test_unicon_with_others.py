@@ -10,12 +10,15 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_base import ModelType
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_tomesd import TomePatchModel
 from reins.nodes.unicon_prompt import UniConPrompt
+from reins.patches.branch_run import _Roomier
 from reins.tests import cn, ip, tiny, uc
-from reins.tests.host.test_batch import areas, masks, one_by_one, pass_through, tiled
+from reins.tests.host.test_batch import VERSION, areas, hook_with, masks, one_by_one, pass_through, tiled, windows
 from reins.tests.host.test_unicon import halves, run_joint
 from reins.tests.methods import pag, sag, seg
 from reins.tests.tiny import nearly, sample, text
@@ -153,6 +156,84 @@ def test_a_hook_on_a_prompt_goes_with_it(sd15):
     assert nearly(sample(uc.apply(sd15), positive=hooked), sample(uc.apply(sd15)))
 
 
+def test_a_hook_that_brings_everything_a_second_time_changes_nothing(sd15):
+    for steered in (uc.apply(sd15, condition_guidance=1.0), pag(uc.apply(sd15))):
+        hooks = hook_with(steered)
+        assert nearly(sample(steered, positive=text(1, hooks=hooks), negative=text(2, hooks=hooks)), sample(steered))
+    pair = pag(uc.joint(sd15, condition_guidance=1.0))
+    plain = run_joint(pair, halves())
+    hooks = hook_with(pair)
+    found = run_joint(pair, halves(), positive=text(1, hooks=hooks), negative=text(2, hooks=hooks))
+    assert all(nearly(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    "other", [ip.apply, lambda model: cn.apply(model, unet_strength=0.0)], ids=["ip", "controlnext"]
+)
+@pytest.mark.parametrize("role", ["condition", "image"])
+def test_condition_guidance_and_another_method_are_grouped_in_any_way(other, role, sd15, monkeypatch):
+    """The chunk without its partner has rows for the methods on the image, or has none."""
+    steered = uc.apply(other(sd15), role=role, condition_guidance=1.0)
+    expected = sample(steered)
+    with tiny.little_memory(monkeypatch, sd15):
+        assert nearly(sample(steered), expected)
+    assert nearly(sample(uc.apply(other(pass_through(sd15)), role=role, condition_guidance=1.0)), expected)
+
+
+@pytest.mark.skipif(VERSION < (0, 8), reason="context windows over a batch of this host change plain sampling too")
+def test_pictures_in_windows_have_their_own_partners(sd15):
+    steered, starts = uc.apply(sd15, partner=uc.latent(b=6)), tiny.noise(b=6)
+    assert nearly(sample(windows(steered), batch=6, start=starts), sample(steered, batch=6, start=starts))
+
+
+@pytest.mark.skipif(VERSION < (0, 8), reason="this host has no context windows over a batch of pictures")
+def test_halves_that_are_torn_apart_are_refused(sd15):
+    with pytest.raises(RuntimeError, match="sends them in parts"):
+        run_joint(windows(uc.joint(sd15)), halves(batch_size=3))
+    torn = uc.joint(sd15)
+    torn.set_model_unet_function_wrapper(row_by_row)
+    with pytest.raises(RuntimeError, match="sends them in parts"):
+        run_joint(torn, halves(batch_size=2))
+
+
+def row_by_row(apply_model, args):
+    x, t, rows = args["input"], args["timestep"], len(args["input"])
+    out = []
+    for i in range(0, rows, 2):
+        part = {k: v[i : i + 2] if torch.is_tensor(v) and len(v) == rows else v for k, v in args["c"].items()}
+        out.append(apply_model(x[i : i + 2], t[i : i + 2], **part))
+    return torch.cat(out)
+
+
+def test_an_inpainting_model_is_shown_its_mask_beside_every_partner():
+    """Nine channels: the mask and the masked picture come with each row."""
+    model = tiny.sd15(dtype=torch.float64, in_channels=9)
+    model.model.concat_keys = ("mask", "masked_image")
+    shown = []
+    model.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0][:, 4:].clone()))
+    conds = text(1, concat_latent_image=uc.latent()["samples"], concat_mask=torch.ones(1, 1, 16, 16))
+    assert sample(uc.apply(model), positive=conds, negative=conds).isfinite().all()
+    assert all(len(rows) == 4 and torch.equal(rows[0], rows[i]) for rows in shown for i in range(1, 4))
+    assert shown[0].any()
+
+
+def test_a_cache_of_steps_keeps_the_image_and_its_partner_apart(sd15):
+    """The host's own tells rows by the names of their chunks."""
+    weights = {name: 0 * value if "conv1n" in name else value for name, value in uc.file_for(sd15).items()}
+
+    def cached(model):
+        made = EasyCacheNode.execute(model, 1e9, 0.2, 0.95, False)
+        return made.result[0]
+
+    assert nearly(sample(cached(uc.apply(sd15, weights=weights)), steps=8), sample(cached(sd15), steps=8), 1e-6)
+
+
+def test_no_noise_on_the_partner_is_a_level_too():
+    for kind in (ModelType.EPS, ModelType.EDM, ModelType.FLOW):
+        model = tiny.sd15(kind=kind)
+        assert sample(uc.apply(model, partner_sigma=0.0)).isfinite().all()
+
+
 # Other packs
 
 
@@ -190,6 +271,18 @@ def test_a_pack_that_replaces_an_attention_is_obeyed_for_all_rows(first, sd15):
     assert not nearly(sample(steered), sample(uc.apply(sd15)), 1e-3)
 
 
+def test_a_pack_that_takes_over_inside_the_call_is_named(sd15):
+    def take_over(executor, *arguments, **kwargs):
+        *inputs, options = arguments
+        slots = {"attn1": {("middle", 0): lambda q, k, v, _: v}}
+        return executor(*inputs, {**options, "patches_replace": slots}, **kwargs)
+
+    steered = uc.apply(sd15)
+    steered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "later", take_over)
+    with pytest.raises(RuntimeError, match="took over the attention attn"):
+        sample(steered)
+
+
 def test_the_joint_attention_is_between_the_pictures_also_where_a_pack_adds_keys(sd15):
     """As reference packs do: self-attention over more tokens, of which the joint attention knows nothing."""
 
@@ -218,6 +311,14 @@ def test_tiles_are_refused(sd15):
 
 
 # The host's memory
+
+
+def test_what_asks_for_memory_is_the_model_for_everybody_else(sd15):
+    room = _Roomier(sd15.model, 3)
+    room.note_of_a_pack = 3
+    assert sd15.model.note_of_a_pack == 3 and {room: 1}[room] == 1
+    assert room.memory_required([2, 4, 16, 16]) == sd15.model.memory_required([6, 4, 16, 16])
+    del sd15.model.note_of_a_pack
 
 
 def test_memory_is_asked_for_the_rows_of_partners(sd15, monkeypatch):
@@ -313,6 +414,8 @@ def test_what_cannot_be_sampled_is_refused_before_the_first_call(sd15):
             sample(uc.apply(sd15), positive=areas(1))
         with pytest.raises(ValueError, match="a prompt is for an area"):
             sample(uc.apply(sd15), positive=text(1, mask=torch.ones(1, 16, 16), set_area_to_bounds=True))
+        with pytest.raises(ValueError, match="GLIGEN"):
+            sample(uc.apply(sd15), positive=text(1, gligen=("position", None, [])))
         with pytest.raises(ValueError, match="has 3 rows"):
             comfy.sample.sample(
                 uc.joint(sd15), tiny.noise(b=3), 2, 5.0, "euler", "normal", text(1), text(2), torch.zeros(3, 4, 16, 16)
@@ -325,6 +428,12 @@ def test_a_share_of_the_noise_needs_a_model_whose_noise_has_multiples():
     flow = tiny.sd15(kind=ModelType.FLOW)
     with pytest.raises(ValueError, match="flow model"):
         uc.joint(flow, condition_noise=0.5)
+    with pytest.raises(ValueError, match=r"0 \(clean\) to 1 \(noise\), but is 2"):
+        uc.apply(flow, partner_sigma=2.0)
+    later = uc.joint(tiny.sd15(), condition_noise=0.5)
+    later.add_object_patch("model_sampling", flow.model.model_sampling)
+    with pytest.raises(ValueError, match="flow model"):
+        run_joint(later, halves())
     assert run_joint(uc.joint(flow), halves())[0].isfinite().all()
 
 
