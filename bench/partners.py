@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 from comfy.model_patcher import ModelPatcher
@@ -91,28 +91,23 @@ def measure(network: cases.Network) -> list[Row]:
             start = time.perf_counter()
             _sample(case, network)
             seconds[name].append(time.perf_counter() - start)
-    plain_reads = _count(lambda: _sample(made["plain"], network), tiny.DeviceReads()).count
-    return [_row(name, case, network, model, seconds, plain_reads) for name, case in made.items()]
+    with tiny.DeviceReads() as reads:
+        _sample(made["plain"], network)
+    return [_row(name, case, network, model, seconds, reads.count) for name, case in made.items()]
 
 
 def _row(
     name: str, case: Case, network: cases.Network, model: ModelPatcher, seconds: dict[str, list[float]],
     plain_reads: int,
 ) -> Row:  # fmt: skip
-    with tiny.forwards(model) as rows:
-        flops = _count(lambda: _sample(case, network), FlopCounterMode(display=False)).get_total_flops()
-    reads = _count(lambda: _sample(case, network), tiny.DeviceReads()).count - plain_reads
+    with tiny.forwards(model) as rows, tiny.DeviceReads() as reads, FlopCounterMode(display=False) as products:
+        _sample(case, network)
     steps, own, plain = network.steps, seconds[name], seconds["plain"]
     return Row(
-        name, len(rows) / steps, sum(rows) / steps, flops / 2 / steps / 1e9, reads / steps,
-        1000 * statistics.median(own) / steps, statistics.median(a / b for a, b in zip(own, plain, strict=True)),
+        name, len(rows) / steps, sum(rows) / steps, products.get_total_flops() / 2 / steps / 1e9,
+        (reads.count - plain_reads) / steps, 1000 * statistics.median(own) / steps,
+        statistics.median(a / b for a, b in zip(own, plain, strict=True)),
     )  # fmt: skip
-
-
-def _count(run: Callable[[], None], mode: Any) -> Any:
-    with mode:
-        run()
-    return mode
 
 
 def table(network: cases.Network, rows: list[Row]) -> list[str]:

@@ -330,7 +330,8 @@ def run_clocks(model, latent, schedule, method="euler", eta=0.0, steps=6, seed=0
     sampler = UniConSampler.execute(method, eta, schedule).result[0]
     out = comfy.sample.sample_custom(
         model, tiny.noise(*SIZE, b=len(latent["samples"])), cfg, sampler,
-        sigmas_of(model, steps) if sigmas is None else sigmas, text(1), text(2), latent["samples"], noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed, **extra,
+        sigmas_of(model, steps) if sigmas is None else sigmas, text(1), text(2), latent["samples"],
+        noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed, **extra,
     )  # fmt: skip
     return out.chunk(2)
 
