@@ -22,7 +22,6 @@ from .branches import BATCH, Partner, ratio, size_fault
 from .entries import entries, install_wrapper
 
 logger = logging.getLogger(__name__)
-NO_RATIO = "condition_noise below 1 needs a model with eps or v prediction, but this one is a flow model. Set it to 1."
 WRAPPER = "reins_partners"
 Callback = Callable[[int, Tensor, Tensor, int], object]
 
@@ -81,8 +80,7 @@ def sample_halves(
             f"UniCon Apply Joint samples images and as many conditions, but the latent has {len(noise)} rows. Make it "
             f"with UniCon Joint Latent."
         )
-    if half.condition_noise < 1 and has_no_ratio(model.get_model_object("model_sampling")):
-        raise ValueError(NO_RATIO)
+    check_ratio(model, half.condition_noise)
     scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
     if scale != 1 and not latent_image.chunk(2)[1].any():
         logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
@@ -151,9 +149,17 @@ def second_half(rows: Tensor, factor: float) -> Tensor:
     return torch.cat([first, second * factor])
 
 
-def has_no_ratio(sampling: Any) -> bool:
+def is_flow(model: ModelPatcher) -> bool:
     """Whether noise levels of a model are shares, not multiples: scaling one of them is then no diffusion."""
-    return isinstance(sampling, comfy.model_sampling.CONST)
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
+def check_ratio(model: ModelPatcher, condition_noise: float) -> None:
+    """ValueError where a second half cannot have a noise level of its own."""
+    if condition_noise < 1 and is_flow(model):
+        raise ValueError(
+            "condition_noise below 1 needs a model with eps or v prediction, but this one is a flow model. Set it to 1."
+        )
 
 
 def _partners(model: ModelPatcher) -> Iterable[Partner]:

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .attention import Attend, Call
-from .branch_run import NO_RATIO, has_no_ratio, install_partners
+from .branch_run import check_ratio, install_partners, is_flow
 from .branches import Partner
 from .chunk_conds import install_chunk_infos
 from .entries import append, entries, next_order
@@ -69,7 +69,7 @@ def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: S
             f"The partner has {beside.latent.shape[1]} channels, but the model's latents have {channels}. Encode it "
             f"with the VAE of the model."
         )
-    if beside.sigma > 1 and has_no_ratio(model.get_model_object("model_sampling")):
+    if beside.sigma > 1 and is_flow(model):
         raise ValueError(
             f"partner_sigma of a flow model is from 0 (clean) to 1 (noise), but is {beside.sigma:g}. Lower it."
         )
@@ -91,8 +91,7 @@ def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: S
 def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, settings: Settings) -> ModelPatcher:
     """A clone of `model` that samples images and conditions. ValueError where file, model or prompts do not fit."""
     match_model(unicon, model)
-    if halves.condition_noise < 1 and has_no_ratio(model.get_model_object("model_sampling")):
-        raise ValueError(NO_RATIO)
+    check_ratio(model, halves.condition_noise)
     partner = Partner(
         role="half",
         name=unicon.name,
