@@ -217,6 +217,7 @@ def test_an_inpainting_model_is_shown_its_mask_beside_every_partner():
     assert shown[0].any()
 
 
+@pytest.mark.skipif(VERSION < (0, 8), reason="the cache of this host adds the change of every chunk to all rows")
 def test_a_cache_of_steps_keeps_the_image_and_its_partner_apart(sd15):
     """The host's own tells rows by the names of their chunks."""
     weights = {name: 0 * value if "conv1n" in name else value for name, value in uc.file_for(sd15).items()}
