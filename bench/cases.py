@@ -66,7 +66,7 @@ ADAPTED = [
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=5, rounds=3),
 ]
 
-PAIRED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=2, rounds=3)
+PAIRED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=2, rounds=2)
 HINTED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=4, rounds=3)
 
 CASES = [
