@@ -360,19 +360,21 @@ def command_train(options: argparse.Namespace) -> int:
 def command_test(options: argparse.Namespace) -> int:
     """Two processes at a time: the first one a person sees running, what ran beside and after it is shown at the end.
 
-    What takes longest on the newest host (measured pictures, pairs, server, browser) is a process of its own.
+    What takes longest on the newest host (measured pictures, server, browser) is a process of its own.
     """
     hosts = find_hosts()
     set_up(hosts)
     env = child_env(OMP_NUM_THREADS="1", **({"REINS_FULL": "1"} if options.full else {}))
     if hosts:
         newest = {**env, "COMFYUI_PATH": str(hosts[0].path)}
+        if not options.full and not options.rest:
+            newest["REINS_COVERING"] = "1"
         slow = "slow or server or browser"
         jobs = [(str(hosts[0]), options.rest, newest)]
         if not options.rest:  # a selection by hand stays in one process
             jobs = [
                 (str(hosts[0]), ["-m", f"not ({slow})"], newest),
-                (f"{hosts[0]}: numbers, pairs, server, browser", ["-m", slow], newest),
+                (f"{hosts[0]}: numbers, server, browser", ["-m", slow], newest),
             ]
     else:
         env.pop("COMFYUI_PATH", None)

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-SLOW = ("_numbers", "_combinations")
+OF_OLDER = 16  # one in so many
+SLOW = ("_numbers",)
+LONG = ("test_controlnext", "test_ip_adapter", "test_methods", "test_unicon", "test_unicon_with_others")
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
 
@@ -51,8 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     impossible = [item for item in items if _is_impossible(item)]
     config.hook.pytest_deselected(items=impossible)
     items[:] = [item for item in items if item not in impossible]
-    if os.environ.get("REINS_BRIEF"):
-        kept = _brief(items)
+    chosen = {"REINS_BRIEF": _brief, "REINS_COVERING": _covering}
+    for choose in (choose for variable, choose in chosen.items() if os.environ.get(variable)):
+        kept = choose(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
 
@@ -65,15 +68,32 @@ def _is_impossible(item: pytest.Item) -> bool:
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: of a test with more than two cases the first and about every seventh; all stored results."""
-    by_test: dict[tuple[Path, str], list[pytest.Item]] = {}
+    """For older hosts: of a test with more than two cases the first and a few more; all stored results."""
+    by_test: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
-    kept: set[pytest.Item] = set()
-    for (path, _), cases in by_test.items():
-        whole = len(cases) <= MANY or "goldens" in path.stem
-        kept.update(case for i, case in enumerate(cases) if whole or i == 0 or crc32(case.name.encode()) % 7 == 0)
-    return kept
+    whole = [cases for cases in by_test.values() if len(cases) <= MANY or "goldens" in cases[0].path.stem]
+    parts = [cases for cases in by_test.values() if cases not in whole]
+    return {case for cases in whole for case in cases} | {case for cases in parts for case in _some(cases, OF_OLDER)}
+
+
+def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
+    """For the continuous run: of many cases a seeded half, of every law some for each method; the rest is for --full.
+
+    Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
+    """
+    by_method: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        many = item.path.stem in LONG or "pair" in params
+        method = params.get("method", "" if many and "combinations" not in item.path.stem else item)
+        by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
+    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 2))}
+
+
+def _some(cases: list[pytest.Item], each: int) -> list[pytest.Item]:
+    """The first case and about one in `each` of the others, the same each time."""
+    return [case for i, case in enumerate(cases) if i == 0 or crc32(case.name.encode()) % each == 0]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
-COUNT = 8 if BRIEF else 32  # the card has 128
+COUNT = 8 if BRIEF else 32 if os.environ.get("REINS_FULL") else 16  # the card has 128
 SETTINGS = Settings(steps=12)
 CPU = torch.device("cpu")
 PLACE_OF = {slot: place for place, slot in enumerate(SLOTS)}

@@ -172,7 +172,7 @@ def prompted():
 
 @pytest.fixture(scope="module")
 def given():
-    return references(min(COUNT, 32))  # the card has 128
+    return references(8 if BRIEF else 32 if FULL else 16)  # the card has 128
 
 
 def test_a_reference_alone_is_followed_in_every_word(prompted, given):
