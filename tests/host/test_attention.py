@@ -148,8 +148,10 @@ def test_the_wrappers_are_installed_once(sd15):
     steered = sd15
     for method in [*METHODS.values(), *METHODS.values()]:
         steered = method(steered)
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
-        assert len(steered.get_all_wrappers(kind)) == 1
+    assert {WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL} <= set(steered.wrappers)
+    for by_key in steered.wrappers.values():
+        assert all(len(wrappers) <= 1 for wrappers in by_key.values())
+    assert len(steered.get_all_wrappers(WrappersMP.APPLY_MODEL)) == 1
 
 
 def test_a_foreign_token_merge_is_named_where_it_matters(sd15):
