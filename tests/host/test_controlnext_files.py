@@ -170,7 +170,10 @@ def test_a_file_for_anotherfamily_of_is_refused_with_both_named(name, model, fou
 
 def test_sd2_and_other_unets_with_labels_are_refused(sd15):
     made = cn.control(sd15)
-    for model, found in ((tiny.sd2(), "SD2.x"), (tiny.sd15(num_classes="sequential", adm_in_channels=8), "of another family")):
+    for model, found in (
+        (tiny.sd2(), "SD2.x"),
+        (tiny.sd15(num_classes="sequential", adm_in_channels=8), "of another family"),
+    ):
         with pytest.raises(ValueError, match=f"but the model is {found}"):
             apply(model, made)
 
