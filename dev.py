@@ -380,7 +380,9 @@ def command_test(options: argparse.Namespace) -> int:
         env.pop("COMFYUI_PATH", None)
         jobs = [("without a host", ["-m", "not host and not server and not browser", *options.rest], env)]
     older = ["-m", "host and not server and not browser", *options.rest]
-    jobs += [(str(host), older, {**env, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": "1"}) for host in hosts[1:]]
+    for place, host in enumerate(hosts[1:]):
+        share = f"{place}/{len(hosts) - 1}" if not options.full and not options.rest else "all"
+        jobs.append((str(host), older, {**env, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": share}))
     pool = ThreadPoolExecutor(max_workers=2)
     try:
         say(f"tests: {jobs[0][0]}" + (f"; shown afterwards: {len(jobs) - 1} more" if len(jobs) > 1 else ""))

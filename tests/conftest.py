@@ -68,7 +68,13 @@ def _is_impossible(item: pytest.Item) -> bool:
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: of a test with more than two cases the first and a few more; all stored results."""
+    """For older hosts: of a test with more than two cases the first and a few more; all stored results.
+
+    REINS_BRIEF may name a share, like 0/2: laws and stored results are for every older host, the other tests for one.
+    """
+    share, _, shares = os.environ["REINS_BRIEF"].partition("/")
+    if shares:
+        items = [item for item in items if _is_for_all(item) or _number(item) % int(shares) == int(share)]
     by_test: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
@@ -77,8 +83,17 @@ def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
     return {case for cases in whole for case in cases} | {case for cases in parts for case in _some(cases, OF_OLDER)}
 
 
+def _is_for_all(item: pytest.Item) -> bool:
+    return "goldens" in item.path.stem or "method" in getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _number(item: pytest.Item) -> int:
+    """Of a test, with all its cases; the same each time."""
+    return crc32(f"{item.path.stem}.{getattr(item, 'originalname', item.name)}".encode())
+
+
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded half, of every law some for each method; the rest is for --full.
+    """For the continuous run: of many cases a seeded third, of every law some for each method; the rest is for --full.
 
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
@@ -88,7 +103,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         many = item.path.stem in LONG or "pair" in params
         method = params.get("method", "" if many and "combinations" not in item.path.stem else item)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 2))}
+    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 3))}
 
 
 def _some(cases: list[pytest.Item], each: int) -> list[pytest.Item]:
