@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
 OF_OLDER = 16  # one in so many
-SLOW = ("_numbers",)
+SLOW = ("test_demo_numbers", "test_controlnext_numbers")  # with server and browser about half of the work
 LONG = ("test_controlnext", "test_ip_adapter", "test_methods", "test_unicon", "test_unicon_with_others")
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needs = _needs(item.path)
         if needs:
             item.add_marker(needs)
-        if item.path.stem.endswith(SLOW):
+        if item.path.stem in SLOW:
             item.add_marker("slow")
     impossible = [item for item in items if _is_impossible(item)]
     config.hook.pytest_deselected(items=impossible)

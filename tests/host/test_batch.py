@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.tests import tiny
-from reins.tests.methods import METHODS, SEEN_WHOLE, interval, pag, sag, seg
+from reins.tests.methods import COVERED, METHODS, SEEN_WHOLE, interval, pag, sag, seg
 from reins.tests.tiny import nearly, sample, text
 
 SLOT = "sampler_calc_cond_batch_function"
@@ -319,7 +319,7 @@ def reads_per_step(run):
 
 def test_all_nodes_together_read_one_number_per_step(sd15):
     steered = sd15
-    for method in METHODS.values():
+    for method in (METHODS[name] for name in COVERED):
         steered = method(steered)
 
     def perp_neg(model, steps):
