@@ -6,9 +6,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..models.unicon_files import SETS
 from ..patches.folders import files_in, folders_in, path_of
 from ..patches.unicon import UniCon
-from ..patches.unicon_load import LORA_FOLDERS, MODEL_FILE, read_unicon, save_unicon
+from ..patches.unicon_load import MODEL_FILE, read_unicon, save_unicon
 from .save import numbered_path
 from .schema import make_input, schema
 from .sockets import UniConSocket, checked_unicon
@@ -76,6 +77,5 @@ class UniConSave(io.ComfyNode):
 
 def _choices() -> list[str]:
     """Folders first; the files of which a folder consists are not offered alone, but for model.pth."""
-    parts = tuple(f"{lora}" for lora in LORA_FOLDERS)
-    files = [name for name in files_in(FOLDER) if Path(name).parent.name not in parts]
+    files = [name for name in files_in(FOLDER) if Path(name).parent.name not in SETS]
     return [*folders_in(FOLDER, MODEL_FILE), *files]

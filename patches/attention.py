@@ -15,14 +15,12 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from .chunk_conds import IMAGES
 from .entries import Entry, entries
-from .groups import GROUPS, Group
+from .groups import GROUPS, Group, options_of_chunks
 from .run import STEP, Step
 from .sites import Site
 from .span import WHOLE_RUN, Span
 
-PER_CHUNK = ("cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
 Rows = Literal["open", "sampled"]
 
 
@@ -54,20 +52,18 @@ class Call:
         """The same call for some of the chunks, by number."""
         if len(chunks) == len(self.chunks):
             return self
-        options = {**self.options, "uuids": [self.chunks[i] for i in chunks]}
-        for name in PER_CHUNK:
-            if name in options:
-                options[name] = [self.options[name][i] for i in chunks]
+        options = options_of_chunks(self.options, chunks)
         shape = self.options["activations_shape"]
         options["activations_shape"] = [shape[0] // len(self.chunks) * len(chunks), *shape[1:]]
-        q, k, v = (self._rows(tensor, chunks) for tensor in (self.q, self.k, self.v))
+        q, k, v = (self.rows(tensor, chunks) for tensor in (self.q, self.k, self.v))
         return Call(q, k, v, options)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Cut a tensor of this call into its chunks."""
         return rows.chunk(len(self.chunks))
 
-    def _rows(self, tensor: Tensor, chunks: Sequence[int]) -> Tensor:
+    def rows(self, tensor: Tensor, chunks: Sequence[int]) -> Tensor:
+        """The rows of some chunks, by number, of a tensor of this call."""
         per_chunk, first = len(tensor) // len(self.chunks), chunks[0]
         if list(chunks) == list(range(first, first + len(chunks))):
             return tensor[first * per_chunk : (first + len(chunks)) * per_chunk]

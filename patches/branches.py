@@ -32,9 +32,9 @@ Role = Literal["image", "condition", "half"]
 class Partner(Entry):
     """Rows beside those of the host's call: an image, a condition, or (half) the second half of what is sampled.
 
-    `latent` (n, c, h, w) as the model takes it, and `noise` like it; a half has neither. `scale` is the noise level of
-    a half over that of the sampler. The texts are (1 or n, tokens, c). `off` marks the chunks of an extra prediction
-    that is made without the partner. `opens` lets other methods act on the condition too.
+    `latent` (n, c, h, w) as the model takes it, and `noise` like it; a half has neither, but `condition_noise`, the
+    share of the noise that it starts with. The texts are (1 or n, tokens, c). `off` marks the chunks of an extra
+    prediction that is made without the partner. `opens` lets other methods act on the condition too.
     """
 
     role: Role
@@ -117,15 +117,16 @@ class _Plan:
         self.labels = options.get("cond_or_uncond") or [0] * len(self.uuids)
         self.half = next((partner for partner in partners if partner.role == "half"), None)
         self.turned = next((partner for partner in partners if partner.role == "image"), None)
-        self.count = rows // len(self.uuids) // (2 if self.half else 1)
+        self.rows, self.per_chunk = rows, rows // len(self.uuids)
+        self.count = self.per_chunk // (2 if self.half else 1)  # rows of a group
         self.groups = self._groups(partners)
         if self.half:
-            self._check_pairs(rows)
+            self._check_pairs()
 
-    def _check_pairs(self, rows: int) -> None:
+    def _check_pairs(self) -> None:
         """RuntimeError where images and their conditions do not come together."""
-        per_chunk = rows // len(self.uuids)
-        if images_in_window(self.host, per_chunk) is not None or self.host.get(BATCH, per_chunk) != per_chunk:
+        is_part = self.host.get(BATCH, self.per_chunk) != self.per_chunk
+        if is_part or images_in_window(self.host, self.per_chunk) is not None:
             raise RuntimeError(
                 "UniCon Apply Joint needs all images and conditions in one call of the model, but another node sends "
                 "them in parts (context windows, tiled diffusion). Remove that node."
@@ -183,15 +184,11 @@ class _Plan:
 
     def _place(self, group: Group) -> slice:
         """Where a group's rows, or those that it stands beside, lie in the host's call."""
-        per_chunk = self.count * (2 if self.half else 1)
-        start = group.chunk * per_chunk
-        if self.half and group.owner == self.half.id:
-            start += self.count
+        start = group.chunk * self.per_chunk + (self.count if self._is_half(group) else 0)
         return slice(start, start + self.count)
 
     def _images(self, group: Group) -> Sequence[int]:
-        per_chunk = self.count * (2 if self.half else 1)
-        return images_of(self.host, group.chunk, per_chunk)[: self.count]
+        return images_of(self.host, group.chunk, self.per_chunk)[: self.count]
 
     def _partner(self, group: Group) -> Partner | None:
         """Whose picture and text a group has; None for the sampler's own."""
@@ -204,18 +201,17 @@ class _Plan:
         half = self.half
         return run_in(self.host).once((half, "ratio"), lambda: ratio(self.sampling, half.condition_noise))
 
+    def _is_half(self, group: Group) -> bool:
+        return self.half is not None and group.owner == self.half.id
+
     def _is_scaled(self, group: Group) -> bool:
-        return self.half is not None and group.owner == self.half.id and self._scale != 1
+        return self._is_half(group) and self._scale != 1
 
     def repeated(self, value: Any) -> Any:
         """Conditioning with a row for each row of the host's call, with the same for the rows beside them."""
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != self._host_rows:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != self.rows:
             return value
         return torch.cat([value[self._place(group)] for group in self.groups])
-
-    @property
-    def _host_rows(self) -> int:
-        return self.count * len(self.uuids) * (2 if self.half else 1)
 
     def pictures(self, x: Tensor) -> Tensor:
         rows = []
@@ -257,16 +253,16 @@ class _Plan:
             return [self.control(value) for value in control]
         if not isinstance(control, Tensor):
             return control
-        rows = control.expand(self._host_rows, *control.shape[1:]) if len(control) == 1 else control
-        controlled = [group.is_sampled and not (self.half and group.owner == self.half.id) for group in self.groups]
+        rows = control.expand(self.rows, *control.shape[1:]) if len(control) == 1 else control
+        controlled = [group.is_sampled and not self._is_half(group) for group in self.groups]
         parts = [rows[self._place(group)] for group in self.groups]
         return torch.cat([part if on else torch.zeros_like(part) for part, on in zip(parts, controlled, strict=True)])
 
     def sampled(self, out: Tensor) -> Tensor:
         """What the sampler asked for."""
         if self.half is None:
-            return out[: self._host_rows]
-        parts = out[: self._host_rows].split(self.count)
+            return out[: self.rows]
+        parts = out[: self.rows].split(self.count)
         chunks = len(self.uuids)
         rows: list[Tensor] = []
         for i in range(chunks):

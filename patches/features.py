@@ -15,9 +15,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from .chunk_conds import IMAGES
 from .entries import Entry, entries
-from .groups import GROUPS, Group
+from .groups import GROUPS, Group, options_of_chunks
 from .span import WHOLE_RUN, Span
 
 
@@ -49,14 +48,12 @@ class FeatureCall:
     def only(self, chunks: Sequence[int]) -> FeatureCall:
         """The same call for some of the chunks, by number."""
         count = len(self.chunks)
-        lists = {name: [of_all[i] for i in chunks] for name in PER_CHUNK if (of_all := self.options.get(name))}
         feature, timesteps = (
             torch.cat([rows.chunk(count)[i] for i in chunks]) for rows in (self.feature, self.timesteps)
         )
-        return FeatureCall(feature, timesteps, {**self.options, **lists})
+        return FeatureCall(feature, timesteps, options_of_chunks(self.options, chunks))
 
 
-PER_CHUNK = ("uuids", "cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
 AddedTerm = Callable[[FeatureCall], Tensor | None]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+from .chunk_conds import IMAGES
+
 GROUPS = "reins_groups"
+PER_CHUNK = ("uuids", "cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
 Branch = Literal["image", "condition"]
 
 
@@ -18,3 +22,9 @@ class Group(NamedTuple):
     is_sampled: bool
     is_paired: bool = True  # whether a condition and its image see each other in this prediction
     is_open: bool = True  # whether other methods act on these rows
+
+
+def options_of_chunks(options: Mapping[str, Any], chunks: Sequence[int]) -> dict[str, Any]:
+    """The options of a call that has only some of the chunks, by number."""
+    lists = {name: [of_all[i] for i in chunks] for name in PER_CHUNK if (of_all := options.get(name))}
+    return {**options, **lists}

@@ -97,10 +97,7 @@ class SideBySide:
         images = [by_chunk[groups[i].chunk] for i in conditions]
         call.grid(call.q)  # both must have a token for each place
         projected = self._projected(found)
-        x, y = (
-            Projected(*(_groups(part, of_branch, len(groups)) for part in projected))
-            for of_branch in (images, conditions)
-        )
+        x, y = (Projected(*(call.rows(part, branch) for part in projected)) for branch in (images, conditions))
         joint = self.network.joints[self.places.joints[site]]
         term_x, term_y = joint(x, y, lambda q, k, v: attend(Call(q, k, v, call.options)), found.attention.to_out)
         for term, strength, of_branch in ((term_x, self.strength_x, images), (term_y, self.strength_y, conditions)):
@@ -116,15 +113,6 @@ class SideBySide:
             return Projected(hidden, found.call.q, found.call.k, found.call.v)
         attention = found.attention
         return Projected(hidden, found.call.q, attention.to_k(hidden), attention.to_v(hidden))
-
-
-def _groups(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
-    """The rows of some of `count` groups, by number."""
-    per_group, first = len(rows) // count, numbers[0]
-    if list(numbers) == list(range(first, first + len(numbers))):
-        return rows[first * per_group : (first + len(numbers)) * per_group]
-    parts = rows.split(per_group)
-    return torch.cat([parts[i] for i in numbers])
 
 
 def _add_groups(rows: Tensor, numbers: Sequence[int], count: int, added: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .network import install_layers
 from .projections import ProjectionLayer
 from .sites import find_transformers, unet_of
 from .span import Span
-from .unicon import SideBySide, UniCon
+from .unicon import Places, SideBySide, UniCon
 from .unicon_load import match_model
 
 
@@ -62,7 +62,7 @@ class Halves:
 
 def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: Settings) -> ModelPatcher:
     """A clone of `model` that samples beside a given picture. ValueError where file, picture or prompts do not fit."""
-    match_model(unicon, model)
+    places = match_model(unicon, model)
     channels = model.model.latent_format.latent_channels
     if beside.latent.shape[1] != channels:
         raise ValueError(
@@ -85,12 +85,12 @@ def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: S
         span=beside.span,
     )
     acts = settings.strength_x if beside.role == "condition" else settings.strength_x or settings.strength_y
-    return _add(model, unicon, partner, settings) if acts else model
+    return _add(model, unicon, places, partner, settings) if acts else model
 
 
 def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, settings: Settings) -> ModelPatcher:
     """A clone of `model` that samples images and conditions. ValueError where file, model or prompts do not fit."""
-    match_model(unicon, model)
+    places = match_model(unicon, model)
     check_ratio(model, halves.condition_noise)
     partner = Partner(
         role="half",
@@ -100,14 +100,15 @@ def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, settings: Se
         condition_noise=halves.condition_noise,
         opens=halves.opens,
     )
-    return _add(model, unicon, partner, settings) if settings.strength_x or settings.strength_y else model
+    return _add(model, unicon, places, partner, settings) if settings.strength_x or settings.strength_y else model
 
 
-def _add(model: ModelPatcher, unicon: UniCon, partner: Partner, settings: Settings) -> ModelPatcher:
+def _add(
+    model: ModelPatcher, unicon: UniCon, places: Places, partner: Partner, settings: Settings
+) -> ModelPatcher:  # fmt: skip
     _check_roles(model, partner)
     _check_prompts(model, partner)
     off: UUID | None = uuid4() if settings.condition_guidance else None
-    places = match_model(unicon, model)
     model = load_with(model, unicon.network)
     partner = replace(partner, off=off, order=next_order(model))
     around = SideBySide(unicon.network.model, partner.id, places, settings.strength_x, settings.strength_y)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from ..models.unicon import PROJECTIONS
 from ..models.unicon import UniCon as Network
-from ..models.unicon_files import Parts, few, flat_names, parse
+from ..models.unicon_files import SETS, Parts, few, flat_names, parse
 from .block_names import block_names
 from .families import family_of
 from .loading import load_network, read_file
@@ -20,7 +20,6 @@ from .sites import Transformer, unet_of
 from .unicon import Places, UniCon
 
 MODEL_FILE, LORA_FILE = "model.pth", "pytorch_lora_weights.safetensors"
-LORA_FOLDERS = ("xy_lora", "yx_lora", "y_lora")
 NAME_KEY, TRIGGER_KEY, POST_KEY = "unicon.name", "unicon.trigger", "unicon.post"  # of the metadata of a single file
 TRIGGERS = {
     "depth": "depth_map, ",
@@ -40,7 +39,7 @@ def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
     metadata: dict[str, str] = {}
     if path.is_dir():
         weights = read_file(path / MODEL_FILE)
-        files = {of_set: path / of_set / LORA_FILE for of_set in LORA_FOLDERS}
+        files = {of_set: path / of_set / LORA_FILE for of_set in SETS}
         sets = {of_set: read_file(file) for of_set, file in files.items() if file.is_file()}
     else:
         weights = read_file(path)
@@ -89,7 +88,7 @@ def match_model(unicon: UniCon, model: ModelPatcher) -> Places:
             f"{unicon.name} has blocks that the model ({found}) lacks: {few(missing)}. Connect the kind of model that "
             f"it was trained on."
         )
-    wrong = [fault for fault in (*_joint_faults(parts, blocks), *_condition_faults(parts, blocks)) if fault]
+    wrong = [*_joint_faults(parts, blocks), *_condition_faults(parts, blocks)]
     if wrong:
         raise ValueError(f"{unicon.name} does not fit {found}: {few(wrong)}. Connect the kind of model it is for.")
     return Places.of(parts, blocks)
