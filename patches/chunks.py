@@ -2,7 +2,7 @@
 
 Extra predictions travel as further chunks of the host's batch. The host puts the last list of conds first and numbers
 them from 2; other packs look for the first 0 (positive) and 1 (negative). So the extra chunks move to the end and are
-shown as positives. One model call later the output is back in the host's order.
+shown as what they stand for. One model call later the output is back in the host's order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def extra_chunks_last(
     if not any(marked):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
     order = sorted(range(len(uuids)), key=marked.__getitem__)  # stable
-    labels = [0 if extra else label for extra, label in zip(marked, transformer_options["cond_or_uncond"], strict=True)]
+    labels = [
+        int(uuid in step.negatives) if extra else label
+        for uuid, extra, label in zip(uuids, marked, transformer_options["cond_or_uncond"], strict=True)
+    ]
     options = {
         **transformer_options,
         "uuids": [uuids[i] for i in order],

@@ -1,13 +1,13 @@
 """Extra predictions: one more answer of the model per step, and how it enters the result.
 
-A term shares x and sigma with the positive prediction, so it joins the host's own batch as one more list of conds.
-Where the host's slot for that is skipped (Perp-Neg, Dual CFG) or belongs to another pack, each term calls the model
-by itself; the result is the same.
+It shares x and sigma with the other predictions, so it joins the host's own batch as one more list of conds. Where the
+host's slot for that is skipped (Perp-Neg, Dual CFG) or belongs to another pack, the method calls the model by itself;
+the result is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid5
@@ -30,12 +30,30 @@ SLOT = "sampler_calc_cond_batch_function"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Term(PerturbedLayers):
+class ExtraPrediction(Entry):
+    """What the model is asked beside the positive and the negative; layers know its chunks by this entry's id."""
+
+    is_negative: bool = False  # whether it stands for the negative
+
+    def comes_first(self, args: Args) -> bool:
+        """Whether it has a call of its own, before the others."""
+        return False
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        """The conds that it is a prediction for; None where it is not wanted at this step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Term(PerturbedLayers, ExtraPrediction):
     """`scale * (positive - perturbed)`, with the perturbed prediction made by `apply` on `sites`."""
 
     scale: float
     span: Span
     fade: Fade | None = None
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        return positive if self.factor(args) else None
 
     def factor(self, args: Args) -> float:
         """The scale at this step; 0 outside the range."""
@@ -64,7 +82,8 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
         factor = term.factor(args)
         if factor == 0 or args["cond"] is None:
             return args["denoised"]
-        return args["denoised"] + (args["cond_denoised"] - _prediction(term, args)) * factor
+        (perturbed,) = predictions(args, [term])
+        return args["denoised"] + (args["cond_denoised"] - perturbed) * factor
 
     model.set_model_sampler_post_cfg_function(add_to_result)
     install_layers(model)
@@ -75,9 +94,13 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
 def install_guidance(model: ModelPatcher) -> None:
     """Make a clone, of any kind of model, evaluate the terms and obey the CFG ranges of its list."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
-    occupant = model.model_options.get(SLOT)
-    if not getattr(occupant, "is_reins", False):
-        model.set_model_sampler_calc_cond_batch_function(_batch_with_terms(occupant))
+    model.model_options = with_slot(model.model_options)
+
+
+def with_slot(model_options: Args) -> Args:
+    """The options with ours in the host's slot for batches of conds, round what sits there."""
+    occupant = model_options.get(SLOT)
+    return model_options if getattr(occupant, "is_reins", False) else {**model_options, SLOT: _batch_with(occupant)}
 
 
 def in_span(span: Span, args: Args) -> bool:
@@ -106,8 +129,8 @@ def _to_sigma(args: Args) -> Callable[[float], float]:
     return args["model"].model_sampling.percent_to_sigma
 
 
-def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
-    """The host's slot: its conds and the terms' in one batch; an earlier occupant is asked for the conds alone."""
+def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
+    """The host's slot: its conds and ours in one batch; an earlier occupant is asked for the conds alone."""
 
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
@@ -118,11 +141,13 @@ def _batch_with_terms(occupant: Callable[[Args], list[Tensor]] | None) -> Callab
         if skipped:
             conds[1] = None
         options = options_of_call(options, step)
+        wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
+        _ask(args, step, {extra: found for extra, found in wanted.items() if extra.comes_first(args)})
         if occupant is None:
-            terms = _active_terms(args) if conds[0] is not None and _may_join(options) else []
-            marked = [_marked(conds[0], term, step) for term in terms]
+            extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
+            marked = [_marked(wanted[extra], extra, step) for extra in extras]
             out = comfy.samplers.calc_cond_batch(args["model"], conds + marked, step.x, step.timestep, options)
-            step.predictions = {term.id: extra for term, extra in zip(terms, out[len(conds) :], strict=True)}
+            step.predictions = {extra.id: found for extra, found in zip(extras, out[len(conds) :], strict=True)}
         else:
             out = occupant({**args, "conds": conds, "model_options": options})
         out = list(out[: len(conds)])
@@ -139,24 +164,40 @@ def _may_join(model_options: Args) -> bool:
     return RUN in model_options["transformer_options"] and "model_function_wrapper" not in model_options
 
 
-def _active_terms(args: Args) -> list[Term]:
-    transformer_options = args["model_options"]["transformer_options"]
-    return [term for term in entries(transformer_options, Term) if term.factor(args) != 0]
+def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:
+    positive, negative = conds[0], conds[1] if len(conds) > 1 else None
+    found = {
+        extra: extra.conds(args, positive, negative)
+        for extra in entries(args["model_options"]["transformer_options"], ExtraPrediction)
+    }
+    return {extra: of_extra for extra, of_extra in found.items() if of_extra is not None}
 
 
-def _marked(cond: list[dict], term: Term, step: Step) -> list[dict]:
-    """The positive's conds as chunks of their own, which only the term's layers act on."""
-    marked = [{**entry, "uuid": uuid5(entry["uuid"], str(term.id))} for entry in cond]
-    step.marks.update({entry["uuid"]: term.id for entry in marked})
+def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
+    """These conds as chunks of their own, which only the layers of this extra prediction act on."""
+    marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
+    step.marks.update({entry["uuid"]: extra.id for entry in marked})
+    if extra.is_negative:
+        step.negatives.update(entry["uuid"] for entry in marked)
     return marked
 
 
-def _prediction(term: Term, args: Args) -> Tensor:
+def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
+    """In a post-CFG function: what these extra predictions are at this step, (b, c, h, w) each."""
     step = current_step(args)
-    if step.cond is args["cond"] and term.id in step.predictions:
-        return step.predictions.pop(term.id)
+    if step.cond is args["cond"] and all(extra.id in step.predictions for extra in extras):
+        return [step.predictions.pop(extra.id) for extra in extras]
+    wanted = {extra: extra.conds(args, args["cond"], args["uncond"]) for extra in extras}
+    return _ask(args, step, wanted)
+
+
+def _ask(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list[Tensor]:
+    """The predictions for these conds by a call of their own."""
+    if not wanted:
+        return []
     alone = step.for_another_call()
-    marked = _marked(args["cond"], term, alone)
+    marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
     options = options_of_call(args["model_options"], alone)
-    (denoised,) = comfy.samplers.calc_cond_batch(args["model"], [marked], alone.x, alone.timestep, options)
-    return denoised
+    # The place of the first list is left free: in the second one the host, and so the pack, sees a negative.
+    _, *out = comfy.samplers.calc_cond_batch(args["model"], [None, *marked], alone.x, alone.timestep, options)
+    return out

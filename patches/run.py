@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import Sampler
 from torch import Tensor
 
 from .entries import KEY
@@ -39,13 +40,15 @@ class Step:
     sigma: float
     cond: list | None = None
     guided: bool = False  # whether the negative takes part
-    marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> term
-    predictions: dict[UUID, Tensor] = field(default_factory=dict)  # term -> denoised (b, c, h, w)
+    marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> extra prediction
+    negatives: set[UUID] = field(default_factory=set)  # chunks of extra predictions that stand for the negative
+    predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
     maps: list[AttentionMap] = field(default_factory=list)
+    notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other, by a key of their own
 
     def for_another_call(self) -> Step:
-        """The same place in the run with nothing noted, for a call of our own."""
-        return Step(x=self.x, timestep=self.timestep, sigma=self.sigma)
+        """The same place in the run, with the layers' notes but nothing else, for a call of our own."""
+        return Step(x=self.x, timestep=self.timestep, sigma=self.sigma, notes=self.notes)
 
 
 class Run:
@@ -54,9 +57,11 @@ class Run:
     def __init__(self) -> None:
         self.step: Step | None = None
         self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
+        self.sampler: Sampler | None = None
+        self.sigmas: tuple[float, ...] = ()  # of the steps, the last one included
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
-        self._at: tuple[Tensor | float, dict[Hashable, Any]] | None = None
+        self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make()` gave for `key` in this run; it is called at the first request only."""
@@ -65,11 +70,14 @@ class Run:
         return self._made[key]
 
     def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Like `once`, within one step: as long as the sampler's tensor is this very one, or sigma this number."""
-        last = None if self._at is None else self._at[0]
-        if last is not now and not (isinstance(now, float) and isinstance(last, float) and last == now):
-            self._at = now, {}
-        made = self._at[1]
+        """Like `once`, within one step: as long as the sampler's tensor is this very one, or sigma this number.
+
+        Layers that know the step by its tensor and those that know it by its number do not disturb each other.
+        """
+        last, made = self._at.get(type(now), (None, {}))
+        if last is not now and not (isinstance(now, float) and last == now):
+            made = {}
+            self._at[type(now)] = now, made
         if key not in made:
             made[key] = make()
         return made[key]
@@ -81,8 +89,9 @@ class Run:
         return self._sigma[1]
 
     def clear(self) -> None:
-        self.step = self._sigma = self._at = None
+        self.step = self._sigma = None
         self._made.clear()
+        self._at.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:
         """A model cloned in the middle of a run starts empty: tensors of a run are never copied."""
@@ -113,6 +122,8 @@ def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if RUN in options["transformer_options"]:
         return executor(*args, **kwargs)
     run = Run()
+    run.sampler, sigmas = args[2:4]
+    run.sigmas = tuple(sigmas.tolist())
     run.names = {
         cond["uuid"]: name for name, conds in getattr(guider, "conds", {}).items() for cond in conds if "uuid" in cond
     }
