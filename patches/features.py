@@ -29,11 +29,15 @@ class FeatureSite(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureCall:
-    """A feature (chunks * b, c, h, w), the number that stands for the noise level (chunks * b,), the host's options."""
+    """A feature (chunks * b, c, h, w), the number that stands for the noise level (chunks * b,), the host's options.
+
+    `embedding` (chunks * b, width) is what the network makes of that number, for layers that ask for it.
+    """
 
     feature: Tensor
     timesteps: Tensor
     options: Mapping[str, Any]
+    embedding: Tensor | None = None
 
     @property
     def chunks(self) -> Sequence[Any]:
@@ -48,10 +52,11 @@ class FeatureCall:
     def only(self, chunks: Sequence[int]) -> FeatureCall:
         """The same call for some of the chunks, by number."""
         count = len(self.chunks)
-        feature, timesteps = (
-            torch.cat([rows.chunk(count)[i] for i in chunks]) for rows in (self.feature, self.timesteps)
+        feature, timesteps, embedding = (
+            None if rows is None else torch.cat([rows.chunk(count)[i] for i in chunks])
+            for rows in (self.feature, self.timesteps, self.embedding)
         )
-        return FeatureCall(feature, timesteps, options_of_chunks(self.options, chunks))
+        return FeatureCall(feature, timesteps, options_of_chunks(self.options, chunks), embedding)
 
 
 AddedTerm = Callable[[FeatureCall], Tensor | None]
@@ -64,24 +69,30 @@ class FeatureLayer(Entry):
     site: FeatureSite
     apply: AddedTerm
     span: Span = WHOLE_RUN
+    reads_embedding: bool = False
 
 
 def patches_with_layers(
     options: Mapping[str, Any], in_span: Callable[[Span], bool], timesteps: Tensor
 ) -> dict[str, list] | None:
     """The host's lists of patches with the terms of this call before them; None where no term acts."""
-    by_site: dict[FeatureSite, list[AddedTerm]] = {}
-    for entry in entries(options, FeatureLayer):
-        if in_span(entry.span):
-            by_site.setdefault(entry.site, []).append(entry.apply)
-    if not by_site:
+    acting = [entry for entry in entries(options, FeatureLayer) if in_span(entry.span)]
+    if not acting:
         return None
+    by_site: dict[FeatureSite, list[AddedTerm]] = {}
+    for entry in acting:
+        by_site.setdefault(entry.site, []).append(entry.apply)
+    embeddings: list[Tensor] = []
+
+    def note_embedding(embedding: Tensor, width: int, options: Mapping[str, Any]) -> Tensor:
+        embeddings.append(embedding)
+        return embedding
 
     def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
         terms = by_site.get(options["block"])
         if not terms:
             return feature
-        call = FeatureCall(feature, timesteps, options)
+        call = FeatureCall(feature, timesteps, options, embeddings[-1] if embeddings else None)
         return _on_open_rows(call, partial(_sum, terms))
 
     def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -90,6 +101,8 @@ def patches_with_layers(
     patches = dict(options.get("patches", {}))
     for kind, patch in (("input_block_patch_after_skip", add), ("output_block_patch", add_before_skip)):
         patches[kind] = [patch, *patches.get(kind, ())]
+    if any(entry.reads_embedding for entry in acting):
+        patches["emb_patch"] = [*patches.get("emb_patch", ()), note_embedding]
     return patches
 
 

@@ -58,12 +58,15 @@ def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]
     Code that samples without preparing the model's options has not put the wrappers there; then they are added.
     """
     options = {**model_options["transformer_options"], STEP: step}
-    if RUN not in options:
-        wrappers = dict(options.get("wrappers", {}))
-        for kind, wrapper in WRAPPERS.items():
-            wrappers[kind] = {**wrappers.get(kind, {}), KEY: [wrapper]}
-        options["wrappers"] = wrappers
-    return {**model_options, "transformer_options": options}
+    return {**model_options, "transformer_options": options if RUN in options else with_wrappers(options, WRAPPERS)}
+
+
+def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with some of the pack's wrappers, each once."""
+    found = dict(transformer_options.get("wrappers", {}))
+    for kind, wrapper in wrappers.items():
+        found[kind] = {**found.get(kind, {}), KEY: [wrapper]}
+    return {**transformer_options, "wrappers": found}
 
 
 def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:

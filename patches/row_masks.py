@@ -28,14 +28,14 @@ def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:
     if info is None or info.area is None:
         return mask
     (top, bottom), (left, right) = _ends(mask, info.area, info.size)
-    return mask[:, top:bottom, left:right]
+    return mask[..., top:bottom, left:right]
 
 
 def _ends(mask: Tensor, area: Area, size: tuple[int, int]) -> list[tuple[int, int]]:
     """First and last pixel of the mask that an area covers, in each direction; never none."""
     ends = []
     for pixels, cells, start, length in zip(
-        mask.shape[1:], size, (area.top, area.left), (area.h, area.w), strict=True
+        mask.shape[-2:], size, (area.top, area.left), (area.h, area.w), strict=True
     ):  # fmt: skip
         first = min(round(start * pixels / cells), pixels - 1)
         ends.append((first, max(first + 1, round((start + length) * pixels / cells))))
