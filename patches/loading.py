@@ -68,6 +68,15 @@ def flatten(groups: Mapping[str, Any], prefix: str = "") -> StateDict:
     return flat
 
 
+class Outline(comfy.ops.disable_weight_init):
+    """Layers whose shapes are known before there are weights. Those of hosts from 0.33 on, with DynamicVRAM, are not.
+
+    They wait for a file and then take any shape, so that a network of them cannot be compared with a file.
+    """
+
+    Linear = nn.Linear
+
+
 def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
     """A host patcher for `make(operations=..., device=..., dtype=...)` with exactly these weights.
 
@@ -76,8 +85,9 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     check_finite(weights, name)
+    outline = make(operations=Outline, device=torch.device("meta"), dtype=torch.float32)
+    check_weights({key: tuple(value.shape) for key, value in outline.state_dict().items()}, weights, name)
     network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=widest(weights))
-    check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, weights, name)
     network.load_state_dict(dict(weights))
     network.eval().requires_grad_(False)
     return ModelPatcher(network, load_device=load_device, offload_device=offload_device)
