@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .clip_vision_algebra import slerp
 from .numbers import finite
 
 Combine = Literal["concat", "average", "norm average", "add", "subtract", "slerp"]
 COMBINES: tuple[Combine, ...] = ("concat", "average", "norm average", "add", "subtract", "slerp")
-PARALLEL = 1e-6  # sine of an angle below which a great circle has no direction
 
 
 def parse_weights(text: str, count: int) -> Tensor:
@@ -65,18 +65,6 @@ def _slerp_all(embeds: Tensor, share: Tensor) -> Tensor:
         if share[i] > 0:
             found = slerp(found, embeds[i : i + 1], float(share[i] / gone))
     return found
-
-
-def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Shoemake 1985: directions of (..., c) turn, lengths go straight."""
-    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    unit_a, unit_b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
-    angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
-    sine = angle.sin()
-    turned = (((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b) / sine.clamp_min(PARALLEL)
-    straight = (1 - t) * unit_a + t * unit_b
-    direction = torch.where(sine > PARALLEL, turned, straight)
-    return direction * ((1 - t) * length_a + t * length_b)
 
 
 def as_copies(weights: Tensor) -> Tensor | None:

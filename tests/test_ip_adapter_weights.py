@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from reins.models.ip_adapter_combine import as_copies, combine, parse_weights, slerp
+from reins.models.clip_vision_algebra import slerp
+from reins.models.ip_adapter_combine import as_copies, combine, parse_weights
 from reins.models.ip_adapter_weights import (
     PEER_NAMES,
     WEIGHT_TYPES,
