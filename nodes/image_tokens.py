@@ -14,7 +14,7 @@ from ..patches.ip_adapter_load import as_ip_adapter
 from ..patches.loading import read_tensor
 from .ip_adapter_encode import as_encoding
 from .save import numbered_path
-from .schema import make_input, schema
+from .schema import make_input, prefix_input, schema
 from .sockets import ImageTokensSocket, IPAdapterSocket
 
 FOLDER = "image_tokens"
@@ -32,10 +32,7 @@ class SaveImageTokens(io.ComfyNode):
             search_aliases=["save embeds", "ipadapter save"],
             inputs=[
                 ImageTokensSocket.Input("tokens", tooltip="From IP-Adapter Encode."),
-                make_input(
-                    io.String, "filename_prefix", default="tokens",
-                    tooltip="The start of the file's name, with a folder if you like; a number follows.",
-                ),
+                prefix_input("tokens"),
             ],
             outputs=[],
             is_output_node=True,

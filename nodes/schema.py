@@ -49,6 +49,13 @@ def percent_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
+def prefix_input(default: str) -> io.Input:
+    return make_input(
+        io.String, "filename_prefix", default=default,
+        tooltip="The start of the file's name, with a folder if you like; a number follows.",
+    )  # fmt: skip
+
+
 def layers_input() -> io.Input:
     return make_input(
         io.String, "layers", default="m0",

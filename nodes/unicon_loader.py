@@ -11,7 +11,7 @@ from ..patches.folders import files_in, folders_in, path_of
 from ..patches.unicon import UniCon
 from ..patches.unicon_load import MODEL_FILE, read_unicon, save_unicon
 from .save import numbered_path
-from .schema import make_input, schema
+from .schema import make_input, prefix_input, schema
 from .sockets import UniConSocket, checked_unicon
 
 FOLDER, AUTO = "unicon", "auto"
@@ -60,10 +60,7 @@ class UniConSave(io.ComfyNode):
             search_aliases=["convert unicon", "unicon safetensors"],
             inputs=[
                 UniConSocket.Input("unicon", tooltip="From Load UniCon."),
-                make_input(
-                    io.String, "filename_prefix", default="unicon",
-                    tooltip="The start of the file's name, with a folder if you like; a number follows.",
-                ),
+                prefix_input("unicon"),
             ],
             outputs=[],
             is_output_node=True,
