@@ -15,12 +15,16 @@ async def comfy_entrypoint() -> ComfyExtension:
     """What the host asks for: the pack's nodes, imported only now."""
     from comfy_api.latest import ComfyExtension, io
 
+    from .nodes.clip_vision import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
     from .nodes.controlnext import ControlNeXtApply
     from .nodes.controlnext_loader import ControlNeXtLoader
     from .nodes.demo_model import DemoModel
     from .nodes.demo_prompt import DemoPrompt
     from .nodes.demo_scene import DemoScene
     from .nodes.face_embeds import FaceEmbeds
+    from .nodes.h_direction import HDirectionCapture, HDirectionFromPrompts
+    from .nodes.h_direction_files import HDirectionLoader, HDirectionSave
+    from .nodes.h_space import AsyrpSampler, HSpaceEdit
     from .nodes.image_tokens import LoadImageTokens, SaveImageTokens
     from .nodes.interval import GuidanceInterval
     from .nodes.ip_adapter import IPAdapterApply, IPAdapterSimple
@@ -28,6 +32,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.ip_adapter_encode import IPAdapterEncode
     from .nodes.ip_adapter_loader import IPAdapterLoader
     from .nodes.perturbed_attention import PerturbedAttentionGuidance
+    from .nodes.prompt_diffusion import PromptDiffusionExample, PromptDiffusionLoader
     from .nodes.rescale import GuidanceRescale
     from .nodes.self_attention import SelfAttentionGuidance
     from .nodes.smoothed_energy import SmoothedEnergyGuidance
@@ -55,6 +60,17 @@ async def comfy_entrypoint() -> ComfyExtension:
                 SaveImageTokens,
                 LoadImageTokens,
                 FaceEmbeds,
+                PromptDiffusionLoader,
+                PromptDiffusionExample,
+                CLIPVisionSlerp,
+                CLIPVisionMean,
+                CLIPTextDiff,
+                HDirectionFromPrompts,
+                HDirectionCapture,
+                HDirectionLoader,
+                HDirectionSave,
+                HSpaceEdit,
+                AsyrpSampler,
                 UniConLoader,
                 UniConPrompt,
                 UniConApply,

@@ -14,6 +14,7 @@ ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
 ImageTokensSocket = io.Custom("IMAGE_TOKENS")
 UniConSocket = io.Custom("UNICON")
+HDirectionSocket = io.Custom("H_DIRECTION")
 FaceEmbedsSocket = io.Custom("FACE_EMBEDS")
 PeerEmbedsSocket = io.Custom("EMBEDS")  # of the widely used IPAdapter pack
 

@@ -54,7 +54,9 @@ def _add(folder: str, paths: Iterable[Path], extensions: frozenset[str]) -> None
 
 
 _add("loras", [DEMO_WEIGHTS / "loras"], NETWORKS)
+_add("controlnet", [DEMO_WEIGHTS / "controlnet"], NETWORKS)
 _add("controlnext", [_models("controlnext"), DEMO_WEIGHTS / "controlnext"], NETWORKS)
 _add("ipadapter", [_models("ipadapter"), DEMO_WEIGHTS / "ipadapter"], NETWORKS)
 _add("unicon", [_models("unicon"), DEMO_WEIGHTS / "unicon", saved("unicon")], NETWORKS)
 _add("image_tokens", [_models("image_tokens"), saved("image_tokens")], TOKENS)
+_add("h_space", [_models("h_space"), DEMO_WEIGHTS / "h_space", saved("h_space")], NETWORKS)
