@@ -57,19 +57,19 @@ class PromptDiffusionExample(io.ComfyNode):
                 make_input(io.ControlNet, "control_net", tooltip="From Load Prompt Diffusion. The node makes a copy."),
                 make_input(
                     io.Image, "source",
-                    tooltip="The example before: a photo, or a map of one (segmentation, depth, hed). Of the kind "
-                    "that Apply ControlNet gets as its image. The order is source, then target.",
+                    tooltip="The example's picture before: a photo, or a map of one (segmentation, depth, hed). Of the "
+                    "kind that Apply ControlNet gets as its image. The order is source, then target.",
                 ),
                 make_input(
                     io.Image, "target",
-                    tooltip="The example after. For photo to map, the source's map, and the prompt has to be one of: "
-                    "segmentation map · depth map · hed map. For map to photo, its photo, and the prompt describes "
-                    "the picture that you want. Several go with as many sources, or with one.",
+                    tooltip="The example's picture after. For photo to map, the source's map, and the prompt has to be "
+                    "one of: segmentation map · depth map · hed map. For map to photo, its photo, and the prompt "
+                    "describes the picture that you want. Several go with as many sources, or with one.",
                 ),
                 make_input(
                     io.Combo, "pixel_range", options=list(RANGES), default=next(iter(RANGES)),
-                    tooltip="The range of numbers that the network gets for the example and the image. The original "
-                    "was trained on -1..1; the diffusers example feeds 0..1.",
+                    tooltip="The range of numbers that the network gets for the example and the image. -1..1 (as "
+                    "trained): that of the original. 0..1 (diffusers example): what the diffusers example feeds.",
                 ),
                 make_input(
                     io.Boolean, "drop", default=False,

@@ -13,7 +13,7 @@ from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.nodes.rescale import GuidanceRescale
 from reins.nodes.self_attention import SelfAttentionGuidance
 from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
-from reins.tests import cn, ip, uc
+from reins.tests import cn, hs, ip, uc
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
@@ -50,6 +50,7 @@ METHODS: dict[str, Method] = {
     "ip-adapter": ip.apply,
     "controlnext": cn.apply,
     "unicon": uc.beside,
+    "h-edit": hs.edit,
     "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
 
@@ -88,5 +89,8 @@ OFF: dict[str, Method] = {
     "unicon that the image does not see": lambda model: uc.apply(model, strength_x=0.0, condition_guidance=2.0),
     "unicon out of range": lambda model: uc.apply(model, start_percent=0.9, end_percent=0.91),
     "unicon joint strengths 0": lambda model: uc.joint(model, strength_x=0.0, strength_y=0.0),
+    "h-edit strength 0": lambda model: hs.edit(model, strength=0.0),
+    "h-edit out of range": lambda model: hs.edit(model, start=0.9, end=0.91),
+    "h-edit symmetric out of range": lambda model: hs.edit(model, start=0.9, end=0.91, mode="symmetric"),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),
 }
