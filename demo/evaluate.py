@@ -52,22 +52,22 @@ def prompts(count: int, seed: int = PROMPTS_SEED) -> Tensor:
     return draw_words(count, torch.Generator().manual_seed(seed))
 
 
-def conditioning(table: Tensor, words: Tensor) -> Conditioning:
-    """The host's form of word indices (b, slots), one row per picture."""
-    return [[table[tokens(words)], {}]]
+def conditioning(table: Tensor, words: Tensor, said: Mapping[str, object] | None = None) -> Conditioning:
+    """The host's form of word indices (b, slots), one row per picture, with what else nodes said of it."""
+    return [[table[tokens(words)], dict(said or {})]]
 
 
 def sample(
     model: ModelPatcher, table: Tensor, words: Tensor, settings: Settings, seed: int = NOISE_SEED,
-    start: Tensor | None = None,
+    start: Tensor | None = None, said: Mapping[str, object] | None = None,
 ) -> Tensor:  # fmt: skip
     """(b, 3, SIZE, SIZE) in 0..1: a picture per row of `words` (b, slots), with an empty negative.
 
-    `start` (b, 3, SIZE, SIZE) in -1..1 is what a denoise below 1 begins with.
+    `start` (b, 3, SIZE, SIZE) in -1..1 is what a denoise below 1 begins with; `said` goes with both prompts.
     """
     latent = torch.zeros(len(words), 3, SIZE, SIZE) if start is None else start
     noise = comfy.sample.prepare_noise(latent, seed)
-    negative = conditioning(table, torch.full_like(words[:1], -1))
+    negative = conditioning(table, torch.full_like(words[:1], -1), said)
     drawn = []
     with torch.inference_mode():
         for asked, some_noise, some_latent in zip(
@@ -76,7 +76,7 @@ def sample(
             drawn.append(
                 comfy.sample.sample(
                     model, some_noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler,
-                    conditioning(table, asked), negative, some_latent,
+                    conditioning(table, asked, said), negative, some_latent,
                     denoise=settings.denoise, disable_pbar=True, seed=seed,
                 )
             )  # fmt: skip

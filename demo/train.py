@@ -13,7 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo.inside import ROOT, enter_host, load_pack
 
 CONVERGENCE = "controlnext-convergence"  # a comparison, which makes a plot and no weights
-TASKS = ("base", "checked", "clip-vision", "controlnext", CONVERGENCE, "ip-adapter", "unicon")
+TASKS = (
+    "base",
+    "checked",
+    "clip-vision",
+    "controlnet",
+    "controlnext",
+    CONVERGENCE,
+    "ip-adapter",
+    "prompt-diffusion",
+    "unicon",
+)
 
 
 def parse() -> argparse.Namespace:

@@ -71,7 +71,7 @@ class ControlNeXtTask:
             def add(feature: Tensor, options: Mapping[str, object]) -> Tensor:
                 return feature + self.join(control, feature).to(feature) if options["block"] == BLOCK else feature
 
-            return {"patches": {"input_block_patch_after_skip": [add]}}
+            return {"transformer_options": {"patches": {"input_block_patch_after_skip": [add]}}}
 
         changed = {name: value + self.increments[name] for name, value in self.frozen.items()}
         return self.base.loss(drawn, generator, changed, steered)

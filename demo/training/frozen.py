@@ -33,10 +33,13 @@ class FrozenBase:
         self, batch: Batch, generator: torch.Generator, changed: Mapping[str, Tensor],
         steered: Callable[[Question], Mapping[str, object]] = lambda asked: {}, high_noise: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """Mean squared error of v with some of the UNet's weights changed, and transformer options of the question."""
+        """Mean squared error of v with some of the UNet's weights changed, and more arguments by the question."""
         asked = ask(batch.latent.to(self.device), self.sigmas, generator, high_noise)
-        context = self.table[tokens(batch.said).to(self.device)]
-        options = {"transformer_options": dict(steered(asked))}
+        context, more = self.context(batch), dict(steered(asked))
         return v_loss(
-            lambda x, timestep: functional_call(self.unet, dict(changed), (x, timestep, context), options), asked
+            lambda x, timestep: functional_call(self.unet, dict(changed), (x, timestep, context), more), asked
         )
+
+    def context(self, batch: Batch) -> Tensor:
+        """(b, tokens, width): what is said of each picture, as the UNet reads it."""
+        return self.table[tokens(batch.said).to(self.device)]

@@ -82,7 +82,7 @@ class IPAdapterTask:
         replaced = {
             (site.block, site.number, site.index): self._attention(n, tokens) for n, site in enumerate(self.sites)
         }
-        options = {"patches_replace": {"attn2": replaced}}
+        options = {"transformer_options": {"patches_replace": {"attn2": replaced}}}
         return self.base.loss(drawn, generator, {}, lambda _: options)
 
     def _attention(self, n: int, tokens: Tensor) -> Callable[..., Tensor]:

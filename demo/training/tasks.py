@@ -10,11 +10,15 @@ import torch
 
 from .base import BaseTask
 from .clip_vision import ClipVisionTask
+from .control_net import ControlNetTask
+from .control_net_numbers import control_net_numbers
 from .controlnext import ControlNeXtTask
 from .controlnext_numbers import controlnext_numbers
 from .ip_adapter import IPAdapterTask
 from .ip_adapter_numbers import ip_adapter_numbers
 from .numbers import base_numbers, clip_vision_numbers, style_numbers
+from .prompt_diffusion import PromptDiffusionTask
+from .prompt_diffusion_numbers import prompt_diffusion_numbers
 from .style import StyleTask
 from .trainer import Task
 from .unicon import UniConTask
@@ -32,7 +36,9 @@ RUNS = {
     "base": Run(BaseTask, base_numbers),
     "checked": Run(StyleTask, style_numbers),
     "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
+    "controlnet": Run(ControlNetTask, control_net_numbers),
     "controlnext": Run(ControlNeXtTask, controlnext_numbers),
     "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
+    "prompt-diffusion": Run(PromptDiffusionTask, prompt_diffusion_numbers),
     "unicon": Run(UniConTask, unicon_numbers),
 }

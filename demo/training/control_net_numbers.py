@@ -1,0 +1,55 @@
+"""How well pictures of the demo model follow the hints of a ControlNet, through the host's own nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.controlnet
+import torch
+from comfy.controlnet import ControlBase
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS
+from ..evaluate import AT_ONCE, Settings, sample
+from ..judge import judge
+from .controlnext_numbers import HINTS, SETTINGS, describe, hinted
+from .numbers import load_base
+
+COUNT = 32  # the host reads the hint anew at every step, which takes most of the time
+FILE = WEIGHTS / "controlnet" / "reins-demo-controlnet.safetensors"
+
+
+class Steered(NamedTuple):
+    """The demo model, its words and a control network that takes one picture for each that is drawn."""
+
+    model: ModelPatcher
+    table: Tensor
+    control: ControlBase
+
+    def draw(self, words: Tensor, hints: Tensor, settings: Settings = SETTINGS, strength: float = 1.0) -> Tensor:
+        """(b, 3, SIZE, SIZE) from words (b, slots) and hints (b, 3, h, w)."""
+        drawn = []
+        for some, pictures in zip(words.split(AT_ONCE), hints.split(AT_ONCE), strict=True):
+            said = applied(self.control, pictures, strength)
+            drawn.append(sample(self.model, self.table, some, settings, said=said))
+        return torch.cat(drawn)
+
+
+def applied(control: ControlBase, hint: Tensor, strength: float = 1.0) -> dict[str, object]:
+    """What the host's Apply ControlNet (Advanced) writes on both prompts."""
+    return {"control": control.copy().set_cond_hint(hint, strength, (0.0, 1.0)), "control_apply_to_uncond": False}
+
+
+def load_steered(path: Path = FILE) -> Steered:
+    return Steered(*load_base(), comfy.controlnet.load_controlnet(str(path)))
+
+
+def control_net_numbers(path: Path) -> Iterator[str]:
+    steered, given = load_steered(path), hinted(COUNT)
+    words = given.saying()
+    for kind, hints in zip(HINTS, given.hints, strict=True):
+        yield f"{kind}: {describe(judge(steered.draw(words, hints)), given)}"
+    yield f"strength 0: {describe(judge(steered.draw(words, given.hints[0], strength=0.0)), given)}"

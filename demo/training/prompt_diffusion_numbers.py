@@ -1,0 +1,93 @@
+"""How well the demo model does what an example pair shows, through the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from comfy.controlnet import ControlBase
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.demo_model import WEIGHTS
+from ...nodes.prompt_diffusion import PromptDiffusionExample
+from ...patches.loading import read_file
+from ...patches.prompt_diffusion_load import make_prompt_diffusion
+from ..evaluate import Settings
+from ..judge import judge
+from ..scenes import Views, draw, draw_words, render
+from .control_net_numbers import Steered
+from .controlnext_numbers import HINTS, SETTINGS, Hinted, describe, hints_of
+from .numbers import load_base
+
+FILE = WEIGHTS / "controlnet" / "reins-demo-prompt-diffusion.safetensors"
+COUNT = 32
+SEED = 31
+RANGE = "-1..1 (as trained)"
+
+
+class InContext(NamedTuple):
+    """The demo model, its words, and Prompt Diffusion without an example yet."""
+
+    model: ModelPatcher
+    table: Tensor
+    control: ControlBase
+
+    def draw(self, words: Tensor, source: Tensor, target: Tensor, query: Tensor, **example: object) -> Tensor:
+        """(b, 3, SIZE, SIZE) from words (b, slots), one example pair (1, 3, h, w) and queries (b, 3, h, w)."""
+        pair = (part.movedim(1, -1) for part in (source, target))
+        shown = PromptDiffusionExample.execute(self.control, *pair, **{"pixel_range": RANGE, "drop": False, **example})
+        return Steered(self.model, self.table, shown.result[0]).draw(words, query, settings_for(words))
+
+
+class Scene(NamedTuple):
+    """Drawn pictures, their maps in the order of HINTS, and their words."""
+
+    views: Views
+    maps: Tensor  # (kinds, b, 3, SIZE, SIZE)
+    words: Tensor  # (b, slots)
+
+    @property
+    def image(self) -> Tensor:
+        return self.views.image
+
+
+def scenes(count: int = COUNT, seed: int = SEED) -> Scene:
+    generator = torch.Generator().manual_seed(seed)
+    words = draw_words(count, generator)
+    views = render(draw(count, generator, words))
+    return Scene(views, hints_of(views), words)
+
+
+def settings_for(words: Tensor) -> Settings:
+    """Nothing is said where a map is wanted: then there is nothing for CFG to push away from."""
+    return SETTINGS if (words >= 0).any() else SETTINGS._replace(cfg=1.0)
+
+
+def load_in_context(path: Path = FILE) -> InContext:
+    return InContext(*load_base(), make_prompt_diffusion(read_file(path), path.name))
+
+
+def errors(drawn: Tensor, asked: Scene) -> list[float]:
+    """Mean absolute distance of drawn maps from each of the true maps."""
+    return [(drawn - maps).abs().mean().item() for maps in asked.maps]
+
+
+def prompt_diffusion_numbers(path: Path) -> Iterator[str]:
+    model, asked, example = load_in_context(path), scenes(), scenes(1, SEED + 1)
+    silent = torch.full_like(asked.words, -1)
+    for kind, shown in zip(HINTS, example.maps, strict=True):
+        found = errors(model.draw(silent, example.image, shown, asked.image), asked)
+        yield f"picture to {kind}: mean error against {one_line(found)}"
+    found = errors(model.draw(silent, example.image, example.maps[0], asked.image, drop=True), asked)
+    yield f"picture without an example: mean error against {one_line(found)}"
+    given = Hinted(asked.maps, asked.views.mask, asked.words)
+    words = given.saying()
+    for kind, shown, query in zip(HINTS, example.maps, asked.maps, strict=True):
+        yield f"{kind} to picture: {describe(judge(model.draw(words, shown, example.image, query)), given)}"
+
+
+def one_line(found: list[float]) -> str:
+    return ", ".join(f"{kind} {value:.3f}" for kind, value in zip(HINTS, found, strict=True))
