@@ -14,8 +14,14 @@ CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
 CHECKPOINTS = "models/checkpoints"
 EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside what ships, by folder
-    CHECKPOINTS: (EXAMPLE_CHECKPOINT, "sd_xl_base_1.0.safetensors", "svd_xt_1_1.safetensors"),
+    CHECKPOINTS: (
+        EXAMPLE_CHECKPOINT,
+        "sd_xl_base_1.0.safetensors",
+        "svd_xt_1_1.safetensors",
+        "sd21-unclip-h.ckpt",
+    ),
     "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
+    "models/controlnet": ("prompt-diffusion-sd15.ckpt",),
     "models/controlnext": (
         "controlnext-sd15-pose.safetensors",
         "controlnext-sdxl-anime-canny.safetensors",
@@ -25,7 +31,7 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside wh
     ),
     "models/ipadapter": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
     "models/unicon": ("unicon-depth/model.pth", "unicon-pose/model.pth"),
-    "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp"),
+    "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
 }
 OTHER_FILES = {  # as a graph names them: of a file in a folder of its own, that folder
     Path(name).parts[0] for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names
@@ -85,7 +91,7 @@ def shrunk(graph: Graph, pixels: int = SMALL_PIXELS, steps: int = FEW_STEPS) -> 
     graph = copy.deepcopy(graph)
     resized = needs_checkpoint(graph)  # the demo model's are small, and have the size of what is drawn for it
     for node in graph.values():
-        limits = {"steps": steps} if "Sampler" in node["class_type"] else {}
+        limits = {"steps": steps}
         if resized and node["class_type"] == "EmptyLatentImage":
             limits = {"width": pixels, "height": pixels}
         for name, limit in limits.items():

@@ -21,18 +21,31 @@ TEXTS = [
     *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
 ]  # fmt: skip
 TRACE = re.compile(r"/work\b|/root\b|/tmp\b|/home/|\b(TODO|FIXME|XXX)\b")
-CHECKPOINT_LOADERS = ("CheckpointLoaderSimple", "ImageOnlyCheckpointLoader", "Reins_DemoModel")
+CHECKPOINT_LOADERS = (
+    "CheckpointLoaderSimple",
+    "ImageOnlyCheckpointLoader",
+    "unCLIPCheckpointLoader",
+    "Reins_DemoModel",
+)
 LOADERS = {  # how many of the first widgets name files
     **dict.fromkeys(CHECKPOINT_LOADERS, 1),
     "CLIPVisionLoader": 1, "LoadImage": 1, "Reins_IPAdapterLoader": 1, "Reins_ControlNeXtLoader": 2,
-    "Reins_UniConLoader": 1,
+    "Reins_UniConLoader": 1, "ControlNetLoader": 1, "Reins_PromptDiffusionLoader": 1,
 }  # fmt: skip
 NO_FILE = "none"
-SHIPPED = ("base", *(f"reins-demo-{kind}.safetensors" for kind in ("ip-adapter", "controlnext", "unicon")))
+SHIPPED = (
+    "base",
+    *(
+        f"reins-demo-{kind}.safetensors"
+        for kind in ("ip-adapter", "controlnet", "controlnext", "unicon", "prompt-diffusion")
+    ),
+)
 FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
     "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
     "svd_xt_1_1.safetensors": ("Stability AI's own", "4.8 GB", "models/checkpoints"),
+    "sd21-unclip-h.ckpt": ("OpenRAIL++-M", "8.0 GB", "models/checkpoints"),
+    "prompt-diffusion-sd15.ckpt": ("state no licence", "5.7 GB", "models/controlnet"),
     "controlnext-sd15-pose.safetensors": ("Apache 2.0", "21 MB", "models/controlnext"),
     "controlnext-sdxl-anime-canny.safetensors": ("Apache 2.0", "14 MB", "models/controlnext"),
     "controlnext-sdxl-anime-canny-unet.safetensors": ("Apache 2.0", "205 MB", "models/controlnext"),
@@ -45,7 +58,8 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "example.png": ("comes with ComfyUI",),
     "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
     **dict.fromkeys(
-        ("depth.png", "person.jpg", "person_pose.png", "poses.webp"), ("yours to make", "the folder `input`")
+        ("depth.png", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
+        ("yours to make", "the folder `input`"),
     ),
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -18,6 +18,7 @@ Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requireme
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.judge import Verdict, judge  # noqa: E402
+from reins.demo.scenes import draw, render  # noqa: E402
 from reins.models.demo_model import word_indices  # noqa: E402
 
 if TYPE_CHECKING:
@@ -56,12 +57,25 @@ UNICON = (
     "Reins_UniConSampler",
     "Reins_UniConSave",
 )
+PROMPT_DIFFUSION = ("Reins_PromptDiffusionLoader", "Reins_PromptDiffusionExample")
+H_SPACE = (
+    "Reins_HDirectionFromPrompts",
+    "Reins_HDirectionCapture",
+    "Reins_HDirectionLoader",
+    "Reins_HDirectionSave",
+    "Reins_HSpaceEdit",
+    "Reins_AsyrpSampler",
+)
+CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
 CATEGORIES = {
     **dict.fromkeys(GUIDANCE, "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
     **dict.fromkeys(UNICON, "reins/unicon"),
     **dict.fromkeys(IP_ADAPTER, "reins/ip-adapter"),
+    **dict.fromkeys(PROMPT_DIFFUSION, "reins/prompt-diffusion"),
+    **dict.fromkeys(H_SPACE, "reins/h-space"),
+    **dict.fromkeys(CLIP_VISION, "reins/clip-vision"),
     **dict.fromkeys(DEMO, "reins/demo"),
 }
 SAMPLER, GUIDE, SAVE = "3", "10", "9"
@@ -316,6 +330,50 @@ def test_the_unicon_workflow_draws_the_form_of_each_depth_map_with_the_look_of_t
     assert beside.right(forms).all(1).sum() >= 3
 
 
+def test_controlnet_and_controlnext_both_draw_the_form_of_the_depth_with_the_look_of_the_words(server: Server) -> None:
+    (graph,) = load_graphs(["demo_control_net"]).values()
+    look, (form,) = said_and_shown(graph)
+    for steered in judged(server, graph, 2):
+        assert steered.right(look).all()
+        assert steered.right(form).all()
+
+
+def test_the_prompt_diffusion_workflow_does_what_each_example_shows(server: Server) -> None:
+    (graph,) = load_graphs(["demo_prompt_diffusion"]).values()
+    depth, edges, drawn = (row[-1] for row in saved_rows(server, graph, 3, 4))
+    asked = scenes(graph)[1]
+    views = render(draw(1, torch.Generator().manual_seed(asked["seed"]), word_indices(asked)))
+    for answer, wanted, other in ((depth, views.depth, views.edge), (edges, views.edge, views.depth)):
+        assert (answer - wanted).abs().mean() < 0.05
+        assert (answer - other).abs().mean() > 0.1
+    said = next(node["inputs"] for node in graph.values() if node["inputs"].get("colour") == "yellow")
+    look = {slot: said[slot] for slot in ("colour", "background", "texture")}
+    form = {slot: asked[slot] for slot in ("shape", "place", "size")}
+    assert judge(drawn[None]).right(word_indices(form | look)).all()
+
+
+def test_the_h_space_workflow_changes_the_size_and_nothing_else(server: Server) -> None:
+    (graph,) = load_graphs(["demo_h_space"]).values()
+    rows = saved_rows(server, graph, 4, 3)
+    smaller, plain, larger = (judge(torch.stack(column)) for column in zip(*rows, strict=True))
+    words = word_indices(next(node["inputs"] for node in graph.values() if node["inputs"].get("shape") == "square"))
+    for found in (smaller, plain, larger):
+        assert found.right(words).all()
+    assert smaller.radius.mean() + 0.3 < plain.radius.mean() < larger.radius.mean() - 0.3
+
+
+def test_the_clip_vision_workflow_goes_from_the_look_of_one_scene_to_that_of_the_other(server: Server) -> None:
+    (graph,) = load_graphs(["demo_clip_vision"]).values()
+    drawn = torch.stack([row[1] for row in saved_rows(server, graph, 5, 3)])
+    found = judge(drawn)
+    looks = [word_indices({slot: scene[slot] for slot in ("colour", "background")}) for scene in scenes(graph)]
+    for end, look in zip((0, -1), looks, strict=True):
+        assert found.right(look)[end].all()
+    assert found.right(word_indices({"shape": "triangle", "place": "left"})).all()
+    green = (drawn[:, 1] * found.mask).sum((1, 2)) / found.mask.sum((1, 2))  # red has none, yellow has
+    assert (green.diff() > 0.02).all()
+
+
 def said_and_shown(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     """What the first prompt says of the look (1, slots), and the form of each scene (b, slots)."""
     prompt = next(node["inputs"] for node in graph.values() if node["class_type"] == "Reins_DemoPrompt")
@@ -326,18 +384,17 @@ def said_and_shown(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
 
 def judged(server: Server, graph: Graph, count: int) -> list[Verdict]:
     """What the second and the third of the pictures that are saved side by side show."""
+    return [judge(torch.stack(column)) for column in list(zip(*saved_rows(server, graph, count, 3), strict=True))[1:]]
+
+
+def saved_rows(server: Server, graph: Graph, count: int, columns: int) -> list[list[torch.Tensor]]:
+    """What a workflow saves side by side: `count` rows of (3, 32, 32) in 0..1, two pixels apart, enlarged by 8."""
     result = server.client.run(graph)
     (save,) = (node for node in graph if graph[node]["class_type"] == "SaveImage")
     files = result.outputs[save]["images"]
     assert len(files) == count
-    pictures = [side_by_side(server.client.image_bytes(file)) for file in files]
-    return [judge(torch.stack(column)) for column in list(zip(*pictures, strict=True))[1:]]
-
-
-def side_by_side(png: bytes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Three (3, 32, 32) in 0..1 of a picture that has them in a row, two pixels apart, enlarged by 8."""
-    pixels = shrunk_pixels(png, 100, 32)
-    return tuple(pixels[:, :, left : left + 32] for left in (0, 34, 68))
+    rows = [shrunk_pixels(server.client.image_bytes(file), 34 * columns - 2, 32) for file in files]
+    return [[row[:, :, left : left + 32] for left in range(0, 34 * columns, 34)] for row in rows]
 
 
 class Row(NamedTuple):
