@@ -96,7 +96,7 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded quarter, of every law some for each method; the rest is for --full.
+    """For the continuous run: of many cases a seeded quarter, of every law some for each method; --full has the rest.
 
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """

@@ -130,7 +130,8 @@ def test_all_methods_together_run_on_every_layout(layout):
     with tiny.forwards(model) as rows:
         assert sample(steered, (9, 14), batch=2, steps=4).isfinite().all()
     branches = 2 if layout == "sd15" else 1
-    assert max(rows) == 2 * 5 * branches  # positive, negative and three terms, two pictures each, in one call
+    # positive, negative, both edited, and three terms, two pictures each, in one call
+    assert max(rows) == 2 * 7 * branches
 
 
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])
