@@ -8,7 +8,10 @@ from typing import NamedTuple
 import comfy_extras.nodes_pag
 import comfy_extras.nodes_sag
 from comfy.model_patcher import ModelPatcher
-from reins.tests import tiny
+from reins.patches.features import channels_at
+from reins.patches.h_direction import SITE, HDirection
+from reins.patches.sites import unet_of
+from reins.tests import hs, tiny
 from reins.tests.methods import interval, pag, rescale, sag, seg
 
 Steer = Callable[[ModelPatcher], ModelPatcher]
@@ -35,6 +38,11 @@ class Network(NamedTuple):
 
 def host_pag(model: ModelPatcher) -> ModelPatcher:
     return comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+def h_edit(model: ModelPatcher, direction: HDirection | None = None, **settings: object) -> ModelPatcher:
+    stored = hs.stored(channels=channels_at(unet_of(model), SITE))
+    return hs.edit(model, direction or stored, strength=0.1, **settings)
 
 
 def host_sag(model: ModelPatcher) -> ModelPatcher:
@@ -85,6 +93,11 @@ CASES = [
         ("PAG + SEG + SAG", lambda model: sag(seg(pag(model))), "host PAG + host SAG"),
         ("Rescale", rescale, "plain"),
         ("Interval 25 to 75 %", lambda model: interval(model, 0.25, 0.75), "plain"),
+        ("H-Space Edit", h_edit, "plain"),
+        ("H-Space Edit, cond", lambda model: h_edit(model, apply_to="cond"), "plain"),
+        ("H-Space Edit, 0 to 60 %", lambda model: h_edit(model, end=0.6), "plain"),
+        ("H-Space Edit, from prompts", lambda model: h_edit(model, hs.live()), "plain"),
+        ("H-Space Edit, symmetric", lambda model: h_edit(model, mode="symmetric"), "plain"),
     ]
     if not (cfg == 1.0 and name.startswith(("Rescale", "Interval")))
 ]

@@ -115,9 +115,9 @@ def measure(network: cases.Network) -> list[Row]:
         for name, case in made.items():
             with counted("official" in name):
                 start = time.perf_counter()
-                _sample(case, network)
+                sample(case, network)
                 seconds[name].append(time.perf_counter() - start)
-    plain_reads = _count(lambda: _sample(made["plain"], network), tiny.DeviceReads()).count
+    plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
     return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
 
 
@@ -125,9 +125,9 @@ def _row(
     name: str, case: Case, network: cases.Network, seconds: dict[str, list[float]], plain_reads: int
 ) -> Row:  # fmt: skip
     with counted("official" in name) as counts:
-        products = _count(lambda: _sample(case, network), FlopCounterMode(display=False)).get_total_flops() / 2
+        products = count(lambda: sample(case, network), FlopCounterMode(display=False)).get_total_flops() / 2
         counts = counts.copy()
-        reads = _count(lambda: _sample(case, network), tiny.DeviceReads()).count - plain_reads
+        reads = count(lambda: sample(case, network), tiny.DeviceReads()).count - plain_reads
     steps, own, plain, net = network.steps, seconds[name], seconds["plain"], seconds["host ControlNet"]
     return Row(
         name, counts["calls"] / steps, counts["rows"] / steps, counts["prepared"], products / steps / 1e9,
@@ -137,7 +137,7 @@ def _row(
     )  # fmt: skip
 
 
-def _count(run: Callable[[], None], mode: Any) -> Any:
+def count(run: Callable[[], None], mode: Any) -> Any:
     with mode:
         run()
     return mode
@@ -157,5 +157,5 @@ def table(network: cases.Network, rows: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def _sample(case: Case, network: cases.Network) -> None:
+def sample(case: Case, network: cases.Network) -> None:
     tiny.sample(case.model, network.size, cfg=CFG, steps=network.steps, **case.conds)

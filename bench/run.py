@@ -66,7 +66,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     enter()
     import comfyui_version
-    from reins.bench import adapters, hints, partners
+    from reins.bench import adapters, examples, hints, partners
     from reins.bench.cases import ADAPTED, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
@@ -81,6 +81,9 @@ def main() -> None:
         lines += found
     if not quick:  # its widths are those of the releases, a gigabyte of them
         found = hints.table(HINTED, hints.measure(HINTED))
+        print("\n".join(found), flush=True)
+        lines += found
+        found = examples.table(HINTED, examples.measure(HINTED))
         print("\n".join(found), flush=True)
         lines += found
         found = partners.table(PAIRED, partners.measure(PAIRED))

@@ -269,9 +269,10 @@ def _factor(args: Args) -> float:
 def _warn_of_symmetry(run: Run) -> None:
     if run.sampler is not None:
         logger.warning(
-            "H-Space Edit is symmetric here and much weaker: the sampler %s combines several predictions. Take euler, "
-            "ddim or euler_ancestral, or Asyrp Sampler, for the asymmetric edit.", _sampler_of(run),
-        )  # fmt: skip
+            "H-Space Edit is symmetric here and much weaker: the steps of the sampler %s are not Euler's. Take euler, "
+            "ddim or euler_ancestral, or in the place of this node Asyrp Sampler, for the asymmetric edit.",
+            _sampler_of(run),
+        )
 
 
 def eta_of(run: Run) -> float | None:

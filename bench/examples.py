@@ -1,0 +1,111 @@
+"""What an example costs (Prompt Diffusion), beside the host's ControlNet on the same UNet: stems, products, times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from reins.models.prompt_diffusion import Stems
+from reins.tests import cn, pd, tiny
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import cases
+from .hints import CFG, Case, control_net, count, sample
+
+NOTE = (
+    "The UNet and both control networks have SD1.5's widths and random weights. A ControlNet has one stem, which the "
+    "host computes at every step; Prompt Diffusion has two, which are kept as long as the host keeps the hint. 'Stems "
+    "at every step' is the same without that."
+)
+HEAD = "| nodes | stems computed per run | GMAC per step | device reads per step | ms | to plain | to ControlNet |"
+
+
+class Row(NamedTuple):
+    name: str
+    stems: int
+    gmac: float
+    reads: float
+    milliseconds: float
+    to_plain: float
+    to_control_net: float
+
+
+def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
+    image = cn.picture(1, h=8 * size[0], w=8 * size[1])
+    net = control_net().set_cond_hint(image.movedim(-1, 1), strength=1.0)
+    shown = pd.example(pd.loaded(model, dtype=torch.float32))
+    plain = {"positive": tiny.text(1), "negative": tiny.text(2)}
+    return {
+        "plain": Case(model, plain),
+        "host ControlNet": Case(model, {"positive": tiny.text(1, control=net), "negative": tiny.text(2, control=net)}),
+        "Prompt Diffusion": Case(model, pd.apply(control_net=shown, image=image)),
+        "Prompt Diffusion, stems at every step": Case(model, pd.apply(control_net=shown, image=image)),
+    }
+
+
+@contextmanager
+def counted(name: str) -> Iterator[list[int]]:
+    """How often the stems are computed; kept features are forgotten where the case says so."""
+    found: list[int] = []
+    features = Stems.features
+
+    def note(stems: Stems, hint: Tensor) -> Tensor:
+        found.append(len(hint))
+        return features(stems, hint)
+
+    forgetful = mock.patch.object(Stems, "forward", lambda stems, hint, *_: note(stems, hint))
+    with mock.patch.object(Stems, "features", note), forgetful if "every step" in name else nullcontext():
+        yield found
+
+
+def measure(network: cases.Network) -> list[Row]:
+    """All cases on a network; rounds go through all of them in turn."""
+    made = make_cases(network.make(), network.size)
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(network.rounds):
+        for name, case in made.items():
+            with counted(name):
+                start = time.perf_counter()
+                sample(case, network)
+                seconds[name].append(time.perf_counter() - start)
+    plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
+    return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
+
+
+def _row(
+    name: str, case: Case, network: cases.Network, seconds: dict[str, list[float]], plain_reads: int
+) -> Row:  # fmt: skip
+    with counted(name) as stems:
+        products = count(lambda: sample(case, network), FlopCounterMode(display=False)).get_total_flops() / 2
+        computed = len(stems)
+        reads = count(lambda: sample(case, network), tiny.DeviceReads()).count - plain_reads
+    own = seconds[name]
+    ratios = [
+        statistics.median(a / b for a, b in zip(own, seconds[other], strict=True))
+        for other in ("plain", "host ControlNet")
+    ]
+    steps = network.steps
+    return Row(
+        name, computed, products / steps / 1e9, reads / steps, 1000 * statistics.median(own) / steps, *ratios
+    )  # fmt: skip
+
+
+def table(network: cases.Network, rows: list[Row]) -> list[str]:
+    h, w = network.size
+    lines = [
+        f"## Prompt Diffusion on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
+        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.stems} | {row.gmac:.1f} | {row.reads:+.3g} | {row.milliseconds:.0f} "
+            f"| {row.to_plain:.2f} | {row.to_control_net:.2f} |"
+        )
+    return [*lines, ""]
