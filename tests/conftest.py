@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_OLDER = 24  # one in so many
-SLOW = ("test_demo_numbers", "test_controlnext_numbers", "test_prompt_diffusion_numbers", "test_h_space_numbers")
+OF_OLDER = 32  # one in so many
+SLOW = ("test_demo_numbers", "test_controlnext_numbers")  # with server and browser about half of the work
 LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
@@ -96,7 +96,7 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded quarter, of every law some for each method; --full has the rest.
+    """For the continuous run: of many cases a seeded sixth, of every law some for each method; --full has the rest.
 
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
@@ -106,7 +106,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         many = item.path.stem in LONG or "pair" in params
         method = params.get("method", "" if many and "combinations" not in item.path.stem else item)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 4))}
+    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 6))}
 
 
 def _some(cases: list[pytest.Item], each: int) -> list[pytest.Item]:

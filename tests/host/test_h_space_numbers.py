@@ -7,7 +7,7 @@ import os
 import pytest
 from reins.demo.training.h_space_numbers import STRENGTH, kept, load_sized, random_direction
 
-COUNT = 4 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL") else 12
+COUNT = 8 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL") else 12
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def test_and_leaves_what_the_words_say(sized, moved):
 
 def test_a_direction_of_the_same_length_but_of_no_meaning_does_not(sized, direction, plain, moved):
     other = sized.draw(random_direction(direction), -STRENGTH)
-    assert abs(larger(plain, other)) < 0.5 * larger(plain, moved[1])
+    assert abs(larger(plain, other)) < 0.6 * larger(plain, moved[1])
 
 
 def test_asymmetry_is_what_makes_it_move(sized, direction, plain, moved):
     """The paper's point: with h edited in both places the two changes nearly cancel."""
     symmetric = sized.draw(direction, -STRENGTH, "symmetric")
-    assert abs(larger(plain, symmetric)) < 0.5 * larger(plain, moved[1])
+    assert abs(larger(plain, symmetric)) < 0.6 * larger(plain, moved[1])

@@ -5,19 +5,20 @@ from __future__ import annotations
 import gc
 import re
 import weakref
+from pathlib import Path
 
 import comfy.model_management
 import comfyui_version
 import pytest
 import torch
 from reins.tests import cn, hs, pd, tiny, together
-from reins.tests.conftest import ROOT
 from reins.tests.host.test_batch import pass_through
 from reins.tests.methods import METHODS, pag, sag
 from reins.tests.tiny import nearly
 from reins.tests.together import INGREDIENTS, SIZES, base_prompts, control_of, controlled, model_of, prompt_diffusion
 
 LAYOUT = "sd15"
+SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
 SIZE = SIZES[LAYOUT]
 ALL = [name for name in INGREDIENTS if name not in ("t2i adapter", "unclip", "areas")]
 ON_THE_MODEL = ["lora", "pag", "seg", "sag", "ip-adapter", "controlnext", "unicon", "h-edit"]
@@ -175,7 +176,7 @@ def test_12_after_an_interrupt_the_next_run_is_as_the_first():
 
 def test_13_this_host_is_one_that_the_pack_names():
     """All of the above runs on each host that the continuous run finds."""
-    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    settings = SETTINGS.read_text(encoding="utf-8")
     (oldest,) = re.findall(r'^requires-comfyui = ">=([0-9.]+)"$', settings, re.MULTILINE)
     assert numbers(comfyui_version.__version__) >= numbers(oldest)
 

@@ -13,7 +13,7 @@ from reins.demo.training.unicon_numbers import depth_of, error, load_side_by_sid
 from reins.patches.loading import read_file
 
 BRIEF, FULL = (bool(os.environ.get(name)) for name in ("REINS_BRIEF", "REINS_FULL"))
-COUNT = 4 if BRIEF else 64 if FULL else 12
+COUNT = 4 if BRIEF else 64 if FULL else 8
 WITHOUT_CFG = Settings(cfg=1.0)  # half the rows; the words are followed without it too
 LOOK = (1, 4, 5)  # colour, background and texture, which no depth map shows
 
