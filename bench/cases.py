@@ -93,11 +93,20 @@ CASES = [
         ("PAG + SEG + SAG", lambda model: sag(seg(pag(model))), "host PAG + host SAG"),
         ("Rescale", rescale, "plain"),
         ("Interval 25 to 75 %", lambda model: interval(model, 0.25, 0.75), "plain"),
-        ("H-Space Edit", h_edit, "plain"),
-        ("H-Space Edit, cond", lambda model: h_edit(model, apply_to="cond"), "plain"),
-        ("H-Space Edit, 0 to 60 %", lambda model: h_edit(model, end=0.6), "plain"),
-        ("H-Space Edit, from prompts", lambda model: h_edit(model, hs.live()), "plain"),
-        ("H-Space Edit, symmetric", lambda model: h_edit(model, mode="symmetric"), "plain"),
     ]
     if not (cfg == 1.0 and name.startswith(("Rescale", "Interval")))
+]
+
+EDITS = [
+    Case(name, cfg, steer)
+    for cfg in (7.0, 1.0)
+    for name, steer in [
+        ("plain", lambda model: model),
+        ("H-Space Edit", h_edit),
+        ("H-Space Edit, cond", lambda model: h_edit(model, apply_to="cond")),
+        ("H-Space Edit, 0 to 60 %", lambda model: h_edit(model, end=0.6)),
+        ("H-Space Edit, from prompts", lambda model: h_edit(model, hs.live())),
+        ("H-Space Edit, symmetric", lambda model: h_edit(model, mode="symmetric")),
+        ("two H-Space Edits", lambda model: h_edit(h_edit(model))),
+    ]
 ]

@@ -24,10 +24,10 @@ def enter() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def table(network: Network, rows: list[Row]) -> list[str]:
+def table(network: Network, rows: list[Row], what: str = "") -> list[str]:
     h, w = network.size
     lines = [
-        f"## {network.name}, latent {h}x{w}, per sampler step",
+        f"## {what}{network.name}, latent {h}x{w}, per sampler step",
         "",
         f"{network.steps} steps, {network.rounds} rounds.",
         "",
@@ -67,12 +67,16 @@ def main() -> None:
     enter()
     import comfyui_version
     from reins.bench import adapters, examples, hints, partners
-    from reins.bench.cases import ADAPTED, HINTED, NETWORKS, PAIRED
+    from reins.bench.cases import ADAPTED, EDITS, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
     lines = preface(comfyui_version.__version__)
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else NETWORKS:
         found = table(network, list(measure(network)))
+        print("\n".join(found), flush=True)
+        lines += found
+    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
+        found = table(network, list(measure(network, EDITS)), "Directions in h-space on ")
         print("\n".join(found), flush=True)
         lines += found
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
