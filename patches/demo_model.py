@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..models.demo_model import UNET, UNET_PREFIX, WORDS_KEY
-from .loading import check_weights
+from .loading import Outline, check_weights, shapes_of
 
 
 class DemoLatents(comfy.latent_formats.LatentFormat):
@@ -59,7 +61,9 @@ def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model(unet, device=offload_device)
     network = model.diffusion_model
-    check_weights({key: tuple(value.shape) for key, value in network.state_dict().items()}, unet, name)
+    outline = demo_config()
+    outline.custom_operations = Outline
+    check_weights(shapes_of(outline.get_model({}, device=torch.device("meta")).diffusion_model), unet, name)
     network.load_state_dict(unet)
     network.eval().requires_grad_(False)
     return ModelPatcher(model.to(offload_device), load_device=load_device, offload_device=offload_device)
@@ -76,6 +80,8 @@ def load_clip_vision(config: Path, weights: Mapping[str, Tensor], name: str) -> 
     """The host's CLIP vision model of this JSON config; the words it was trained against are left alone."""
     encoder = comfy.clip_vision.ClipVisionModel(str(config))
     tower = {key: value for key, value in weights.items() if key != WORDS_KEY}
-    check_weights({key: tuple(value.shape) for key, value in encoder.get_sd().items()}, tower, name)
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    outline = CLIPVisionModelProjection(settings, torch.float32, torch.device("meta"), Outline)
+    check_weights(shapes_of(outline), tower, name)
     encoder.load_sd(tower)
     return encoder

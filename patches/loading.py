@@ -77,6 +77,11 @@ class Outline(comfy.ops.disable_weight_init):
     Linear = nn.Linear
 
 
+def shapes_of(outline: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The tensors that a network must be given; it has to be made with layers that have shapes."""
+    return {key: tuple(value.shape) for key, value in outline.state_dict().items()}
+
+
 def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
     """A host patcher for `make(operations=..., device=..., dtype=...)` with exactly these weights.
 
@@ -86,7 +91,7 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
     offload_device = comfy.model_management.unet_offload_device()
     check_finite(weights, name)
     outline = make(operations=Outline, device=torch.device("meta"), dtype=torch.float32)
-    check_weights({key: tuple(value.shape) for key, value in outline.state_dict().items()}, weights, name)
+    check_weights(shapes_of(outline), weights, name)
     network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=widest(weights))
     network.load_state_dict(dict(weights))
     network.eval().requires_grad_(False)

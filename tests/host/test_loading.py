@@ -125,3 +125,15 @@ def test_the_host_loads_the_network_with_the_model_and_clones_share_its_weights(
     loaded = [patcher.model for patcher in comfy.model_management.loaded_models()]
     assert small.model in loaded and other.model in loaded
     assert sd15.model_patches_models() == []
+
+
+def test_layers_that_wait_for_their_weights_are_compared_with_the_file_all_the_same(monkeypatch):
+    """As Linear does with DynamicVRAM, which the newest hosts have."""
+    memory = pytest.importorskip("comfy.memory_management")
+    given = weights()
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "aimdo_enabled", True)
+        network = load_network(Small, given, "file").model
+        with pytest.raises(ValueError, match=r"first.weight should be \(4, 3\) but is \(4, 5\)"):
+            load_network(Small, {**given, "first.weight": torch.zeros(4, 5)}, "file")
+    assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
