@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
 OF_OLDER = 32  # one in so many
-SLOW = ("test_demo_numbers", "test_controlnext_numbers")  # with server and browser about half of the work
+OF_STORED = 2  # the same for stored results
+SLOW = ("test_demo_numbers",)  # with server and browser about half of the work
 LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
@@ -71,7 +72,7 @@ def _is_impossible(item: pytest.Item) -> bool:
 
 
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For older hosts: of a test with more than two cases the first and a few more; all stored results.
+    """For older hosts: of a test with more than two cases the first and a few more; half of the stored results.
 
     REINS_BRIEF may name a share, like 0/2: laws and stored results are for every older host, the other tests for one.
     """
@@ -81,9 +82,11 @@ def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
     by_test: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(item)
-    whole = [cases for cases in by_test.values() if len(cases) <= MANY or "goldens" in cases[0].path.stem]
-    parts = [cases for cases in by_test.values() if cases not in whole]
-    return {case for cases in whole for case in cases} | {case for cases in parts for case in _some(cases, OF_OLDER)}
+    chosen: set[pytest.Item] = set()
+    for cases in by_test.values():
+        each = OF_STORED if "goldens" in cases[0].path.stem else OF_OLDER
+        chosen |= set(cases if len(cases) <= MANY else _some(cases, each))
+    return chosen
 
 
 def _is_for_all(item: pytest.Item) -> bool:
@@ -91,8 +94,9 @@ def _is_for_all(item: pytest.Item) -> bool:
 
 
 def _is_in_share(item: pytest.Item, share: int, shares: int) -> bool:
-    """Numbers of the demo model, which take long and depend on the host least, are half as many again."""
-    return _number(item) % (2 * shares if "numbers" in item.path.stem else shares) == share
+    """Numbers of what was trained on the demo model take long and depend on the host least: the newest has them."""
+    trained = item.path.stem.endswith("_numbers") and item.path.stem != "test_demo_numbers"
+    return not trained and _number(item) % shares == share
 
 
 def _number(item: pytest.Item) -> int:
