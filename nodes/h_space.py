@@ -34,7 +34,7 @@ class HSpaceEdit(io.ComfyNode):
                 model_input(),
                 HDirectionSocket.Input("direction", tooltip="From one of the nodes for h-space directions."),
                 strength_input(),
-                *_until(0.6),
+                *percent_inputs(end=0.6),
                 make_input(
                     io.Combo, "mode", options=list(MODES), default=MODES[0],
                     tooltip="asymmetric: the predicted picture is the edited one, the direction back to the noise is "
@@ -129,9 +129,3 @@ def relative_input() -> io.Input:
 
 def percent_input(name: str, default: float, tooltip: str) -> io.Input:
     return make_input(io.Float, name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
-
-
-def _until(end: float) -> list[io.Input]:
-    start, last = percent_inputs()
-    last.default = end
-    return [start, last]

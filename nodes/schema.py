@@ -36,14 +36,14 @@ def scale_input(default: float, minimum: float = 0.0, maximum: float = 100.0) ->
     )  # fmt: skip
 
 
-def percent_inputs() -> list[io.Input]:
+def percent_inputs(end: float = 1.0) -> list[io.Input]:
     return [
         make_input(
             io.Float, "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
             tooltip="Where in the sampling run the node starts to act: 0 is pure noise.",
         ),
         make_input(
-            io.Float, "end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
+            io.Float, "end_percent", default=end, min=0.0, max=1.0, step=0.001,
             tooltip="Where in the sampling run the node stops: 1 is the finished picture.",
         ),
     ]  # fmt: skip

@@ -192,7 +192,7 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
         acting = active_edits(args)
         if not acting or acting[-1] is not edit or args["cond"] is None:  # edits share a prediction: the last one adds
             return args["denoised"]
-        return args["denoised"] + _factor(args) * _change(args)
+        return args["denoised"] + _factor(args) * _change(args, acting)
 
     model.set_model_sampler_post_cfg_function(add_to_result)
     install_layers(model)
@@ -221,12 +221,12 @@ def active_edits(args: Args) -> list[Edit]:
     return [edit for edit in edits if edit.is_asymmetric(run) and in_span(edit.span, args)]
 
 
-def _change(args: Args) -> Tensor:
-    """What the edits change in the guided prediction, by the host's own guidance without what comes after it."""
+def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
+    """What edits change in the guided prediction, by the host's own guidance without what comes after it."""
     step = current_step(args)
-    ask_for_prompts(args, step, active_edits(args))
+    ask_for_prompts(args, step, edits)
     guided = step.guided and args["uncond"] is not None
-    wanted = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in active_edits(args)) else [])]
+    wanted = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in edits) else [])]
     if step.notes.pop(UNFINISHED, False):
         for extra in wanted:
             step.predictions.pop(extra.id, None)

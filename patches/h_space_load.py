@@ -16,9 +16,10 @@ from .loading import check_finite, load_network, read_file
 
 def load_direction(path: Path) -> HDirection:
     """ValueError for a file that holds something else."""
-    weights, name = read_file(path), path.name
-    check_finite({key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}, name)
-    found = parse({key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}, name)
+    name = path.name
+    weights = {key: value for key, value in read_file(path).items() if isinstance(value, torch.Tensor)}
+    check_finite(weights, name)
+    found = parse(weights, name)
     if isinstance(found, BlockFile):
         return _block(found, name)
     return StoredDirection(name, found, _metadata(path))
