@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import cases
-from .hints import CFG, Case, control_net, count, sample
+from .hints import CFG, Case, control_net, count, sample, timed
 
 NOTE = (
     "The UNet and both control networks have SD1.5's widths and random weights. A ControlNet has one stem, which the "
@@ -68,13 +67,7 @@ def counted(name: str) -> Iterator[list[int]]:
 def measure(network: cases.Network) -> list[Row]:
     """All cases on a network; rounds go through all of them in turn."""
     made = make_cases(network.make(), network.size)
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(network.rounds):
-        for name, case in made.items():
-            with counted(name):
-                start = time.perf_counter()
-                sample(case, network)
-                seconds[name].append(time.perf_counter() - start)
+    seconds = timed(made, network, counted)
     plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
     return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
 

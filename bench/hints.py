@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -110,13 +110,7 @@ def counted(every_row: bool) -> Iterator[Counter]:
 def measure(network: cases.Network) -> list[Row]:
     """All cases on a network; rounds go through all of them in turn."""
     made = make_cases(network.make(), network.size)
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(network.rounds):
-        for name, case in made.items():
-            with counted("official" in name):
-                start = time.perf_counter()
-                sample(case, network)
-                seconds[name].append(time.perf_counter() - start)
+    seconds = timed(made, network, lambda name: counted("official" in name))
     plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
     return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
 
@@ -135,6 +129,20 @@ def _row(
         statistics.median(a / b for a, b in zip(own, plain, strict=True)),
         statistics.median((a - b) / (c - b) for a, b, c in zip(own, plain, net, strict=True)),
     )  # fmt: skip
+
+
+def timed(
+    made: Mapping[str, Case], network: cases.Network, inside: Callable[[str], AbstractContextManager]
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each case's runs, inside of what its name asks for; rounds go through all cases in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(network.rounds):
+        for name, case in made.items():
+            with inside(name):
+                start = time.perf_counter()
+                sample(case, network)
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def count(run: Callable[[], None], mode: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .controlnext import MIDDLE_GROUPS, STEM_GROUPS, Layout, Stage
 from .cross_normalization import Order
+from .foreign_files import SHOWN, few, kind_among, without_wrapping
 
 Weights = Mapping[str, Tensor]
 Family = Literal["SD1.x", "SDXL", "SVD"]
@@ -22,7 +23,6 @@ Place = Literal["first", "first half", "deepest", "middle"]
 CONTROL, UNET = ("controlnext.", "controlnet."), ("unet.",)  # in training checkpoints
 WRAPPED = ("module.", "_orig_mod.")  # by training frameworks
 SCALE = "scale"  # the learnt gain of two releases
-SHOWN = 4
 
 # Tensors by which a user who chose another kind of file is told what it is.
 OTHERS = {
@@ -87,7 +87,7 @@ class Parts(NamedTuple):
 
 def control_part(weights: Weights, name: str) -> Parts:
     """The control network of a file called `name`; ValueError that names what the file is or lacks."""
-    found = _without_wrapping(weights)
+    found = without_wrapping(weights, WRAPPED)
     part = _after(found, CONTROL) or found
     if not _is_control(part):
         raise ValueError(_refusal(part, name))
@@ -99,7 +99,7 @@ def control_part(weights: Weights, name: str) -> Parts:
 
 def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
     """The tensors for the UNet in a file called `name`, prefixes of training and of checkpoints removed. ValueError."""
-    found = _without_wrapping(weights)
+    found = without_wrapping(weights, WRAPPED)
     found = {key: value for key, value in found.items() if not key.startswith(CONTROL)}
     part = {**found, **_after(found, UNET)}
     part = {key: value for key, value in part.items() if not key.startswith(UNET)}
@@ -113,7 +113,7 @@ def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
 
 def holds_both(weights: Weights) -> bool:
     """Whether a file is a training checkpoint with a control network and weights of the UNet."""
-    found = _without_wrapping(weights)
+    found = without_wrapping(weights, WRAPPED)
     return bool(_after(found, CONTROL) and _after(found, UNET))
 
 
@@ -184,30 +184,17 @@ def _shape(weights: Weights, key: str, name: str) -> tuple[int, ...]:
 
 
 def _refusal(weights: Weights, name: str) -> str:
-    for what, pattern in OTHERS.items():
-        if any(re.fullmatch(pattern, key) for key in weights):
-            return f"{name} is not a ControlNeXt but {what}."
-    keys = list(weights)
+    if (what := kind_among(weights, OTHERS)) is not None:
+        return f"{name} is not a ControlNeXt but {what}."
     return (
         f"{name} is not a ControlNeXt: it should hold time_embedding.* and down_res.*, but holds "
-        f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}. Choose a file of a ControlNeXt release."
+        f"{few(weights)}. Choose a file of a ControlNeXt release."
     )
-
-
-def _without_wrapping(weights: Weights) -> dict[str, Tensor]:
-    """Only tensors, and no prefixes of a training framework, however deep."""
-    found = {}
-    for key, value in weights.items():
-        while key.startswith(WRAPPED):
-            key = key.split(".", 1)[1]
-        if isinstance(value, Tensor):
-            found[key] = value
-    return found
 
 
 def _after(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     """What stands behind the first of the prefixes that there is."""
     for prefix in prefixes:
         if found := {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}:
-            return _without_wrapping(found)
+            return without_wrapping(found, WRAPPED)
     return {}

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .foreign_files import few, kind_among, without_wrapping
 from .prompt_diffusion import CONVS
 
 Weights = Mapping[str, Tensor]
 Pairs = tuple[tuple[str, str], ...]  # the start of a name in a file, and in the host's network
 WRAPPED = ("state_dict.", "module.", "_orig_mod.")  # by training frameworks
 CONTROL = "control_model."  # in the original's checkpoint
-SHOWN = 4
 
 ORIGINAL: Pairs = (("input_cond_block.", "input_hint_block.query."), ("input_hint_block.", "input_hint_block.pair."))
 STEMS = {"controlnet_query_cond_embedding": "query", "controlnet_cond_embedding": "pair"}  # in diffusers
@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
 def control_part(weights: Weights, name: str) -> Part:
     """The control part of a file called `name`; ValueError that says what the file is instead."""
-    found = _unwrapped(weights)
+    found = without_wrapping(weights, WRAPPED)
     part = {key.removeprefix(CONTROL): value for key, value in found.items() if key.startswith(CONTROL)} or found
     layouts = [layout for start, layout in QUERY.items() if any(key.startswith(start) for key in part)]
     if not layouts:
@@ -117,23 +117,10 @@ def _refusal(weights: Weights, name: str) -> str:
             f"{name} is not a Prompt Diffusion but an ordinary ControlNet, without tensors for a query "
             f"({' or '.join(f'{start}*' for start in QUERY)}): use Load ControlNet Model."
         )
-    for what, pattern in OTHERS.items():
-        if any(re.fullmatch(pattern, key) for key in weights):
-            return f"{name} is not a Prompt Diffusion but {what}."
-    keys = list(weights)
+    if (what := kind_among(weights, OTHERS)) is not None:
+        return f"{name} is not a Prompt Diffusion but {what}."
     return (
         f"{name} is not a Prompt Diffusion: it should hold {' or '.join(f'{start}*' for start in QUERY)}, but holds "
-        f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}. Choose a file of the original release or "
+        f"{few(weights)}. Choose a file of the original release or "
         f"of its diffusers version."
     )
-
-
-def _unwrapped(weights: Weights) -> dict[str, Tensor]:
-    """Only tensors, and no prefixes of a training framework, however deep."""
-    found = {}
-    for key, value in weights.items():
-        while key.startswith(WRAPPED):
-            key = key.split(".", 1)[1]
-        if isinstance(value, Tensor):
-            found[key] = value
-    return found

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .foreign_files import few
 from .unicon import ATTENTIONS, PROJECTIONS, JointSizes, LowRank, Sizes
 
 Weights = Mapping[str, Tensor]
 SETS = ("xy_lora", "yx_lora", "y_lora")  # in the order in which a name is searched for them
 POST_KEY = "conv1n"
 ENDS = {"A": "down", "B": "up", "down": "down", "up": "up"}
-SHOWN = 4
 
 BLOCK = r"(?P<block>(?:down_blocks|up_blocks|mid_block)\.[\w.]*?transformer_blocks\.\d+)"
 HEAD = rf"{BLOCK}\.(?P<attention>attn1n|attn1|attn2)\.(?P<projection>to_q|to_k|to_v|to_out)(?:\.0)?(?:[._]lora)?"
@@ -209,11 +209,6 @@ def _refusal(keys: Sequence[str], name: str) -> str:
         f"{name} is not a UniCon: it should hold <block>.{POST_KEY}.weight and LoRA for attn1n, but holds {few(keys)}. "
         f"Choose the folder or the model.pth of a UniCon release, or a file that Save UniCon wrote."
     )
-
-
-def few(keys: Sequence[str]) -> str:
-    """The first keys of a list for an error."""
-    return f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
 
 
 def _natural(block: str) -> list:

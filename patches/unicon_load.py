@@ -10,9 +10,10 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
 
+from ..models.foreign_files import few
 from ..models.unicon import PROJECTIONS
 from ..models.unicon import UniCon as Network
-from ..models.unicon_files import SETS, Parts, few, flat_names, parse
+from ..models.unicon_files import SETS, Parts, flat_names, parse
 from .block_names import block_names
 from .families import family_of
 from .loading import load_network, read_file
