@@ -1,0 +1,23 @@
+"""Adaptive Projected Guidance (2410.02416): what oversaturates in CFG is taken out of the guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def projected(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
+    """The guidance (b, c, h, w), no longer than `norm_threshold` (0: any length), its part along `positive` times eta.
+
+    Algorithm 1 of the paper, per image; `guidance` is the difference of the two predictions, with its momentum.
+    """
+    if norm_threshold > 0:
+        guidance = guidance * (norm_threshold / _dot(guidance, guidance).sqrt().clamp_min(1e-12)).clamp_max(1)
+    parallel = positive * (_dot(guidance, positive) / _dot(positive, positive).clamp_min(1e-12))
+    return guidance + (eta - 1) * parallel
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    dims = tuple(range(1, a.ndim))
+    exact = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(exact) * b.to(exact)).sum(dims, keepdim=True).to(a.dtype)

@@ -1,0 +1,15 @@
+"""CFG-Zero* (2503.18886): the negative's velocity scaled to fit the positive's before the two are extrapolated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def optimal_scale(positive: Tensor, negative: Tensor) -> Tensor:
+    """(b, 1, 1, 1): the s that brings s * negative closest to positive, velocities (b, c, h, w) (equation 8)."""
+    exact = torch.promote_types(positive.dtype, torch.float32)
+    v_c, v_u = positive.to(exact), negative.to(exact)
+    dims = tuple(range(1, positive.ndim))
+    scale = (v_c * v_u).sum(dims, keepdim=True) / v_u.square().sum(dims, keepdim=True).clamp_min(1e-8)
+    return scale.to(positive.dtype)

@@ -1,0 +1,44 @@
+"""Frequency-Decoupled Guidance (2506.19713): the guidance weighed band by band in a Laplacian pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of Burt and Adelson's pyramid
+
+
+def bands(x: Tensor, levels: int) -> list[Tensor]:
+    """`levels` bands of x (b, c, h, w), the highest frequencies first, that sum to x exactly; any h and w."""
+    if levels == 1 or min(x.shape[-2:]) == 1:
+        return [x]
+    low = _half(x)
+    coarse = [_enlarged(band, x.shape[-2:]) for band in bands(low, levels - 1)]
+    return [x - sum(coarse), *coarse]
+
+
+def factors(low: float, high: float, levels: int) -> Sequence[float]:
+    """The factor of each band, the highest frequencies first: from `high` to `low` in equal steps."""
+    return [high + (low - high) * i / max(levels - 1, 1) for i in range(levels)]
+
+
+def weighed(x: Tensor, low: float, high: float, levels: int) -> Tensor:
+    """x with its bands multiplied: `low` the coarsest, `high` the finest."""
+    found = bands(x, levels)
+    return sum(factor * band for factor, band in zip(factors(low, high, len(found)), found, strict=True))
+
+
+def _half(x: Tensor) -> Tensor:
+    """Blurred, every second cell; borders repeat, so that sides of any length will do."""
+    c = x.shape[1]
+    kernel = torch.tensor(BINOMIAL, device=x.device, dtype=x.dtype)
+    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    x = F.conv2d(x, kernel.view(1, 1, 5, 1).expand(c, 1, 5, 1), groups=c, stride=(2, 1))
+    return F.conv2d(x, kernel.view(1, 1, 1, 5).expand(c, 1, 1, 5), groups=c, stride=(1, 2))
+
+
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

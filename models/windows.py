@@ -1,0 +1,30 @@
+"""Overlapping windows over a picture (Sliding Window Guidance, 2411.10257)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """A part of the latent, in cells."""
+
+    h: int
+    w: int
+    top: int
+    left: int
+
+
+def windows(size: tuple[int, int], tile: int, overlap: int) -> list[Window]:
+    """Windows of equal size that cover (h, w) cells: `tile` long, `tile - overlap` apart, the last flush with the end.
+
+    A side shorter than the tile is covered by one window of its own length.
+    """
+    (h, tops), (w, lefts) = (_along(side, tile, overlap) for side in size)
+    return [Window(h, w, top, left) for top in tops for left in lefts]
+
+
+def _along(side: int, tile: int, overlap: int) -> tuple[int, list[int]]:
+    if side <= tile:
+        return side, [0]
+    last = side - tile
+    return tile, [*range(0, last, tile - overlap), last]
