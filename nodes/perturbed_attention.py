@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..patches.guidance import Term, add_term
+from ..patches.guidance import AttentionTerm, add_term
 from ..patches.perturbed_attention import identity_attention
 from ..patches.sites import find_sites
 from ..patches.span import Span
 from .fade import adaptive_input, fade_input, make_fade
 from .layers import parse_layers
-from .schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema
+from .schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
 
 
 class PerturbedAttentionGuidance(io.ComfyNode):
@@ -26,7 +26,7 @@ class PerturbedAttentionGuidance(io.ComfyNode):
             search_aliases=["PAG", "perturbed attention", "guidance", "structure"],
             inputs=[
                 model_input(), scale_input(3.0), *percent_inputs(), layers_input(),
-                fade_input("none", "linear", "adaptive (peer)"), adaptive_input(),
+                fade_input("none", "linear", "adaptive (peer)"), adaptive_input(), share_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -34,13 +34,15 @@ class PerturbedAttentionGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
-        fade: str = "none", adaptive_scale: float = 0.1,
+        fade: str = "none", adaptive_scale: float = 0.1, share_layers: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        term = Term(
+        term = AttentionTerm(
+            name="PAG",
             scale=scale,
             span=Span(start_percent, end_percent),
             fade=make_fade(fade, adaptive_scale),
             sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
             apply=identity_attention,
+            share=share_layers,
         )
         return io.NodeOutput(add_term(model, term) if scale else model)

@@ -56,9 +56,17 @@ def prefix_input(default: str) -> io.Input:
     )  # fmt: skip
 
 
-def layers_input() -> io.Input:
+def layers_input(what: str = "self-attention layers to weaken") -> io.Input:
     return make_input(
         io.String, "layers", default="m0",
-        tooltip="Which self-attention layers to weaken: d (down), m (middle), u (up) and a number, counted over the "
+        tooltip=f"Which {what}: d (down), m (middle), u (up) and a number, counted over the "
         "blocks that hold attention; ranges and transformers too: m0 · u0-u3 · d2.0-1,u1.4 · all",
+    )  # fmt: skip
+
+
+def share_input() -> io.Input:
+    return make_input(
+        io.Boolean, "share_layers", default=True, optional=True, advanced=True,
+        tooltip="On: what this prediction has in common with the positive, up to the first of its layers, is computed "
+        "once. The result is the same and sooner there; off is for comparison.",
     )  # fmt: skip

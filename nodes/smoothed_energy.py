@@ -5,13 +5,22 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..patches.guidance import Term, add_term
+from ..patches.guidance import AttentionTerm, add_term
 from ..patches.sites import find_sites
 from ..patches.smoothed_energy import smoothed_attention
 from ..patches.span import Span
 from .fade import fade_input, make_fade
 from .layers import parse_layers
-from .schema import layers_input, make_input, model_input, model_output, percent_inputs, scale_input, schema
+from .schema import (
+    layers_input,
+    make_input,
+    model_input,
+    model_output,
+    percent_inputs,
+    scale_input,
+    schema,
+    share_input,
+)
 
 
 class SmoothedEnergyGuidance(io.ComfyNode):
@@ -32,6 +41,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
                     "and the paper's choice); 0: no blur, hence no guidance; 1 to 10: milder.",
                 ),
                 *percent_inputs(), layers_input(), fade_input("none", "linear"),
+                share_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -39,13 +49,15 @@ class SmoothedEnergyGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, scale: float, blur_sigma: float, start_percent: float, end_percent: float,
-        layers: str, fade: str = "none",
+        layers: str, fade: str = "none", share_layers: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        term = Term(
+        term = AttentionTerm(
+            name="SEG",
             scale=scale,
             span=Span(start_percent, end_percent),
             fade=make_fade(fade),
             sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
             apply=smoothed_attention(blur_sigma),
+            share=share_layers,
         )
         return io.NodeOutput(add_term(model, term) if scale and blur_sigma else model)

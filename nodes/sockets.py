@@ -25,7 +25,7 @@ def checked_image(image: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} should be pictures of shape (images, height, width, 3), but is {_shape(image)}. Connect an IMAGE."
         )
-    return _finite(image, name)
+    return finite_tensor(image, name)
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
@@ -34,7 +34,7 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ValueError(f"{name} should have shape (masks, height, width), but is {_shape(mask)}. Connect a MASK.")
-    mask = _finite(mask if mask.ndim == 3 else mask[None], name).float()
+    mask = finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
     if not mask.any():
         raise ValueError(
             f"{name} should be 1 where the node acts, but it is 0 everywhere, as that of a picture without "
@@ -51,7 +51,7 @@ def checked_latent(latent: Any, name: str) -> Tensor:
             f"{name} should be the latent of pictures, of shape (pictures, channels, height, width), but is "
             f"{_shape(samples)}. Connect a VAE Encode."
         )
-    return _finite(samples, name, "finite numbers")
+    return finite_tensor(samples, name, "finite numbers")
 
 
 def checked_prompt(conditioning: Any, name: str) -> Tensor:
@@ -62,7 +62,7 @@ def checked_prompt(conditioning: Any, name: str) -> Tensor:
         raise ValueError(
             f"{name} should be one prompt, but holds {count}. Connect one text; Conditioning (Concat) joins several."
         )
-    return _finite(text, name, "finite numbers")
+    return finite_tensor(text, name, "finite numbers")
 
 
 def checked_unicon(found: Any) -> UniCon:
@@ -73,7 +73,7 @@ def checked_unicon(found: Any) -> UniCon:
     return found
 
 
-def _finite(values: Tensor, name: str, numbers: str = "numbers from 0 to 1") -> Tensor:
+def finite_tensor(values: Tensor, name: str, numbers: str = "numbers from 0 to 1") -> Tensor:
     if not torch.isfinite(values).all():
         raise ValueError(
             f"{name} should hold {numbers}, but some are not finite (NaN). Look at what made it: a failed "

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from .entries import Entry, entries
 from .groups import GROUPS, Group, options_of_chunks
@@ -22,6 +22,7 @@ from .sites import Site
 from .span import WHOLE_RUN, Span
 
 Rows = Literal["open", "sampled"]
+MODULES = "reins_modules"  # finds a part of the network by its path
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class AttentionLayer(Entry):
     """A layer that acts on every chunk, those of extra predictions included.
 
     `rows` matters where partners take part: it acts on the branch that is open to all methods (the image), or on what
-    is sampled.
+    is sampled. Layers of a greater `depth` lie below all those of a smaller one, wherever their nodes stand: what
+    changes the model's own attention comes before what adds to it.
     """
 
     sites: tuple[Site, ...]
     apply: Layer
     span: Span = WHOLE_RUN
     rows: Rows = "open"
+    depth: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,7 +136,7 @@ def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool])
     step: Step | None = options.get(STEP)
     marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
     by_site: dict[Site, list[Layer]] = {}
-    for entry in entries(options, Entry):
+    for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
             layer = _on_rows(entry) if GROUPS in options else entry.apply
         elif isinstance(entry, PerturbedLayers) and entry.id in marked:
@@ -213,6 +216,11 @@ def _only_on(ours: Callable[[Call], list[int]], apply: Layer) -> Layer:
         return torch.cat(rows)
 
     return on_some
+
+
+def module_in(options: Mapping[str, Any], path: str) -> nn.Module:
+    """A part of the network that is being called, whose weights are those of this call."""
+    return options[MODULES](path)
 
 
 def with_queries(call: Call, q: Tensor) -> Call:

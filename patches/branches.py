@@ -16,10 +16,10 @@ from uuid import UUID, uuid5
 import torch
 from torch import Tensor
 
-from .chunk_conds import CONDS, IMAGES, is_negative
+from .chunk_conds import CONDS, IMAGES, Area, info_of, is_negative
 from .entries import Entry, entries
 from .frames import images_in_window, images_of
-from .groups import GROUPS, Group
+from .groups import GROUPS, TOKENS, Group
 from .run import STEP, Step, run_in
 from .span import WHOLE_RUN, Span
 
@@ -49,8 +49,10 @@ class Partner(Entry):
     opens: bool = False
     span: Span = WHOLE_RUN
 
-    def rows(self, like: Tensor, images: Sequence[int], options: Mapping[str, Any], sampling: Any) -> Tensor:
-        """(b, c, h, w): the noised partner of each row. RuntimeError where the model sees another size."""
+    def rows(
+        self, like: Tensor, images: Sequence[int], area: Area | None, options: Mapping[str, Any], sampling: Any
+    ) -> Tensor:
+        """(b, c, h, w): the noised partner of each row, its part in `area`. RuntimeError for another size."""
         run, key = run_in(options), (self, like.device, like.dtype)
 
         def noised() -> Tensor:
@@ -58,12 +60,15 @@ class Partner(Entry):
             return sampling.noise_scaling(sigma, self.noise.clone(), self.latent).to(like)
 
         whole = run.once(key, noised)
+        if area is not None:
+            h, w, top, left = area
+            whole = whole[..., top : top + h, left : left + w]
         if whole.shape[1:] != like.shape[1:]:
             raise RuntimeError(size_fault(self.name, whole.shape, like.shape))
         if len(whole) == 1:
             return whole.expand(len(images), -1, -1, -1)
         rows = tuple(i % len(whole) for i in images)
-        return run.once((*key, rows), lambda: whole[list(rows)])
+        return run.once((*key, rows, area), lambda: whole[list(rows)])
 
 
 def size_fault(name: str, partner: Sequence[int], sampled: Sequence[int]) -> str:
@@ -161,6 +166,7 @@ class _Plan:
             GROUPS: self.groups,
             "uuids": self._names(),
             "cond_or_uncond": [self.labels[group.chunk] for group in self.groups],
+            TOKENS: [self._tokens(group) for group in self.groups],
         }
         if IMAGES in self.host:
             options[IMAGES] = [self._images(group) for group in self.groups]
@@ -218,7 +224,9 @@ class _Plan:
         for group in self.groups:
             own = x[self._place(group)]
             if not group.is_sampled:
-                own = self._partner(group).rows(own, self._images(group), self.host, self.sampling)
+                info = info_of(self.host, self.uuids[group.chunk])
+                area = None if info is None else info.area
+                own = self._partner(group).rows(own, self._images(group), area, self.host, self.sampling)
             rows.append(own * self._scale if self._is_scaled(group) else own)
         return torch.cat(rows)
 
@@ -231,6 +239,17 @@ class _Plan:
             levels.append(own * self._scale if self._is_scaled(group) else own)
         return torch.cat(levels)
 
+    def _text(self, partner: Partner, group: Group) -> Tensor:
+        return partner.negative if is_negative(self.host, self.labels[group.chunk]) else partner.positive
+
+    def _tokens(self, group: Group) -> int | None:
+        """Of a group's text, before it is repeated."""
+        partner = self._partner(group)
+        if partner is not None:
+            return self._text(partner, group).shape[1]
+        info = info_of(self.host, self.uuids[group.chunk])
+        return None if info is None else info.tokens
+
     def texts(self, texts: Tensor) -> Tensor:
         """Texts of different length are repeated to the least common one, which attention does not notice."""
         found = []
@@ -239,7 +258,7 @@ class _Plan:
             if partner is None:
                 found.append(texts[self._place(group)])
                 continue
-            own = partner.negative if is_negative(self.host, self.labels[group.chunk]) else partner.positive
+            own = self._text(partner, group)
             images = [i % len(own) for i in self._images(group)]
             found.append((own.expand(self.count, -1, -1) if len(own) == 1 else own[images]).to(texts))
         longest = lcm(*(text.shape[1] for text in found))

@@ -43,6 +43,7 @@ class ChunkInfo(NamedTuple):
     area: Area | None
     size: tuple[int, int]
     names: tuple[str, ...]
+    tokens: int | None = None  # of its text, which the host repeats where texts of a batch differ in length
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -142,4 +143,5 @@ def _info(cond: Mapping[str, Any], x: Tensor) -> ChunkInfo:
         lengths, starts = area[: len(area) // 2], area[len(area) // 2 :]
         (h, w), (top, left) = lengths[-2:], starts[-2:]
         area = Area(min(size[0] - top, h), min(size[1] - left, w), top, left)  # as the host cuts it
-    return ChunkInfo(area, size, tuple(cond.get(NAMES, ())))
+    text = getattr(cond["model_conds"].get("c_crossattn"), "cond", None)
+    return ChunkInfo(area, size, tuple(cond.get(NAMES, ())), None if text is None else text.shape[1])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .entries import Entry, entries
 from .groups import GROUPS, Group, options_of_chunks
+from .sites import ORDER, Depth
 from .span import WHOLE_RUN, Span
 
 
@@ -25,6 +26,11 @@ class FeatureSite(NamedTuple):
 
     block: Literal["input", "output"]
     number: int
+
+    @property
+    def depth(self) -> Depth:
+        """From here on a changed feature is seen: the block that takes it in."""
+        return Depth(ORDER[self.block], self.number + (self.block == "input"), 0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from uuid import UUID
 from .chunk_conds import IMAGES
 
 GROUPS = "reins_groups"
-PER_CHUNK = ("uuids", "cond_or_uncond", GROUPS, IMAGES)  # lists of the options with an item for each chunk
+TOKENS = "reins_tokens"
+PER_CHUNK = ("uuids", "cond_or_uncond", GROUPS, IMAGES, TOKENS)  # lists of the options with an item for each chunk
 Branch = Literal["image", "condition"]
 
 

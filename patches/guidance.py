@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import uuid5
 
 import comfy.samplers
@@ -22,11 +21,13 @@ from .attention import PerturbedLayers
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .network import install_layers, options_of_call
 from .run import RUN, Step, run_of, start_run
+from .scope import Args, add_post_cfg
+from .shared_control import sharing_controls
+from .sites import Depth
 from .span import Span, percent_at
 
-Args = dict[str, Any]  # what the host hands to its sampler functions
-PostCFG = Callable[[Args], Tensor]
 SLOT = "sampler_calc_cond_batch_function"
+CELL = 8  # pixels of a latent's cell, as the host counts them
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +35,11 @@ class ExtraPrediction(Entry):
     """What the model is asked beside the positive and the negative; layers know its chunks by this entry's id."""
 
     is_negative: bool = False  # whether it stands for the negative
+
+    @property
+    def first_change(self) -> Depth | None:
+        """Where the prediction first differs from that of the conds it is for; None where it may from the start."""
+        return None
 
     def comes_first(self, args: Args) -> bool:
         """Whether it has a call of its own, before the others."""
@@ -45,9 +51,10 @@ class ExtraPrediction(Entry):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Term(PerturbedLayers, ExtraPrediction):
-    """`scale * (positive - perturbed)`, with the perturbed prediction made by `apply` on `sites`."""
+class Term(ExtraPrediction):
+    """`scale * (positive - this prediction)`; `name` is for people."""
 
+    name: str
     scale: float
     span: Span
     fade: Fade | None = None
@@ -63,6 +70,17 @@ class Term(PerturbedLayers, ExtraPrediction):
             return self.scale
         percent = percent_at(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
         return self.scale * self.fade(percent, *self.span)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionTerm(PerturbedLayers, Term):
+    """A term whose prediction is made with `apply` on the attentions `sites`; layers before them may be shared."""
+
+    share: bool = True
+
+    @property
+    def first_change(self) -> Depth | None:
+        return min(site.depth for site in self.sites) if self.share and self.sites else None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +103,7 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
         (perturbed,) = predictions(args, [term])
         return args["denoised"] + (args["cond_denoised"] - perturbed) * factor
 
-    model.set_model_sampler_post_cfg_function(add_to_result)
+    add_post_cfg(model, term.name, add_to_result)
     install_layers(model)
     install_guidance(model)
     return model
@@ -146,7 +164,8 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
         if occupant is None:
             extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
             marked = [_marked(wanted[extra], extra, step) for extra in extras]
-            out = comfy.samplers.calc_cond_batch(args["model"], conds + marked, step.x, step.timestep, options)
+            all_conds = conds + marked if "multigpu_clones" in options else sharing_controls(conds + marked, step)
+            out = comfy.samplers.calc_cond_batch(args["model"], all_conds, step.x, step.timestep, options)
             step.predictions = {extra.id: found for extra, found in zip(extras, out[len(conds) :], strict=True)}
         else:
             out = occupant({**args, "conds": conds, "model_options": options})
@@ -177,6 +196,9 @@ def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
     """These conds as chunks of their own, which only the layers of this extra prediction act on."""
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
     step.marks.update({entry["uuid"]: extra.id for entry in marked})
+    if extra.first_change is not None:
+        for entry, own in zip(cond, marked, strict=True):
+            step.twins[own["uuid"]], step.first_changes[own["uuid"]] = entry["uuid"], extra.first_change
     if extra.is_negative:
         step.negatives.update(entry["uuid"] for entry in marked)
     return marked
@@ -199,5 +221,6 @@ def _ask(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list
     marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
     options = options_of_call(args["model_options"], alone)
     # The place of the first list is left free: in the second one the host, and so the pack, sees a negative.
-    _, *out = comfy.samplers.calc_cond_batch(args["model"], [None, *marked], alone.x, alone.timestep, options)
+    conds = sharing_controls([None, *marked], alone)
+    _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
     return out

@@ -34,6 +34,8 @@ from .h_direction import SITE, BlockDirection, HDirection, Place, PromptDirectio
 from .loading import load_with
 from .network import install_layers
 from .run import STEP, Run, Step, run_in, run_of
+from .scope import add_post_cfg
+from .sites import Depth
 from .span import Span
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,10 @@ class HEdit(FeatureLayer):
 class EditedPrediction(ExtraPrediction):
     """The positive or the negative with all asymmetric edits of the model."""
 
+    @property
+    def first_change(self) -> Depth:
+        return SITE.depth
+
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
         edits = active_edits(args)
         if self.is_negative:
@@ -194,7 +200,7 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
             return args["denoised"]
         return args["denoised"] + _factor(args) * _change(args, acting)
 
-    model.set_model_sampler_post_cfg_function(add_to_result)
+    add_post_cfg(model, "H-Space Edit", add_to_result)
     install_layers(model)
     install_guidance(model)
     install_chunk_infos(model)

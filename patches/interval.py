@@ -7,9 +7,8 @@ from torch import Tensor
 
 from .entries import append, next_order
 from .guidance import Args, CFGSpan, in_span, install_guidance
+from .scope import POST_CFG
 from .span import Span
-
-POST_CFG = "sampler_post_cfg_function"
 
 
 def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:

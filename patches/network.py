@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .attention import AttentionLayer, Layer, Rows, slots_with_layers
+from .attention import MODULES, AttentionLayer, Layer, Rows, slots_with_layers
 from .branches import call_with_partners, partners_in
 from .chunks import SAMPLING, extra_chunks_last
 from .entries import KEY, append, install_wrapper, next_order
@@ -19,18 +19,22 @@ from .features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
 from .groups import GROUPS
 from .projections import projections_of
 from .run import RUN, STEP, Step, run_in, start_run
+from .shared_rows import sharing_forward
 from .sites import Site
 from .span import WHOLE_RUN, Span
+from .token_layers import token_patches
 
 BUILT = "reins_built"
 
 
 def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: Rows = "open"
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: Rows = "open",
+    depth: int = 0,
 ) -> ModelPatcher:  # fmt: skip
-    """A clone of `model` with one more layer on some attentions; the last one added is the outermost."""
+    """A clone of `model` with one more layer on some attentions; of one depth the last one added is the outermost."""
     model = model.clone()
-    append(model, AttentionLayer(order=next_order(model), sites=tuple(sites), apply=layer, span=span, rows=rows))
+    order = next_order(model)
+    append(model, AttentionLayer(order=order, sites=tuple(sites), apply=layer, span=span, rows=rows, depth=depth))
     install_layers(model)
     return model
 
@@ -102,10 +106,12 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
         return executor(*arguments, **kwargs)
     *inputs, options = arguments  # x, timesteps, context, y, control
-    if BUILT not in options:  # a hook may have brought the wrapper a second time
-        frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
-        options = options_with_layers(options, unet, inputs[1], frames)
-    return executor(*inputs, options, **kwargs)
+    if BUILT in options:  # a hook has brought the wrapper a second time
+        return executor(*arguments, **kwargs)
+    frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
+    with_layers = options_with_layers(options, unet, inputs[1], frames)
+    forward = sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
+    return forward(*inputs, with_layers, **kwargs)
 
 
 def options_with_layers(
@@ -115,7 +121,8 @@ def options_with_layers(
     in_span = _span_test(options)
     projections = projections_of(options, unet)
     slots = slots_with_layers(options, in_span, frames, projections.outermost() if projections else {})
-    options = {**options, BUILT: True}
+    # A plain function: whoever copies these options does not copy the network.
+    options = {**options, BUILT: True, MODULES: lambda path: unet.get_submodule(path)}
     if slots is not None:
         options["patches_replace"] = slots
     patches = patches_with_layers(options, in_span, timesteps)
@@ -123,6 +130,9 @@ def options_with_layers(
         options["patches"] = patches
     if projections:
         options["patches"] = projections.patches(options)
+    patches = token_patches(options)
+    if patches is not None:
+        options["patches"] = patches
     return options
 
 

@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..models.rescale import rescale_guidance
-from .guidance import Args
+from .scope import Args, add_post_cfg
 
 
 def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
@@ -21,5 +21,5 @@ def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
         return offset + rescale_guidance(args["denoised"] - offset, args["cond_denoised"] - offset, rescale)
 
     model = model.clone()
-    model.set_model_sampler_post_cfg_function(rescale_result)
+    add_post_cfg(model, "Rescale", rescale_result)
     return model

@@ -12,6 +12,7 @@ from comfy.samplers import Sampler
 from torch import Tensor
 
 from .entries import KEY
+from .sites import Depth
 
 RUN, STEP = "reins_run", "reins_step"
 Made = TypeVar("Made")
@@ -42,9 +43,21 @@ class Step:
     guided: bool = False  # whether the negative takes part
     marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> extra prediction
     negatives: set[UUID] = field(default_factory=set)  # chunks of extra predictions that stand for the negative
+    twins: dict[UUID, UUID] = field(default_factory=dict)  # chunk of an extra prediction -> the chunk it repeats
+    first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
+    controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
     maps: list[AttentionMap] = field(default_factory=list)
     notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other, by a key of their own
+
+    def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:
+        """What a chunk is a prediction for: extra predictions for the same conditioning have the same origin.
+
+        The label belongs to it, for positive and negative may share a uuid; that of an extra chunk is not read.
+        """
+        if chunk not in self.twins:
+            return chunk, label
+        return self.twins[chunk], int(chunk in self.negatives)
 
     def for_another_call(self) -> Step:
         """The same place in the run, with the layers' notes but nothing else, for a call of our own."""
@@ -59,9 +72,16 @@ class Run:
         self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
         self.sampler: Sampler | None = None
         self.sigmas: tuple[float, ...] = ()  # of the steps, the last one included
+        self.seed = 0
+        self.is_hooked = False  # whether weights may change within the run
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with nothing kept; for a run that is a copy of another one too."""
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
         self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
+        self._closers: list[Callable[[], None]] = []
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make()` gave for `key` in this run; it is called at the first request only."""
@@ -88,7 +108,17 @@ class Run:
             self._sigma = sigmas, float(sigmas[0])
         return self._sigma[1]
 
+    def position(self, sigma: float) -> int:
+        """Which step of the sampler a noise level belongs to: its own, or the one whose first level lies above."""
+        return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Call `close` when the run is over, whatever ends it."""
+        self._closers.append(close)
+
     def clear(self) -> None:
+        while self._closers:
+            self._closers.pop()()
         self.step = self._sigma = None
         self._made.clear()
         self._at.clear()
@@ -124,9 +154,10 @@ def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     run = Run()
     run.sampler, sigmas = args[2:4]
     run.sigmas = tuple(sigmas.tolist())
-    run.names = {
-        cond["uuid"]: name for name, conds in getattr(guider, "conds", {}).items() for cond in conds if "uuid" in cond
-    }
+    run.seed = (args[7] if len(args) > 7 else kwargs.get("seed")) or 0
+    conds = [(name, cond) for name, of_list in getattr(guider, "conds", {}).items() for cond in of_list]
+    run.names = {cond["uuid"]: name for name, cond in conds if "uuid" in cond}
+    run.is_hooked = any(cond.get("hooks") is not None for _, cond in conds)
     guider.model_options = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
     try:
         return executor(*args, **kwargs)

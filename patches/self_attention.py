@@ -20,6 +20,7 @@ from .groups import GROUPS, Group
 from .guidance import Args, current_step, in_span, install_guidance
 from .network import add_attention_layer, options_of_call
 from .run import STEP, AttentionMap, Step
+from .scope import add_post_cfg
 from .sites import Site
 from .span import Span
 
@@ -48,7 +49,7 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
 
     model = add_attention_layer(model, [site], watch, settings.span, rows="sampled")
     install_guidance(model)
-    model.set_model_sampler_post_cfg_function(add_to_result)
+    add_post_cfg(model, "SAG", add_to_result)
     return model
 
 

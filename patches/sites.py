@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -12,6 +12,15 @@ from torch import nn
 
 Kind = Literal["attn1", "attn2"]  # self-attention, text attention
 Block = Literal["input", "middle", "output"]
+ORDER: Mapping[Block, int] = {"input": 0, "middle": 1, "output": 2}
+
+
+class Depth(NamedTuple):
+    """How far a call of the network has come; depths compare in execution order."""
+
+    block: int  # of ORDER
+    number: int
+    layer: int  # 0: where the block begins, 1: where its transformers do
 
 
 class Site(NamedTuple):
@@ -21,6 +30,10 @@ class Site(NamedTuple):
     block: Block
     number: int
     index: int  # transformer inside the block
+
+    @property
+    def depth(self) -> Depth:
+        return Depth(ORDER[self.block], self.number, 1)
 
 
 class Transformer(NamedTuple):

@@ -16,7 +16,7 @@ from .branch_run import check_ratio, install_partners, is_flow
 from .branches import Partner
 from .chunk_conds import install_chunk_infos
 from .entries import append, entries, next_order
-from .guidance import Term, add_term
+from .guidance import AttentionTerm, add_term
 from .loading import load_with
 from .network import install_layers
 from .projections import ProjectionLayer
@@ -119,7 +119,9 @@ def _add(
     install_partners(model)
     if off is not None:
         # Where its chunk is marked, the partner stays away (branches.py): no attention is changed.
-        term = Term(id=off, scale=settings.condition_guidance, span=partner.span, sites=(), apply=_unchanged)
+        term = AttentionTerm(
+            id=off, name="UniCon", scale=settings.condition_guidance, span=partner.span, sites=(), apply=_unchanged
+        )
         model = add_term(model, term)
     return model
 

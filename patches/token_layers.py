@@ -1,0 +1,56 @@
+"""Layers on the tokens between the two attentions of a transformer block, for the chunks of one extra prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .entries import Entry, entries
+from .groups import GROUPS
+from .run import STEP, Step
+from .sites import Site
+
+PATCH = "middle_patch"
+TokenLayer = Callable[[Tensor, Site, Mapping[str, Any]], Tensor]  # on (b, tokens, c), with the host's options
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PerturbedTokens(Entry):
+    """A layer that acts on the chunks of one extra prediction, marked with this entry's id, and on no others."""
+
+    sites: tuple[Site, ...]
+    change: TokenLayer
+
+
+def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
+    """The host's lists of patches with the layers of this call behind them; None where no layer acts."""
+    step: Step | None = options.get(STEP)
+    marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
+    acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marked]
+    if not acting:
+        return None
+
+    def change_tokens(tokens: Tensor, options: Mapping[str, Any]) -> Tensor:
+        site = Site("attn1", *options["block"], options["block_index"])
+        for entry in acting:
+            if site in entry.sites:
+                tokens = _changed(tokens, entry, site, options)
+        return tokens
+
+    patches = dict(options.get("patches", {}))
+    patches[PATCH] = [*patches.get(PATCH, ()), change_tokens]
+    return patches
+
+
+def _changed(tokens: Tensor, entry: PerturbedTokens, site: Site, options: Mapping[str, Any]) -> Tensor:
+    step, groups = options[STEP], options.get(GROUPS)
+    chunks: Sequence[Any] = options["uuids"]
+    parts = list(tokens.chunk(len(chunks)))
+    for i, chunk in enumerate(chunks):
+        if step.marks.get(chunk) == entry.id and (groups is None or groups[i].is_open):
+            parts[i] = entry.change(parts[i], site, options)
+    return torch.cat(parts)
