@@ -1,0 +1,162 @@
+"""Normalized Attention Guidance (2505.21179): a negative prompt inside the text attention, also without CFG.
+
+The negative's keys and values are made in the call of the network by its own matrices, so that LoRA counts, and kept
+for the run. Layers below (sparse attention, another pack's) act on both texts; what adds to the attention (IP-Adapter)
+lies above and is not pushed away from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..models.normalized_attention import normalized_guidance
+from . import row_masks
+from .attention import Attend, Call, module_in
+from .chunk_conds import ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
+from .frames import clamped, images_of
+from .groups import TOKENS
+from .network import SAMPLING, add_attention_layer
+from .run import STEP, Step, run_in
+from .sites import Site
+from .span import WHOLE_RUN, Span
+
+DEPTH = 1  # the text attention itself, above what changes how it attends
+
+Rows = tuple[tuple[int, ...], ...]  # of each chunk the images of its rows
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeText:
+    """One entry of a negative prompt: text (1 or n, tokens, c), and what it weighs beside the others, where and when.
+
+    `area` is (h, w, top, left), in cells or as shares of the picture.
+    """
+
+    text: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None  # (m, height, width)
+    area: tuple[float, float, float, float] | None = None
+    is_share: bool = False
+    span: Span = WHOLE_RUN
+
+    @property
+    def is_everywhere(self) -> bool:
+        return self.mask is None and self.area is None
+
+    def weights(
+        self, grid: tuple[int, int], infos: Sequence[ChunkInfo | None], size: tuple[int, int], images: Rows
+    ) -> Tensor:
+        """(chunks, 1 or b, tokens, 1)."""
+        shown = torch.ones(1, *size) if self.mask is None else self.mask.float()
+        if self.area is not None:
+            shown = shown * self._inside(shown.shape[-2:], size)
+        return row_masks.on_grid(shown * self.strength, grid, infos, images)
+
+    def _inside(self, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """1 in the area and 0 elsewhere, of a mask's `shape`; the latent has `size` cells."""
+        h, w, top, left = self.area
+        units = (shape[0], shape[1]) if self.is_share else (shape[0] / size[0], shape[1] / size[1])
+        inside = torch.zeros(*shape)
+        rows = slice(round(top * units[0]), round((top + h) * units[0]))
+        columns = slice(round(left * units[1]), round((left + w) * units[1]))
+        inside[rows, columns] = 1
+        return inside
+
+
+@dataclass(frozen=True, eq=False)
+class NormalizedAttention:
+    """The layer, on the positive's chunks of the attentions at `paths`."""
+
+    texts: Sequence[NegativeText]
+    paths: Mapping[Site, str]
+    scale: float
+    tau: float
+    alpha: float
+
+    def __call__(self, call: Call, below: Attend) -> Tensor:
+        labels = call.options.get("cond_or_uncond") or [0] * len(call.chunks)
+        acting = [i for i, label in enumerate(labels) if not is_negative(call.options, label)]
+        texts = self._active(call)
+        if not acting or not texts:
+            return below(call)
+        if len(acting) == len(labels):
+            return self._guided(call, below, texts)
+        rest = [i for i in range(len(labels)) if i not in acting]
+        parts: list[Tensor] = [call.q] * len(labels)
+        kept, changed = call.only(rest), call.only(acting)
+        for i, part in zip(rest, kept.split(below(kept)), strict=True):
+            parts[i] = part
+        for i, part in zip(acting, changed.split(self._guided(changed, below, texts)), strict=True):
+            parts[i] = part
+        return torch.cat(parts)
+
+    def _active(self, call: Call) -> list[NegativeText]:
+        if all(text.span == WHOLE_RUN for text in self.texts):
+            return list(self.texts)
+        run, step = run_in(call.options), call.options.get(STEP)
+        sigma = step.sigma if isinstance(step, Step) else run.sigma(call.options["sigmas"])
+        to_sigma = call.options[SAMPLING].percent_to_sigma
+        return [text for text in self.texts if text.span.contains(sigma, run, to_sigma)]
+
+    def _guided(self, call: Call, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
+        positive = below(call)
+        negative = self._negative(call, below, texts, positive)
+        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
+
+    def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
+        """What all texts give, weighed; where none is, what the positive gives, which guides nothing."""
+        count, rows = len(call.chunks), len(call.q) // len(call.chunks)
+        images = tuple(tuple(images_of(call.options, i, rows)) for i in range(count))
+        found = []
+        for text in texts:
+            k, v = self._keys(call, text, images)
+            options = {**call.options, TOKENS: [text.text.shape[1]] * count}
+            found.append(below(Call(call.q, k, v, options)))
+        if len(found) == 1 and texts[0].is_everywhere:
+            return found[0]
+        weights = [self._weights(call, text, images) for text in texts]
+        total = sum(weights)
+        mean = sum(w * out for w, out in zip(weights, found, strict=True)) / total.clamp_min(1e-6)
+        return torch.where(total > 1e-6, mean, positive)
+
+    def _keys(self, call: Call, text: NegativeText, images: Rows) -> tuple[Tensor, Tensor]:
+        """k and v (rows, tokens, c) of a text."""
+        run = run_in(call.options)
+        site = Site("attn2", *call.options["block"], call.options["block_index"])
+
+        def project() -> tuple[Tensor, Tensor]:
+            attention, context = module_in(call.options, self.paths[site]), text.text.to(call.k)
+            return attention.to_k(context), attention.to_v(context)
+
+        key = (self, text, site, call.k.dtype, call.k.device)
+        k, v = project() if run.is_hooked else run.once(key, project)
+        rows = [row for of_chunk in images for row in clamped(of_chunk, len(k))]
+        return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
+
+    def _weights(self, call: Call, text: NegativeText, images: Rows) -> Tensor:
+        """(rows, tokens, 1)."""
+        if text.is_everywhere:
+            return call.q.new_full((1, 1, 1), text.strength)
+        infos = tuple(info_of(call.options, chunk) for chunk in call.chunks)
+        check_whole(call.options, infos, "mask", "the negative of Normalized Attention Guidance")
+        shown = tuple(call.options["original_shape"][-2:])
+        size = next((info.size for info in infos if info is not None), shown)
+        grid, per_chunk = call.grid(call.q), len(call.q) // len(call.chunks)
+
+        def make() -> Tensor:
+            found = text.weights(grid, infos, size, images)
+            return found.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
+
+        return run_in(call.options).once((self, text, "weights", grid, infos, size, images, call.q.dtype), make)
+
+
+def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
+    """A clone of `model` that is guided away from these texts in its text attention."""
+    model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    install_chunk_infos(model)
+    return model
