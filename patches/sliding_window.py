@@ -1,0 +1,91 @@
+"""Sliding Window Guidance (2411.10257): away from what the model predicts where it sees the picture in parts.
+
+Each window is a conditioning for an area, so the host itself cuts the noisy latent, masks and what is concatenated,
+batches windows of equal size, splits batches by memory, and takes the mean where windows overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid5
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..models.windows import Window, windows
+from .chunk_conds import install_chunk_infos
+from .guidance import Term, add_term
+from .run import run_of
+from .scope import Args
+from .windowed_control import Part, windowed
+
+PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # what weights stand for
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WindowTerm(Term):
+    """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`."""
+
+    tile: int
+    overlap: int
+
+    def factor(self, args: Args) -> float:
+        """No guidance where one window holds the whole latent, for then both predictions are the same."""
+        return super().factor(args) if len(self._windows(args["input"])) > 1 else 0.0
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        if positive is None or not self.factor(args):
+            return None
+        found = []
+        for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
+            kept = {key: value for key, value in cond.items() if key not in PLACED}
+            for window in self._windows(args["input"]):
+                area = _overlap(own, window)
+                if area is not None:
+                    name = uuid5(cond["uuid"], f"{self.id}{tuple(window)}")
+                    control = windowed(cond.get("control"), Part(own, area), run_of(args["model_options"]))
+                    found.append({**kept, **control, "uuid": name, "area": tuple(area), "mask": weights})
+        return found
+
+    def _windows(self, x: Tensor) -> list[Window]:
+        if x.ndim != 4:
+            raise RuntimeError(
+                f"Sliding Window Guidance takes latents of pictures, of four dimensions, but found {x.ndim}. Remove it "
+                f"from this model."
+            )
+        return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
+
+
+def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict, Window, Tensor]]:
+    """The conds that are active, where each is, and what it weighs in each cell of the latent, (1 or b, h, w)."""
+    size = (x.shape[-2], x.shape[-1])
+    rest = x.new_ones((1, *size))
+    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
+        placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
+        if placed is None:
+            continue
+        own = Window(*size, 0, 0) if placed.area is None else Window(*placed.area)
+        if "default" in cond:
+            weights = torch.relu(rest)
+        else:
+            mult = placed.mult[:, 0] if len(cond.get("mask", ())) > 1 else placed.mult[:1, 0]
+            weights = mult.new_zeros((len(mult), *size))
+            weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
+            rest = rest - weights
+        yield cond, own, weights
+
+
+def _overlap(a: Window, b: Window) -> Window | None:
+    top, left = max(a.top, b.top), max(a.left, b.left)
+    h, w = min(a.top + a.h, b.top + b.h) - top, min(a.left + a.w, b.left + b.w) - left
+    return Window(h, w, top, left) if h > 0 and w > 0 else None
+
+
+def add_window_term(model: ModelPatcher, term: WindowTerm) -> ModelPatcher:
+    """A clone of `model` with this guidance."""
+    model = add_term(model, term)
+    install_chunk_infos(model)
+    return model
