@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"models": 0, "patches": 1, "nodes": 2}
 DATA = "demo.scenes"  # the demo's world: drawn pictures and their words, below all floors
-HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "execution", "latent_preview"}
+HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "execution", "latent_preview",
+    "PIL",  # the host requires it, and hands pictures around with it
+}  # fmt: skip
 RUNTIME = {"torch", "safetensors", "einops", "numpy", *sys.stdlib_module_names}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).glob("**/*.py"))]
 
