@@ -8,28 +8,88 @@ from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from reins.nodes.adaptive_projection import AdaptiveProjectedGuidance
+from reins.nodes.cfg_zero import CFGZeroStar
+from reins.nodes.frequency_decoupled import FrequencyDecoupledGuidance
+from reins.nodes.guidance_scope import GuidanceScope
+from reins.nodes.image_guidance import ImageGuidance
 from reins.nodes.interval import GuidanceInterval
+from reins.nodes.normalized_attention import NormalizedAttentionGuidance
 from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
 from reins.nodes.rescale import GuidanceRescale
 from reins.nodes.self_attention import SelfAttentionGuidance
+from reins.nodes.sliding_window import SlidingWindowGuidance
 from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
-from reins.tests import cn, hs, ip, uc
+from reins.nodes.sparse_cross_attention import SparseCrossAttention
+from reins.nodes.token_perturbation import TokenPerturbationGuidance
+from reins.nodes.weak_model import WeakModelGuidance
+from reins.tests import cn, hs, ip, tiny, uc
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
 Method = Callable[[ModelPatcher], ModelPatcher]
 
 
-def pag(model, scale=3.0, start=0.0, end=1.0, layers="m0", fade="none", adaptive_scale=0.1):
-    return PerturbedAttentionGuidance.execute(model, scale, start, end, layers, fade, adaptive_scale).result[0]
+def pag(model, scale=3.0, start=0.0, end=1.0, layers="m0", fade="none", adaptive_scale=0.1, share=True):
+    return PerturbedAttentionGuidance.execute(model, scale, start, end, layers, fade, adaptive_scale, share).result[0]
 
 
-def seg(model, scale=3.0, blur_sigma=-1.0, start=0.0, end=1.0, layers="m0", fade="none"):
-    return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade).result[0]
+def seg(model, scale=3.0, blur_sigma=-1.0, start=0.0, end=1.0, layers="m0", fade="none", share=True):
+    return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade, share).result[0]
 
 
 def sag(model, scale=0.75, blur_sigma=1.0, threshold=1.0, start=0.0, end=1.0, kernel_size=0):
     return SelfAttentionGuidance.execute(model, scale, blur_sigma, threshold, start, end, kernel_size).result[0]
+
+
+def tpg(model, scale=3.0, start=0.0, end=1.0, layers="m0", share=True):
+    return TokenPerturbationGuidance.execute(model, scale, start, end, layers, share).result[0]
+
+
+def swg(model, scale=2.0, tile=64, overlap=16, start=0.0, end=1.0):
+    return SlidingWindowGuidance.execute(model, scale, tile, overlap, start, end).result[0]
+
+
+def nag(model, negative=None, scale=2.0, tau=2.5, alpha=0.5, start=0.0, end=1.0):
+    text = tiny.text(3) if negative is None else negative
+    return NormalizedAttentionGuidance.execute(model, text, scale, tau, alpha, start, end).result[0]
+
+
+def pladis(model, scale=2.0, start=0.0, end=1.0):
+    return SparseCrossAttention.execute(model, scale, start, end).result[0]
+
+
+def weak(model, weak_model=None, scale=2.0, start=0.0, end=1.0):
+    return WeakModelGuidance.execute(model, weak_model or weaker(model), scale, start, end).result[0]
+
+
+def weaker(model, share=0.2):
+    """The same network with a part of its weights taken away, as a patch of the host."""
+    keys = [key for key in model.model.state_dict() if key.endswith(("to_v.weight", "to_k.weight"))]
+    weak_model = model.clone()
+    weak_model.add_patches({key: (model.model.state_dict()[key],) for key in keys}, -share)
+    return weak_model
+
+
+def apg(model, eta=0.0, norm_threshold=15.0, momentum=-0.5, start=0.0, end=1.0):
+    return AdaptiveProjectedGuidance.execute(model, eta, norm_threshold, momentum, start, end).result[0]
+
+
+def fdg(model, low=1.0, high=2.0, levels=2, start=0.0, end=1.0):
+    return FrequencyDecoupledGuidance.execute(model, low, high, levels, start, end).result[0]
+
+
+def cfg_zero(model, zero_init_steps=0, start=0.0, end=1.0):
+    return CFGZeroStar.execute(model, zero_init_steps, start, end).result[0]
+
+
+def image(model, loss="low frequencies", scale=0.5, start=0.0, end=1.0):
+    latent = {"samples": 3 * tiny.noise(seed=9)}
+    return ImageGuidance.execute(model, loss, scale, start, end, latent=latent).result[0]
+
+
+def scope(model):
+    return GuidanceScope.execute(model).result[0]
 
 
 def interval(model, start=0.3, end=0.7):
@@ -45,6 +105,15 @@ METHODS: dict[str, Method] = {
     "seg": seg,
     "seg-narrow": lambda model: seg(model, blur_sigma=1.0, layers="m0,u0"),
     "sag": sag,
+    "tpg": tpg,
+    "swg": swg,
+    "nag": nag,
+    "pladis": pladis,
+    "weak": weak,
+    "apg": apg,
+    "fdg": fdg,
+    "cfg-zero": cfg_zero,
+    "image": image,
     "interval": interval,
     "rescale": rescale,
     "ip-adapter": ip.apply,
@@ -78,6 +147,26 @@ OFF: dict[str, Method] = {
     "sag blur 0": lambda model: sag(model, blur_sigma=0.0),
     "sag blur of a cell": lambda model: sag(model, blur_sigma=0.1),
     "sag out of range": lambda model: sag(model, start=0.9, end=0.91),
+    "tpg scale 0": lambda model: tpg(model, scale=0.0),
+    "tpg out of range": lambda model: tpg(model, start=0.9, end=0.91),
+    "swg scale 0": lambda model: swg(model, scale=0.0),
+    "swg out of range": lambda model: swg(model, start=0.9, end=0.91),
+    "swg of one window": lambda model: swg(model, tile=512),
+    "nag scale 0": lambda model: nag(model, scale=0.0),
+    "nag alpha 0": lambda model: nag(model, alpha=0.0),
+    "nag out of range": lambda model: nag(model, start=0.9, end=0.91),
+    "pladis scale 0": lambda model: pladis(model, scale=0.0),
+    "pladis out of range": lambda model: pladis(model, start=0.9, end=0.91),
+    "weak scale 0": lambda model: weak(model, scale=0.0),
+    "weak out of range": lambda model: weak(model, start=0.9, end=0.91),
+    "apg neutral": lambda model: apg(model, 1.0, 0.0, 0.0),
+    "apg out of range": lambda model: apg(model, start=0.9, end=0.91),
+    "fdg factors 1": lambda model: fdg(model, 1.0, 1.0),
+    "fdg out of range": lambda model: fdg(model, start=0.9, end=0.91),
+    "cfg-zero out of range": lambda model: cfg_zero(model, 1, start=0.9, end=0.91),
+    "image scale 0": lambda model: image(model, scale=0.0),
+    "image out of range": lambda model: image(model, start=0.9, end=0.91),
+    "scope": scope,
     "rescale 0": lambda model: rescale(model, 0.0),
     "ip-adapter weight 0": lambda model: ip.apply(model, weight=0.0),
     "ip-adapter custom weights 0": lambda model: ip.apply(model, weight_type="custom", layer_weights="0:0, 3:0"),
