@@ -25,8 +25,8 @@ class CFGZeroStar(io.ComfyNode):
                 model_input(),
                 make_input(
                     io.Int, "zero_init_steps", default=0, min=0, max=100,
-                    tooltip="So many steps of the sampler at the start do not move, but for what other nodes add. For flow "
-                    "models 1; else 0.",
+                    tooltip="So many steps of the sampler at the start do not move, but for what other nodes add. For "
+                    "flow models 1; else 0.",
                 ),
                 *percent_inputs(),
             ],

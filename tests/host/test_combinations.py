@@ -38,7 +38,7 @@ CONDS = {
 
 
 def groups(names, generator):
-    """Groups of methods until every pair has met; each is filled with those that meet most others for the first time."""
+    """Groups of methods until every pair has met; each is filled with those that meet most others anew."""
     left = set(itertools.combinations(names, 2))
     while left:
         group = list(generator.choice(sorted(left)))
