@@ -70,7 +70,13 @@ def definitions(language: str) -> dict[str, Any]:
 
 
 NODES = definitions("en")
-GUIDANCE = [node for node in NODES if "Guidance" in node]
+GUIDANCE = [  # the nodes of methods: their pages have formula, paper and cost
+    node
+    for file in sorted((ROOT / "nodes").glob("*.py"))
+    for node in re.findall(
+        r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/guidance"', file.read_text(encoding="utf-8")
+    )
+]
 
 
 def name_of(path: Path) -> str:
@@ -142,6 +148,11 @@ def test_a_help_page_says_when_to_use_the_node_and_what_may_go_wrong(node):
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
     for heading in ("Inputs", "When to use it", "If something goes wrong"):
         assert heading in headings
+
+
+def test_every_node_of_the_guidance_category_counts_as_a_method():
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py")]
+    assert len(GUIDANCE) == sum(source.count('"reins/guidance"') for source in sources)
 
 
 @pytest.mark.parametrize("node", GUIDANCE)
