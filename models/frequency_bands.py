@@ -22,7 +22,7 @@ def bands(x: Tensor, levels: int) -> list[Tensor]:
 
 def factors(low: float, high: float, levels: int) -> Sequence[float]:
     """The factor of each band, the highest frequencies first: from `high` to `low` in equal steps."""
-    return [high + (low - high) * i / max(levels - 1, 1) for i in range(levels)]
+    return [low + (high - low) * (levels - 1 - i) / max(levels - 1, 1) for i in range(levels)]
 
 
 def weighed(x: Tensor, low: float, high: float, levels: int) -> Tensor:

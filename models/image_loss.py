@@ -55,9 +55,10 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
 
 def loss_gradient(x: Tensor, target: Tensor, loss: Loss) -> Tensor:
     """The gradient of a loss at x (b, c, h, w); also inside the host's inference mode."""
+    exact = torch.promote_types(x.dtype, torch.float32)
     with torch.inference_mode(False), torch.enable_grad():
-        x, target = x.detach().clone().requires_grad_(True), target.detach().clone()
-        return torch.autograd.grad(LOSSES[loss](x, target), x)[0]
+        at, wanted = x.detach().clone().to(exact).requires_grad_(True), target.detach().clone().to(exact)
+        return torch.autograd.grad(LOSSES[loss](at, wanted), at)[0].to(x.dtype)
 
 
 def _squares(difference: Tensor) -> Tensor:

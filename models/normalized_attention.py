@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -11,11 +12,13 @@ def normalized_guidance(positive: Tensor, negative: Tensor, scale: float, tau: f
     Extrapolated by `scale` (equation 7), its L1 norm held below `tau` times the positive's, token by token (equations
     8 and 9), and mixed into the positive by `alpha` (equation 10).
     """
-    guided = positive + scale * (positive - negative)
-    ratio = _norm(guided) / _norm(positive)
+    exact = torch.promote_types(positive.dtype, torch.float32)
+    plain, away = positive.to(exact), negative.to(exact)
+    guided = plain + scale * (plain - away)
+    ratio = _norm(guided) / _norm(plain)
     guided = guided * (ratio.clamp_max(tau) / ratio)
-    return alpha * guided + (1 - alpha) * positive
+    return (alpha * guided + (1 - alpha) * plain).to(positive.dtype)
 
 
 def _norm(features: Tensor) -> Tensor:
-    return features.float().abs().sum(-1, keepdim=True).clamp_min(1e-12).to(features.dtype).clamp_min(1e-7)
+    return features.abs().sum(-1, keepdim=True).clamp_min(1e-12)

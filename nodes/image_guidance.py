@@ -61,14 +61,14 @@ class ImageGuidance(io.ComfyNode):
 
 
 def _of_latent(model: ModelPatcher, latent: Any) -> Target:
-    samples = model.model.process_latent_in(checked_latent(latent, "latent"))
+    samples = checked_latent(latent, "latent")
     wanted = model.model.latent_format.latent_channels
     if samples.shape[1] != wanted:
         raise ValueError(
             f"latent should have {wanted} channels for this model, but has {samples.shape[1]}. Encode the picture with "
             f"the VAE of this model."
         )
-    return Target(samples)
+    return Target(model.model.process_latent_in(samples))
 
 
 def _of_image(model: ModelPatcher, image: Tensor) -> Target:

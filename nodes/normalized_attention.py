@@ -68,7 +68,7 @@ def _checked(negative: Any) -> list:
 
 
 def _entry(text: Any, said: dict[str, Any], width: int) -> NegativeText:
-    if not isinstance(text, Tensor) or text.ndim != 3 or text.shape[-1] != width:
+    if not isinstance(text, Tensor) or text.ndim != 3 or text.shape[-1] != width or 0 in text.shape:
         found = tuple(text.shape) if isinstance(text, Tensor) else type(text).__name__
         raise ValueError(
             f"negative should be a text of {width} numbers per token, as the model reads it, but is {found}. Encode it "

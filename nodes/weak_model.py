@@ -56,6 +56,12 @@ def _check(model: ModelPatcher, weak: ModelPatcher) -> None:
             "weak_model and model should be noised in the same way, but one is a flow model and the other is not. "
             "Choose a weaker model of the same family."
         )
+    channels = [patcher.model.model_config.unet_config.get("in_channels") for patcher in (weak, model)]
+    if channels[0] != channels[1]:
+        raise ValueError(
+            f"weak_model should take {channels[1]} channels, as model does, but takes {channels[0]}: one of the two is "
+            f"for inpainting. Choose a weaker model of the same kind."
+        )
     widths = [patcher.model.model_config.unet_config.get("context_dim") for patcher in (weak, model)]
     if widths[0] != widths[1]:
         raise ValueError(

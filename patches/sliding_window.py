@@ -20,14 +20,17 @@ from .chunk_conds import install_chunk_infos
 from .guidance import Term, add_term
 from .run import run_of
 from .scope import Args
-from .windowed_control import Part, windowed
+from .windowed_control import windowed
 
 PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # what weights stand for
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WindowTerm(Term):
-    """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`."""
+    """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`.
+
+    A prompt for an area has windows of that area, for it never sees more.
+    """
 
     tile: int
     overlap: int
@@ -42,12 +45,11 @@ class WindowTerm(Term):
         found = []
         for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
             kept = {key: value for key, value in cond.items() if key not in PLACED}
-            for window in self._windows(args["input"]):
-                area = _overlap(own, window)
-                if area is not None:
-                    name = uuid5(cond["uuid"], f"{self.id}{tuple(window)}")
-                    control = windowed(cond.get("control"), Part(own, area), run_of(args["model_options"]))
-                    found.append({**kept, **control, "uuid": name, "area": tuple(area), "mask": weights})
+            control = windowed(cond.get("control"), own, run_of(args["model_options"]))
+            for h, w, top, left in windows((own.h, own.w), self.tile, self.overlap):
+                area = (h, w, own.top + top, own.left + left)
+                name = uuid5(cond["uuid"], f"{self.id}{area}")
+                found.append({**kept, **control, "uuid": name, "area": area, "mask": weights})
         return found
 
     def _windows(self, x: Tensor) -> list[Window]:
@@ -76,12 +78,6 @@ def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict,
             weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
             rest = rest - weights
         yield cond, own, weights
-
-
-def _overlap(a: Window, b: Window) -> Window | None:
-    top, left = max(a.top, b.top), max(a.left, b.left)
-    h, w = min(a.top + a.h, b.top + b.h) - top, min(a.left + a.w, b.left + b.w) - left
-    return Window(h, w, top, left) if h > 0 and w > 0 else None
 
 
 def add_window_term(model: ModelPatcher, term: WindowTerm) -> ModelPatcher:

@@ -34,8 +34,13 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
     if not acting:
         return None
 
+    seen: set[Site] = set()
+
     def change_tokens(tokens: Tensor, options: Mapping[str, Any]) -> Tensor:
         site = Site("attn1", *options["block"], options["block_index"])
+        if site in seen:  # video models send the tokens of a block over time here too, after those over space
+            return tokens
+        seen.add(site)
         for entry in acting:
             if site in entry.sites:
                 tokens = _changed(tokens, entry, site, options)

@@ -6,6 +6,7 @@ quantisation count. Two patchers of one network cannot both be loaded; then the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import Entry, append, entries, install_wrapper, next_order
-from .guidance import in_span, install_guidance
+from .guidance import current_step, in_span, install_guidance
 from .loading import load_with
-from .run import RUN, Run, run_of
+from .run import RUN, STEP, Run, Step, run_of
 from .scope import Args, add_post_cfg
 from .span import Span
 
@@ -43,6 +44,8 @@ class WeakModel(Entry):
         options = run.once((self, "options"), lambda: self._prepared(args, run))
         key = (self, "conds", tuple(cond["uuid"] for cond in args["cond"]))
         conds = run.once(key, lambda: self._conds(args))
+        now = Step(x=args["input"], timestep=args["sigma"], sigma=current_step(args).sigma)
+        options = {**options, "transformer_options": {**options["transformer_options"], STEP: now}}
         return comfy.samplers.calc_cond_batch(self.model.model, [conds], args["input"], args["sigma"], options)[0]
 
     def _prepared(self, args: Args, run: Run) -> Args:
@@ -113,7 +116,14 @@ def check_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any)
 
 
 def _same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:
-    return model.patches_uuid == other.patches_uuid and model.object_patches == other.object_patches
+    """By the patches themselves: a hook on a prompt gives a patcher another uuid, and changes no weight for good."""
+    keys = model.patches.keys()
+    same = keys == other.patches.keys() and all(_same(model.patches[key], other.patches[key]) for key in keys)
+    return same and model.object_patches == other.object_patches
+
+
+def _same(patches: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(patches) == len(others) and all(a is b for a, b in zip(patches, others, strict=True))
 
 
 def with_own_network(model: ModelPatcher) -> ModelPatcher:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.controlnet
 import comfy.utils
@@ -22,15 +22,11 @@ from .run import Run
 from .shared_control import is_known
 
 
-class Part(NamedTuple):
-    """A window, and the area that the hint is for, both in cells of the latent."""
+def windowed(control: ControlBase | None, whole: Window, run: Run) -> dict[str, ControlBase]:
+    """What a conditioning for a window says of its ControlNet, whose hint is for the area `whole` of the latent.
 
-    whole: Window
-    window: Window
-
-
-def windowed(control: ControlBase | None, part: Part, run: Run) -> dict[str, ControlBase]:
-    """What a conditioning for a window says of its ControlNet. RuntimeError for one that cannot be cut."""
+    RuntimeError for one that cannot be cut.
+    """
     if control is None:
         return {}
     if not is_known(control):
@@ -38,7 +34,7 @@ def windowed(control: ControlBase | None, part: Part, run: Run) -> dict[str, Con
             f"Sliding Window Guidance cannot cut the hint of a {type(control).__name__} of another pack into windows. "
             f"Remove one of the two."
         )
-    stand_in = run.once((windowed, id(control), part.whole), lambda: WindowedControl(control, part.whole, run))
+    stand_in = run.once((windowed, id(control), whole), lambda: WindowedControl(control, whole))
     return {"control": stand_in}
 
 
@@ -48,7 +44,6 @@ class WindowedControl:
 
     control: ControlBase
     whole: Window
-    run: Run
     made: dict[Any, ControlBase] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:

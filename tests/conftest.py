@@ -105,7 +105,7 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded sixth, of every law some for each method; --full has the rest.
+    """For the continuous run: of many cases a seeded sixth, of every law one or more for each method; --full has all.
 
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
@@ -113,9 +113,16 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         many = item.path.stem in LONG or "pair" in params
-        method = params.get("method", "" if many and "combinations" not in item.path.stem else item)
+        named = params.get("name", item) if item.path.stem == "test_laws" else item
+        method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    return {case for cases in by_method.values() for case in (cases if len(cases) <= MANY else _some(cases, 6))}
+    return {case for cases in by_method.values() for case in (_few(cases) if len(cases) <= MANY else _some(cases, 6))}
+
+
+def _few(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Of two cases of a law, which differ in the model or in cfg, each method has one."""
+    of_method = "method" in getattr(getattr(cases[0], "callspec", None), "params", {})
+    return [cases[crc32(cases[0].name.encode()) % len(cases)]] if of_method else cases
 
 
 def _some(cases: list[pytest.Item], each: int) -> list[pytest.Item]:

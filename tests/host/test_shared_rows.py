@@ -51,11 +51,11 @@ def conditions(kind: str) -> dict[str, list]:
     return {"positive": make(1), "negative": make(2)}
 
 
-@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("method", SHARING)
 @pytest.mark.parametrize("layers", ["d1", "m0", "u0", "u1-u2", "all"])
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
-def test_shared_layers_change_no_bit(name, layers, cfg, model):
-    shared, plain = (SHARING[name](model, layers=layers, share=share) for share in (True, False))
+def test_shared_layers_change_no_bit(method, layers, cfg, model):
+    shared, plain = (SHARING[method](model, layers=layers, share=share) for share in (True, False))
     assert torch.equal(sample(shared, (7, 12), batch=2, cfg=cfg), sample(plain, (7, 12), batch=2, cfg=cfg))
 
 
