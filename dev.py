@@ -425,7 +425,7 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=command_demo)
 
     test = commands.add_parser("test", help="run the tests; further arguments go to pytest", allow_abbrev=False)
-    test.add_argument("--full", action="store_true", help="twelve times as many combinations of methods and settings")
+    test.add_argument("--full", action="store_true", help="every case, and each pair of methods by itself")
     test.add_argument("--require-host", action="store_true", help="fail where no ComfyUI is found")
     test.set_defaults(run=command_test)
 
