@@ -186,7 +186,7 @@ def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
             if step.marks.get(chunk) == entry.id and (groups is None or groups[i].is_open)
         ]  # fmt: skip
 
-    return _only_on(ours, entry.apply)
+    return only_on(ours, entry.apply)
 
 
 def _on_rows(entry: AttentionLayer) -> Layer:
@@ -194,10 +194,10 @@ def _on_rows(entry: AttentionLayer) -> Layer:
         groups: Sequence[Group] = call.options[GROUPS]
         return [i for i, group in enumerate(groups) if (group.is_open if entry.rows == "open" else group.is_sampled)]
 
-    return _only_on(ours, entry.apply)
+    return only_on(ours, entry.apply)
 
 
-def _only_on(ours: Callable[[Call], list[int]], apply: Layer) -> Layer:
+def only_on(ours: Callable[[Call], list[int]], apply: Layer) -> Layer:
     """The layer on some chunks, by number; the others see what lies below it."""
 
     def on_some(call: Call, below: Attend) -> Tensor:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+import torch
+from torch import Tensor
+
 from .chunk_conds import IMAGES
 
 GROUPS = "reins_groups"
@@ -29,3 +32,17 @@ def options_of_chunks(options: Mapping[str, Any], chunks: Sequence[int]) -> dict
     """The options of a call that has only some of the chunks, by number."""
     lists = {name: [of_all[i] for i in chunks] for name in PER_CHUNK if (of_all := options.get(name))}
     return {**options, **lists}
+
+
+def of_chunks(value: Any, kept: Sequence[int], count: int, rows: int) -> Any:
+    """What some of `count` chunks have, by number, of a tensor with `rows` rows, of a list of such, or of options."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) != rows:
+            return value
+        if list(kept) == list(range(len(kept))):
+            return value[: len(kept) * (rows // count)]
+        parts = value.chunk(count)
+        return torch.cat([parts[i] for i in kept])
+    if isinstance(value, dict):
+        return options_of_chunks(value, kept)
+    return [of_chunks(item, kept, count, rows) for item in value] if isinstance(value, list) else value

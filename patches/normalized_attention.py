@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.normalized_attention import normalized_guidance
 from . import row_masks
-from .attention import Attend, Call, module_in
+from .attention import Attend, Call, module_in, only_on
 from .chunk_conds import ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
 from .frames import clamped, images_of
 from .groups import TOKENS
@@ -79,21 +79,10 @@ class NormalizedAttention:
     alpha: float
 
     def __call__(self, call: Call, below: Attend) -> Tensor:
-        labels = call.options.get("cond_or_uncond") or [0] * len(call.chunks)
-        acting = [i for i, label in enumerate(labels) if not is_negative(call.options, label)]
         texts = self._active(call)
-        if not acting or not texts:
+        if not texts:
             return below(call)
-        if len(acting) == len(labels):
-            return self._guided(call, below, texts)
-        rest = [i for i in range(len(labels)) if i not in acting]
-        parts: list[Tensor] = [call.q] * len(labels)
-        kept, changed = call.only(rest), call.only(acting)
-        for i, part in zip(rest, kept.split(below(kept)), strict=True):
-            parts[i] = part
-        for i, part in zip(acting, changed.split(self._guided(changed, below, texts)), strict=True):
-            parts[i] = part
-        return torch.cat(parts)
+        return only_on(positives, lambda call, below: self._guided(call, below, texts))(call, below)
 
     def _active(self, call: Call) -> list[NegativeText]:
         if all(text.span == WHOLE_RUN for text in self.texts):
@@ -153,6 +142,12 @@ class NormalizedAttention:
             return found.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
 
         return run_in(call.options).once((self, text, "weights", grid, infos, size, images, call.q.dtype), make)
+
+
+def positives(call: Call) -> list[int]:
+    """The chunks that are not for a negative prompt, by number."""
+    labels = call.options.get("cond_or_uncond") or [0] * len(call.chunks)
+    return [i for i, label in enumerate(labels) if not is_negative(call.options, label)]
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:

@@ -15,7 +15,7 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from .groups import options_of_chunks
+from .groups import of_chunks
 from .run import Step
 
 CondLists = list[list[dict] | None]
@@ -63,22 +63,12 @@ class SharedControl:
         kept = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
         if len(kept) == chunks:
             return self.control.get_control(x, t, cond, chunks, transformer_options)
-        few = options_of_chunks(transformer_options, kept)
-        narrow = {name: _of_chunks(value, kept, chunks, len(x)) for name, value in cond.items()}
-        found = self.control.get_control(
-            _of_chunks(x, kept, chunks, len(x)), _of_chunks(t, kept, chunks, len(x)),
-            {**narrow, "transformer_options": few}, len(kept), few,
-        )  # fmt: skip
+        few_x, few_t, few = (of_chunks(value, kept, chunks, len(x)) for value in (x, t, transformer_options))
+        narrow = {name: of_chunks(value, kept, chunks, len(x)) for name, value in cond.items()}
+        found = self.control.get_control(few_x, few_t, {**narrow, "transformer_options": few}, len(kept), few)
         self.step.controlled.update(uuids)
         sources = [kept.index(origins.index(origin)) for origin in origins]
         return None if found is None else _repeated(found, sources, len(kept))
-
-
-def _of_chunks(value: Any, kept: Sequence[int], chunks: int, rows: int) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
-        return value
-    parts = value.chunk(chunks)
-    return torch.cat([parts[i] for i in kept])
 
 
 def _repeated(residuals: Mapping[str, list], sources: Sequence[int], chunks: int) -> dict[str, list]:

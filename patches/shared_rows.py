@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .entries import KEY
-from .groups import GROUPS, PER_CHUNK, options_of_chunks
+from .groups import GROUPS, PER_CHUNK, of_chunks
 from .run import STEP, Step
 from .sites import ORDER, Depth
 
@@ -145,24 +145,10 @@ class _OnFewChunks:
 
     def __call__(self, x: Tensor, *arguments: Any, **kwargs: Any) -> Tensor:
         count = len(self.sources)
-        few, *rest = (_of_chunks(value, self.kept, count, len(x)) for value in (x, *arguments))
+        few, *rest = (of_chunks(value, self.kept, count, len(x)) for value in (x, *arguments))
         out = self.layer(few, *rest, **kwargs)
         for value, narrow in zip(arguments, rest, strict=True):
             if isinstance(value, dict):  # the host notes in its options how far it is
                 value.update({key: item for key, item in narrow.items() if key not in PER_CHUNK})
         parts = out.chunk(len(self.kept))
         return torch.cat([parts[i] for i in self.sources])
-
-
-def _of_chunks(value: Any, kept: Sequence[int], count: int, rows: int) -> Any:
-    """The rows of some chunks of whatever a layer is given; options for these chunks."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) != rows:
-            return value
-        if list(kept) == list(range(len(kept))):
-            return value[: len(kept) * (rows // count)]
-        parts = value.chunk(count)
-        return torch.cat([parts[i] for i in kept])
-    if isinstance(value, dict):
-        return options_of_chunks(value, kept)
-    return [_of_chunks(item, kept, count, rows) for item in value] if isinstance(value, list) else value
