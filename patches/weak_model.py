@@ -129,7 +129,12 @@ def _same(patches: Sequence[Any], others: Sequence[Any]) -> bool:
 def with_own_network(model: ModelPatcher) -> ModelPatcher:
     """A clone with the same patches on a copy of the network, which lies where the host keeps what is not in use."""
     if getattr(model, "cached_patcher_init", None) is not None:  # newer hosts can read the file again
-        return model.clone(force_deepcopy=True)
+        load, arguments, *part = model.cached_patcher_init
+        found = load(*arguments)
+        fresh = found[part[0]] if part else found
+        own = model.clone(model_override=fresh.get_clone_model_override())
+        own.hook_backup, own.clone_base_uuid = {}, uuid4()
+        return own
     loaded = comfy.model_management.current_loaded_models
     for i in reversed(range(len(loaded))):  # a network in use has its weights changed in place
         if loaded[i].model is not None and model.is_clone(loaded[i].model):

@@ -1,0 +1,57 @@
+"""Where the network of a weak model comes from, and what it leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reins.patches.weak_model import with_own_network
+from reins.tests import tiny
+from reins.tests.methods import weak, weaker
+from reins.tests.tiny import nearly, sample
+
+
+@pytest.fixture
+def readable(sd15):
+    """A model that the host knows how to load again, as those of its own loaders from 0.33 on."""
+    if not hasattr(sd15, "cached_patcher_init"):
+        pytest.skip("this host does not read a model's file again")
+    loads = []
+
+    def load(seed: int) -> tuple[str, object]:
+        loads.append(seed)
+        return "beside", tiny.sd15(seed, dtype=torch.float64)
+
+    sd15.cached_patcher_init = (load, (0,), 1)
+    return sd15, loads
+
+
+def test_a_network_that_the_host_can_read_again_is_read_and_not_copied(readable):
+    model, loads = readable
+    own = with_own_network(weaker(model))
+    assert loads == [0]
+    assert own.model is not model.model and not model.is_clone(own)
+    assert own.patches.keys() == weaker(model).patches.keys()
+    assert own.backup == {} and own.clone_base_uuid != model.clone_base_uuid
+
+
+def test_it_makes_no_difference_whether_the_network_is_read_or_copied(readable):
+    model, loads = readable
+    read = sample(weak(model), steps=2)
+    assert loads == [0]
+    model.cached_patcher_init = None
+    assert nearly(read, sample(weak(model), steps=2))
+
+
+def test_a_network_of_its_own_knows_no_patcher_of_the_first(sd15):
+    sample(sd15, steps=1)
+    own = with_own_network(weaker(sd15))
+    assert getattr(own.model, "current_patcher", None) is None
+    assert own.model.model_config is sd15.model.model_config
+    shared = {id(value) for value in sd15.model.parameters()} & {id(value) for value in own.model.parameters()}
+    assert not shared
+
+
+def test_the_weak_model_is_let_go_when_the_run_is_over(sd15):
+    other = tiny.sd15(5, dtype=torch.float64)
+    sample(weak(sd15, other), steps=2)
+    assert other.model.current_patcher is None
