@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import comfy_extras.nodes_apg
 import comfy_extras.nodes_pag
 import comfy_extras.nodes_sag
 from comfy.model_patcher import ModelPatcher
@@ -12,7 +13,23 @@ from reins.patches.features import channels_at
 from reins.patches.h_direction import SITE, HDirection
 from reins.patches.sites import unet_of
 from reins.tests import hs, tiny
-from reins.tests.methods import interval, pag, rescale, sag, seg
+from reins.tests.methods import (
+    apg,
+    cfg_zero,
+    fdg,
+    image,
+    interval,
+    nag,
+    pag,
+    pladis,
+    rescale,
+    sag,
+    scope,
+    seg,
+    swg,
+    tpg,
+    weak,
+)
 
 Steer = Callable[[ModelPatcher], ModelPatcher]
 
@@ -43,6 +60,10 @@ def host_pag(model: ModelPatcher) -> ModelPatcher:
 def h_edit(model: ModelPatcher, direction: HDirection | None = None, **settings: object) -> ModelPatcher:
     stored = hs.stored(channels=channels_at(unet_of(model), SITE))
     return hs.edit(model, direction or stored, strength=0.1, **settings)
+
+
+def host_apg(model: ModelPatcher) -> ModelPatcher:
+    return comfy_extras.nodes_apg.APG.execute(model, 0.0, 15.0, -0.5).result[0]
 
 
 def host_sag(model: ModelPatcher) -> ModelPatcher:
@@ -95,6 +116,31 @@ CASES = [
         ("Interval 25 to 75 %", lambda model: interval(model, 0.25, 0.75), "plain"),
     ]
     if not (cfg == 1.0 and name.startswith(("Rescale", "Interval")))
+]
+
+GUIDANCE = [
+    Case(name, cfg, steer, against)
+    for cfg in (7.0, 1.0)
+    for name, steer, against in [
+        ("plain", lambda model: model, "plain"),
+        ("host PAG", host_pag, "plain"),
+        ("PAG, unshared", lambda model: pag(model, share=False), "host PAG"),
+        ("PAG", pag, "host PAG"),
+        ("TPG", tpg, "host PAG"),
+        ("PAG + SEG + TPG", lambda model: tpg(seg(pag(model))), "host PAG"),
+        ("SWG, 64 px without overlap", lambda model: swg(model, tile=64, overlap=0), "plain"),
+        ("NAG", nag, "plain"),
+        ("PLADIS", pladis, "plain"),
+        ("Weak model", weak, "plain"),
+        ("host APG", host_apg, "plain"),
+        ("APG", apg, "host APG"),
+        ("FDG", fdg, "plain"),
+        ("CFG-Zero*", cfg_zero, "plain"),
+        ("Image, colour histogram", lambda model: image(model, "colour histogram"), "plain"),
+        ("Image, low frequencies", image, "plain"),
+        ("Scope on PAG", lambda model: scope(pag(model)), "host PAG"),
+    ]
+    if not (cfg == 1.0 and name in ("host APG", "APG", "FDG", "CFG-Zero*"))
 ]
 
 EDITS = [

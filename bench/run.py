@@ -66,13 +66,17 @@ def main() -> None:
     quick = parser.parse_args().quick
     enter()
     import comfyui_version
-    from reins.bench import adapters, examples, hints, partners
-    from reins.bench.cases import ADAPTED, EDITS, HINTED, NETWORKS, PAIRED
+    from reins.bench import adapters, examples, hints, partners, sharing
+    from reins.bench.cases import ADAPTED, EDITS, GUIDANCE, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
     lines = preface(comfyui_version.__version__)
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else NETWORKS:
         found = table(network, list(measure(network)))
+        print("\n".join(found), flush=True)
+        lines += found
+    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
+        found = table(network, list(measure(network, GUIDANCE)), "The guidance family on ")
         print("\n".join(found), flush=True)
         lines += found
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
@@ -84,6 +88,9 @@ def main() -> None:
         print("\n".join(found), flush=True)
         lines += found
     if not quick:  # its widths are those of the releases, a gigabyte of them
+        found = sharing.table(HINTED, sharing.measure(HINTED))
+        print("\n".join(found), flush=True)
+        lines += found
         found = hints.table(HINTED, hints.measure(HINTED))
         print("\n".join(found), flush=True)
         lines += found

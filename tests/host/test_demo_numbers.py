@@ -14,6 +14,7 @@ import torch
 from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
 from reins.demo.scenes import SLOTS, draw, draw_words, render
 from reins.demo.training.clip_vision import image_embeds, words_read
+from reins.demo.training.guidance_numbers import with_tpg
 from reins.demo.training.ip_adapter import IPAdapterTask
 from reins.demo.training.ip_adapter_numbers import FORM, LOOK, load_prompted, references
 from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, load_encoder, repainted, with_style
@@ -114,6 +115,18 @@ def test_sag_clears_up_pictures_that_no_word_guides(base, free, unguided):
     change = gain(found, score(unguided.image[: FREE // 2], free[: FREE // 2]))
     assert change.better >= 0.6
     assert change.mean > 0
+
+
+@full
+def test_tpg_clears_up_pictures_that_no_word_guides(base, free, unguided):
+    """Of 64 on other noise: 62 in a hundred better, by 0.71 dB and an error of 0.27."""
+    few = free[: FREE // 2]
+    before = score(unguided.image[: FREE // 2], few)
+    found = score(sample(with_tpg(base[0], 1.5), base[1], few, NO_CFG, GUIDANCE_SEED), few)
+    change = gain(found, before)
+    assert change.better > 0.52
+    assert change.mean > 0
+    assert found.verdict.template_error.mean() < before.verdict.template_error.mean()
 
 
 def test_too_much_pag_ruins_pictures_and_none_changes_no_bit(base, words):

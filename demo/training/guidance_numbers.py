@@ -1,0 +1,153 @@
+"""What the guidance family reaches on the demo model, through the nodes: for each method the figure it is made for.
+
+PAG, SEG and SAG are measured in numbers.py.
+"""
+
+from __future__ import annotations
+
+import comfy.sample
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...models.image_loss import LOSSES, Loss
+from ...nodes.adaptive_projection import AdaptiveProjectedGuidance
+from ...nodes.cfg_zero import CFGZeroStar
+from ...nodes.frequency_decoupled import FrequencyDecoupledGuidance
+from ...nodes.image_guidance import ImageGuidance
+from ...nodes.normalized_attention import NormalizedAttentionGuidance
+from ...nodes.sliding_window import SlidingWindowGuidance
+from ...nodes.sparse_cross_attention import SparseCrossAttention
+from ...nodes.token_perturbation import TokenPerturbationGuidance
+from ...nodes.weak_model import WeakModelGuidance
+from ..evaluate import Settings, conditioning, sample
+from ..judge import judge
+from ..scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
+from .numbers import with_style
+from .style import StyleTask
+
+FREE_SEED = 7
+FEW = Settings(cfg=1.0, steps=12)
+BURNT = Settings(cfg=12.0, sampler="euler")
+LARGE = 64  # cells of a latent twice as long as the pictures the model knows
+PIXELS_OF_A_SHAPE = 12
+COLOUR, TEXTURE = list(SLOTS).index("colour"), list(SLOTS).index("texture")
+CHECKED = SLOTS["texture"].index("checked")
+
+
+def with_tpg(model: ModelPatcher, scale: float) -> ModelPatcher:
+    """Where structure is decided, as PAG: the second block up, in the middle of the run."""
+    return TokenPerturbationGuidance.execute(model, scale, 0.2, 0.7, "u2").result[0]
+
+
+# --- large pictures ---
+
+
+def draw_large(model: ModelPatcher, table: Tensor, words: Tensor, seed: int = 3) -> Tensor:
+    """(b, 3, 64, 64) in 0..1, one picture for each row of words, without CFG."""
+    latent = torch.zeros(len(words), 3, LARGE, LARGE)
+    said, free = conditioning(table, words), conditioning(table, torch.full_like(words[:1], -1))
+    with torch.inference_mode():
+        drawn = comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, seed), FEW.steps, FEW.cfg, FEW.sampler, FEW.scheduler, said, free,
+            latent, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+    return ((drawn.float() + 1) / 2).clamp(0, 1)
+
+
+def with_swg(model: ModelPatcher, scale: float, tile: int = 256) -> ModelPatcher:
+    return SlidingWindowGuidance.execute(model, scale, tile, 0, 0.0, 1.0).result[0]
+
+
+def shapes(image: Tensor) -> Tensor:
+    """(b,): how many connected shapes there are on the ground of each picture; one was asked for."""
+    ground = image.flatten(2).median(2).values[..., None, None]
+    mask = ((image - ground).abs().amax(1) > 0.3).float()
+    label = torch.arange(1, mask[0].numel() + 1).view(mask.shape[1:]).float() * mask
+    while True:
+        spread = F.max_pool2d(label[:, None], 3, 1, 1)[:, 0] * mask
+        if torch.equal(spread, label):
+            break
+        label = spread
+    return torch.tensor([int((one[one > 0].unique(return_counts=True)[1] >= PIXELS_OF_A_SHAPE).sum()) for one in label])
+
+
+# --- prompts without CFG ---
+
+
+def free_words(count: int) -> Tensor:
+    return torch.full((count, len(SLOTS)), -1)
+
+
+def colours_drawn(model: ModelPatcher, table: Tensor, count: int) -> Tensor:
+    """(b,): the colours that are drawn without words."""
+    return judge(sample(model, table, free_words(count), FEW, FREE_SEED)).words[:, COLOUR]
+
+
+def colours_kept(model: ModelPatcher, table: Tensor, before: Tensor, shift: int, **settings: float) -> float:
+    """How many of these pictures, drawn without words, keep their colour where the negative of NAG names it.
+
+    With `shift` it names the colour that lies so many further in the list: the control.
+    """
+    negative = free_words(len(before))
+    negative[:, COLOUR] = (before + shift) % len(SLOTS["colour"])
+    chosen = {"scale": 4.0, "tau": 2.5, "alpha": 0.5, **settings}
+    said = conditioning(table, negative)
+    steered = NormalizedAttentionGuidance.execute(model, said, **chosen, start_percent=0.0, end_percent=1.0).result[0]
+    return (colours_drawn(steered, table, len(before)) == before).float().mean().item()
+
+
+def with_pladis(model: ModelPatcher, scale: float) -> ModelPatcher:
+    return SparseCrossAttention.execute(model, scale, 0.0, 1.0).result[0]
+
+
+# --- a weaker model ---
+
+
+def checks(model: ModelPatcher, table: Tensor, words: Tensor, strength: float, scale: float) -> float:
+    """How strong the checked texture is, 1 as it was taught, of a style LoRA steered away from the model without it."""
+    styled = with_style(model, StyleTask.file, strength)
+    steered = WeakModelGuidance.execute(styled, model, scale, 0.0, 1.0).result[0]
+    asked = words.clone()
+    asked[:, TEXTURE] = CHECKED
+    bright = sample(steered, table, asked, FEW).mean(1)
+    steep = bright[:, 2:-2] - (bright[:, 4:] + bright[:, :-4]) / 2
+    strengths = (steep * PATTERNS[CHECKED, 2:-2]).flatten(1).median(1).values / 2
+    return strengths.mean().item() / TEXTURE_AMPLITUDE
+
+
+# --- high CFG ---
+
+
+def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
+    """The corrections of CFG, at settings for pictures of 32 cells and a high CFG."""
+    return {
+        "plain": model,
+        "APG": AdaptiveProjectedGuidance.execute(model, 0.0, 3.0, 0.0, 0.0, 1.0).result[0],
+        "FDG": FrequencyDecoupledGuidance.execute(model, 0.3, 1.0, 2, 0.0, 1.0).result[0],
+        "CFG-Zero*": CFGZeroStar.execute(model, 0, 0.0, 1.0).result[0],
+    }
+
+
+def clipped(image: Tensor) -> float:
+    """The share of numbers in pictures that burnt out to black or to full."""
+    return ((image <= 0.004) | (image >= 0.996)).float().mean().item()
+
+
+# --- a picture to be like ---
+
+
+def references(count: int) -> Tensor:
+    return render(draw(count, torch.Generator().manual_seed(5))).image
+
+
+def with_image(model: ModelPatcher, image: Tensor, loss: Loss, scale: float) -> ModelPatcher:
+    return ImageGuidance.execute(model, loss, scale, 0.0, 1.0, image=image.movedim(1, -1)).result[0]
+
+
+def distance(image: Tensor, wanted: Tensor, loss: Loss) -> float:
+    """The root mean square of what a loss sees between pictures, mean over them."""
+    numbers = image[0].numel()
+    pairs = zip((image * 2 - 1).split(1), (wanted * 2 - 1).split(1), strict=True)
+    return sum((2 * LOSSES[loss](a, b).item() / numbers) ** 0.5 for a, b in pairs) / len(image)
