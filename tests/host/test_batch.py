@@ -310,11 +310,11 @@ def check_terms(name, plain, seen):
 def reads_per_step(run):
     """Numbers read from the device in each further step of a run."""
     counts = []
-    for steps in (3, 6):
+    for steps in (2, 4):
         with tiny.DeviceReads() as reads:
             run(steps)
         counts.append(reads.count)
-    return (counts[1] - counts[0]) / 3
+    return (counts[1] - counts[0]) / 2
 
 
 def test_all_nodes_together_read_one_number_per_step(sd15):
