@@ -33,6 +33,15 @@ GUIDANCE = (
     "Reins_PerturbedAttentionGuidance",
     "Reins_SmoothedEnergyGuidance",
     "Reins_SelfAttentionGuidance",
+    "Reins_SlidingWindowGuidance",
+    "Reins_TokenPerturbationGuidance",
+    "Reins_NormalizedAttentionGuidance",
+    "Reins_SparseCrossAttention",
+    "Reins_WeakModelGuidance",
+    "Reins_AdaptiveProjectedGuidance",
+    "Reins_FrequencyDecoupledGuidance",
+    "Reins_CFGZeroStar",
+    "Reins_ImageGuidance",
     "Reins_GuidanceInterval",
     "Reins_GuidanceRescale",
 )
@@ -68,6 +77,7 @@ H_SPACE = (
 )
 CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
+LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot")
 CATEGORIES = {
     **dict.fromkeys(GUIDANCE, "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
@@ -77,7 +87,9 @@ CATEGORIES = {
     **dict.fromkeys(H_SPACE, "reins/h-space"),
     **dict.fromkeys(CLIP_VISION, "reins/clip-vision"),
     **dict.fromkeys(DEMO, "reins/demo"),
+    **dict.fromkeys(LOOK, "reins/look"),
 }
+LINKS = {"MODEL": ["4", 0], "CONDITIONING": ["7", 0], "LATENT": ["5", 0]}  # of the plain graph
 SAMPLER, GUIDE, SAVE = "3", "10", "9"
 SIDE = 64
 
@@ -153,8 +165,11 @@ def test_a_node_explains_itself_and_every_socket(server: Server, node: str) -> N
 @pytest.mark.parametrize("node", GUIDANCE)
 def test_a_node_with_its_default_values_makes_a_picture(server: Server, node: str) -> None:
     info = server.client.get(f"/object_info/{node}")[node]
-    sockets = {name: (kind, *options) for name, (kind, *options) in inputs_of(info).items() if kind != "MODEL"}
-    inputs = {name: default_of(kind, *options) for name, (kind, *options) in sockets.items()}
+    sockets = {name: (kind, *options) for name, (kind, *options) in inputs_of(info).items() if kind != "IMAGE"}
+    inputs = {
+        name: LINKS[kind] if isinstance(kind, str) and kind in LINKS else default_of(kind, *options)
+        for name, (kind, *options) in sockets.items()
+    }
     result = server.client.run(guided(text_to_image(server.checkpoint, prefix=node), node, inputs))
     assert picture(server, result).size == (SIDE, SIDE)
 
