@@ -21,7 +21,7 @@ from ...nodes.sliding_window import SlidingWindowGuidance
 from ...nodes.sparse_cross_attention import SparseCrossAttention
 from ...nodes.token_perturbation import TokenPerturbationGuidance
 from ...nodes.weak_model import WeakModelGuidance
-from ..evaluate import Settings, conditioning, sample
+from ..evaluate import AT_ONCE, Settings, conditioning, sample
 from ..judge import judge
 from ..scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
 from .numbers import with_style
@@ -76,6 +76,12 @@ def shapes(image: Tensor) -> Tensor:
 # --- prompts without CFG ---
 
 
+def _check_one_batch(count: int) -> None:
+    """ValueError for more pictures than are sampled at once, for each batch begins anew with the first of what is given."""
+    if count > AT_ONCE:
+        raise ValueError(f"at most {AT_ONCE} pictures have texts or pictures of their own, but there are {count}")
+
+
 def free_words(count: int) -> Tensor:
     return torch.full((count, len(SLOTS)), -1)
 
@@ -90,6 +96,7 @@ def colours_kept(model: ModelPatcher, table: Tensor, before: Tensor, shift: int,
 
     With `shift` it names the colour that lies so many further in the list: the control.
     """
+    _check_one_batch(len(before))
     negative = free_words(len(before))
     negative[:, COLOUR] = (before + shift) % len(SLOTS["colour"])
     chosen = {"scale": 4.0, "tau": 2.5, "alpha": 0.5, **settings}
@@ -143,6 +150,7 @@ def references(count: int) -> Tensor:
 
 
 def with_image(model: ModelPatcher, image: Tensor, loss: Loss, scale: float) -> ModelPatcher:
+    _check_one_batch(len(image))
     return ImageGuidance.execute(model, loss, scale, 0.0, 1.0, image=image.movedim(1, -1)).result[0]
 
 
