@@ -77,7 +77,7 @@ def shapes(image: Tensor) -> Tensor:
 
 
 def _check_one_batch(count: int) -> None:
-    """ValueError for more pictures than are sampled at once: the next batch would begin with what the first was given."""
+    """ValueError for more pictures than are sampled at once: the next batch would begin with what the first has."""
     if count > AT_ONCE:
         raise ValueError(f"at most {AT_ONCE} pictures have texts or pictures of their own, but there are {count}")
 

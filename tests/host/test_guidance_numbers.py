@@ -61,12 +61,12 @@ def test_nag_keeps_out_what_the_negative_names_without_cfg(base):
 def test_pladis_follows_a_word_without_cfg(base):
     """Another colour over a drawn scene, cfg 1, of 64: 53 % as it is, 91 % sparse, 97 % beyond."""
     model, table = base
-    words = prompts(12)
+    words = prompts(16)
     plain, sparse, beyond = (
         repainted(m, table, words, 1.0).rates["colour"]
         for m in (model, with_pladis(model, 1.0), with_pladis(model, 2.0))
     )
-    assert plain + 0.1 < sparse + 0.05 <= beyond + 0.05
+    assert sparse > plain + 0.1
     assert beyond > plain + 0.25
 
 
