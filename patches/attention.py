@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any, Literal
 
@@ -16,8 +17,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
 from .entries import Entry, entries
-from .groups import GROUPS, Group, options_of_chunks
-from .run import STEP, Step
+from .groups import GROUPS, Group, marked_chunks, marks_in, options_of_chunks
 from .sites import Site
 from .span import WHOLE_RUN, Span
 
@@ -133,14 +133,13 @@ def slots_with_layers(
 
 
 def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[Layer]]:
-    step: Step | None = options.get(STEP)
-    marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
+    marked = set(marks_in(options))
     by_site: dict[Site, list[Layer]] = {}
     for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
             layer = _on_rows(entry) if GROUPS in options else entry.apply
         elif isinstance(entry, PerturbedLayers) and entry.id in marked:
-            layer = _on_marked_chunks(entry, step)
+            layer = only_on(partial(_marked_by, entry), entry.apply)
         else:
             continue
         for site in entry.sites:
@@ -178,15 +177,8 @@ def _is_over_time(call: Call, frames: int | None, earlier_calls: int) -> bool:
     return frames != h * w or earlier_calls % 2 == 1  # the shapes alone do not tell where there are h * w frames
 
 
-def _on_marked_chunks(entry: PerturbedLayers, step: Step) -> Layer:
-    def ours(call: Call) -> list[int]:
-        groups: Sequence[Group] | None = call.options.get(GROUPS)
-        return [
-            i for i, chunk in enumerate(call.chunks)
-            if step.marks.get(chunk) == entry.id and (groups is None or groups[i].is_open)
-        ]  # fmt: skip
-
-    return only_on(ours, entry.apply)
+def _marked_by(entry: PerturbedLayers, call: Call) -> list[int]:
+    return marked_chunks(call.options, entry.id)
 
 
 def _on_rows(entry: AttentionLayer) -> Layer:

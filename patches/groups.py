@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .chunk_conds import IMAGES
+from .run import STEP, Step
 
 GROUPS = "reins_groups"
 TOKENS = "reins_tokens"
@@ -32,6 +33,19 @@ def options_of_chunks(options: Mapping[str, Any], chunks: Sequence[int]) -> dict
     """The options of a call that has only some of the chunks, by number."""
     lists = {name: [of_all[i] for i in chunks] for name in PER_CHUNK if (of_all := options.get(name))}
     return {**options, **lists}
+
+
+def marks_in(options: Mapping[str, Any]) -> list[UUID | None]:
+    """Of each chunk of a call the extra prediction that it belongs to; None for the host's own."""
+    step: Step | None = options.get(STEP)
+    return [None if step is None else step.marks.get(chunk) for chunk in options.get("uuids", ())]
+
+
+def marked_chunks(options: Mapping[str, Any], extra: UUID) -> list[int]:
+    """The chunks of an extra prediction, by number, but for rows that are not open to other methods."""
+    groups: Sequence[Group] | None = options.get(GROUPS)
+    marks = marks_in(options)
+    return [i for i, mark in enumerate(marks) if mark == extra and (groups is None or groups[i].is_open)]
 
 
 def of_chunks(value: Any, kept: Sequence[int], count: int, rows: int) -> Any:

@@ -33,7 +33,7 @@ from .guidance import Args, ExtraPrediction, current_step, in_span, install_guid
 from .h_direction import SITE, BlockDirection, HDirection, Place, PromptDirection, note_h
 from .loading import load_with
 from .network import install_layers
-from .run import STEP, Run, Step, run_in, run_of
+from .run import STEP, Run, Step, run_in, run_of, sigma_in
 from .scope import add_post_cfg
 from .sites import Depth
 from .span import Span
@@ -91,8 +91,8 @@ class Edit:
         h, info = call.feature.chunk(len(call.chunks))[chunk], info_of(call.options, call.chunks[chunk])
         embedding = None if call.embedding is None else call.embedding.chunk(len(call.chunks))[chunk]
         run = run_in(call.options)
-        sigma = run.sigma(call.options["sigmas"]) if step is None else step.sigma
-        change = self.direction.at(Place(h, embedding, info, _window(call, len(h)), sigma, run, step))
+        place = Place(h, embedding, info, _window(call, len(h)), sigma_in(call.options), run, step)
+        change = self.direction.at(place)
         if change is None:
             if step is None or not self.is_asymmetric(run):
                 raise RuntimeError(

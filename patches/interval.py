@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .entries import append, next_order
 from .guidance import Args, CFGSpan, in_span, install_guidance
-from .scope import POST_CFG
+from .scope import put_first
 from .span import Span
 
 
@@ -24,5 +24,5 @@ def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:
     append(model, CFGSpan(order=next_order(model), span=span))
     install_guidance(model)
     # First of all, so that what earlier nodes add to the result is kept.
-    model.model_options[POST_CFG] = [positive_outside, *model.model_options.get(POST_CFG, [])]
+    put_first(model, positive_outside)
     return model

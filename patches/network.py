@@ -18,7 +18,7 @@ from .entries import KEY, append, install_wrapper, next_order
 from .features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
 from .groups import GROUPS
 from .projections import projections_of
-from .run import RUN, STEP, Step, run_in, start_run
+from .run import RUN, STEP, Step, run_in, sigma_in, start_run
 from .shared_rows import sharing_forward
 from .sites import Site
 from .span import WHOLE_RUN, Span
@@ -139,13 +139,11 @@ def options_with_layers(
 def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
     """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
     run = run_in(options)
-    step: Step | None = options.get(STEP)
 
     def in_span(span: Span) -> bool:
         if span == WHOLE_RUN:
             return True
-        sigma = run.sigma(options["sigmas"]) if step is None else step.sigma
-        return span.contains(sigma, run, options[SAMPLING].percent_to_sigma)
+        return span.contains(sigma_in(options), run, options[SAMPLING].percent_to_sigma)
 
     return in_span
 

@@ -21,7 +21,7 @@ from .chunk_conds import ChunkInfo, check_whole, info_of, install_chunk_infos, i
 from .frames import clamped, images_of
 from .groups import TOKENS
 from .network import SAMPLING, add_attention_layer
-from .run import STEP, Step, run_in
+from .run import run_in, sigma_in
 from .sites import Site
 from .span import WHOLE_RUN, Span
 
@@ -87,8 +87,7 @@ class NormalizedAttention:
     def _active(self, call: Call) -> list[NegativeText]:
         if all(text.span == WHOLE_RUN for text in self.texts):
             return list(self.texts)
-        run, step = run_in(call.options), call.options.get(STEP)
-        sigma = step.sigma if isinstance(step, Step) else run.sigma(call.options["sigmas"])
+        run, sigma = run_in(call.options), sigma_in(call.options)
         to_sigma = call.options[SAMPLING].percent_to_sigma
         return [text for text in self.texts if text.span.contains(sigma, run, to_sigma)]
 

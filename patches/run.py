@@ -145,6 +145,12 @@ def run_in(transformer_options: Mapping[str, Any]) -> Run:
     return transformer_options.get(RUN) or Run()
 
 
+def sigma_in(transformer_options: Mapping[str, Any]) -> float:
+    """The noise level of a call of the network; read from the device where no step has noted it."""
+    step: Step | None = transformer_options.get(STEP)
+    return run_in(transformer_options).sigma(transformer_options["sigmas"]) if step is None else step.sigma
+
+
 def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE wrapper: give the guider's options a run, and empty it whatever happens."""
     guider = executor.class_obj

@@ -75,8 +75,13 @@ def add_scope(model: ModelPatcher) -> ModelPatcher:
         _begin(scope.record, args)
         return args["denoised"]
 
-    model.model_options[POST_CFG] = [note_cfg, *model.model_options.get(POST_CFG, [])]
+    put_first(model, note_cfg)
     return model
+
+
+def put_first(model: ModelPatcher, function: PostCFG) -> None:
+    """Put a function before all others that a clone's result goes through."""
+    model.model_options[POST_CFG] = [function, *model.model_options.get(POST_CFG, [])]
 
 
 def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG) -> None:

@@ -80,7 +80,6 @@ class _Plan:
     """Which chunks are computed at each depth of a call."""
 
     def __init__(self, options: Mapping[str, Any], first_changes: Mapping[UUID, Depth]) -> None:
-        self.options = options
         chunks, step = options["uuids"], options[STEP]
         labels = options.get("cond_or_uncond") or [0] * len(chunks)
         origins = [step.origin(chunk, label) for chunk, label in zip(chunks, labels, strict=True)]

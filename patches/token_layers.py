@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .entries import Entry, entries
-from .groups import GROUPS
-from .run import STEP, Step
+from .groups import marked_chunks, marks_in
 from .sites import Site
 
 PATCH = "middle_patch"
@@ -28,8 +27,7 @@ class PerturbedTokens(Entry):
 
 def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
     """The host's lists of patches with the layers of this call behind them; None where no layer acts."""
-    step: Step | None = options.get(STEP)
-    marked = set() if step is None else {step.marks.get(chunk) for chunk in options.get("uuids", ())}
+    marked = marks_in(options)
     acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marked]
     if not acting:
         return None
@@ -52,10 +50,7 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
 
 
 def _changed(tokens: Tensor, entry: PerturbedTokens, site: Site, options: Mapping[str, Any]) -> Tensor:
-    step, groups = options[STEP], options.get(GROUPS)
-    chunks: Sequence[Any] = options["uuids"]
-    parts = list(tokens.chunk(len(chunks)))
-    for i, chunk in enumerate(chunks):
-        if step.marks.get(chunk) == entry.id and (groups is None or groups[i].is_open):
-            parts[i] = entry.change(parts[i], site, options)
+    parts = list(tokens.chunk(len(options["uuids"])))
+    for i in marked_chunks(options, entry.id):
+        parts[i] = entry.change(parts[i], site, options)
     return torch.cat(parts)

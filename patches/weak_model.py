@@ -142,9 +142,9 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
     own = model.clone()
     kept = (model.model.model_config, getattr(model.model, "current_patcher", None))  # not to be copied
     own.model = deepcopy(model.model, {id(value): value for value in kept})
-    for name, empty in (("backup", {}), ("backup_buffers", {}), ("object_patches_backup", {}), ("hook_backup", {})):
+    for name in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):
         if hasattr(own, name):
-            setattr(own, name, dict(empty))
+            setattr(own, name, {})
     if hasattr(own, "pinned"):
         own.pinned = set()
     if hasattr(own, "clone_base_uuid"):
