@@ -164,8 +164,8 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
         if occupant is None:
             extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
             marked = [_marked(wanted[extra], extra, step) for extra in extras]
-            all_conds = conds + marked if "multigpu_clones" in options else sharing_controls(conds + marked, step)
-            out = comfy.samplers.calc_cond_batch(args["model"], all_conds, step.x, step.timestep, options)
+            shared = sharing_controls(conds + marked, step)
+            out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
             step.predictions = {extra.id: found for extra, found in zip(extras, out[len(conds) :], strict=True)}
         else:
             out = occupant({**args, "conds": conds, "model_options": options})

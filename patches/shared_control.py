@@ -46,7 +46,10 @@ def is_known(control: ControlBase | None) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class SharedControl:
-    """Stands in the place of a ControlNet, or of a chain of them, for one call of the model by the sampler."""
+    """Stands in the place of a ControlNet, or of a chain of them, for one call of the model by the sampler.
+
+    On several GPUs the host asks it for the ControlNet of each, gets the real one, and nothing is shared.
+    """
 
     control: ControlBase
     step: Step

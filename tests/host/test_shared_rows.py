@@ -5,6 +5,7 @@ Single precision differs in the last digits where a batch has another number of 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from reins.patches.run import Step
+from reins.patches.shared_control import sharing_controls
 from reins.tests import cn, hs, ip, tiny, uc
 from reins.tests.host.test_batch import areas, controlled_together, masks, pass_through
 from reins.tests.methods import METHODS, nag, pag, pladis, sag, seg, tpg
@@ -261,3 +264,13 @@ def test_a_control_on_the_positive_alone_is_shared(sd15):
         found = sample(pag(sd15), steps=2, **conds)
     assert rows == [1, 1]
     assert nearly(found, sample(pag(pass_through(sd15)), steps=2, **conds))
+
+
+def test_on_several_gpus_each_has_the_real_control_net(sd15):
+    """0.33 asks a cond's ControlNet for the one of a device; a stand-in must not be taken for it."""
+    control, step = tiny.controlnet(), Step(x=torch.zeros(1), timestep=torch.zeros(1), sigma=1.0)
+    step.twins[uuid.uuid4()] = uuid.uuid4()
+    ((cond,),) = sharing_controls([[{"control": control}]], step)
+    assert cond["control"] is not control
+    if hasattr(control, "get_instance_for_device"):
+        assert cond["control"].get_instance_for_device(tiny.CPU) is control
