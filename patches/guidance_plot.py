@@ -71,7 +71,7 @@ def plot(record: Record) -> Tensor:
     for panel in (norms, cosines):
         _axes(draw, font, panel)
     for i in range(0, len(xs), max(1, len(xs) // 10)):
-        draw.text((xs[i], HEIGHT - BOTTOM + 6), f"{sigmas[i]:.2g}", INK, font, anchor="ma")
+        draw.text((xs[i], HEIGHT - BOTTOM + 6), _short(sigmas[i]), INK, font, anchor="ma")
     draw.text((WIDTH - RIGHT + 10, HEIGHT - BOTTOM + 6), "sigma", INK, font)
     for number, curve in enumerate(found):
         colour = COLOURS[number % len(COLOURS)]
@@ -81,6 +81,10 @@ def plot(record: Record) -> Tensor:
         draw.line((WIDTH - RIGHT + 16, y + 9, WIDTH - RIGHT + 40, y + 9), colour, 3)
         draw.text((WIDTH - RIGHT + 48, y), curve.name, INK, font)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+
+
+def _short(sigma: float) -> str:
+    return f"{sigma:.0f}" if sigma >= 10 else f"{sigma:.2g}"
 
 
 def _axes(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, panel: Panel) -> None:
