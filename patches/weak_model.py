@@ -134,12 +134,14 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
         fresh = found[part[0]] if part else found
         own = model.clone(model_override=fresh.get_clone_model_override())
         own.hook_backup, own.clone_base_uuid = {}, uuid4()
+        own.parent = None  # of another network: the host would take it for its owner
         return own
     loaded = comfy.model_management.current_loaded_models
     for i in reversed(range(len(loaded))):  # a network in use has its weights changed in place
         if loaded[i].model is not None and model.is_clone(loaded[i].model):
             loaded.pop(i).model_unload()
     own = model.clone()
+    own.parent = None
     kept = (model.model.model_config, getattr(model.model, "current_patcher", None))  # not to be copied
     own.model = deepcopy(model.model, {id(value): value for value in kept})
     for name in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 
 import comfy.model_base
 import comfy.model_management
@@ -79,6 +81,20 @@ def test_the_input_model_stays_as_it_was(method, sd15):
     method(sd15)
     assert (options, wrappers) == (str(sd15.model_options), str(sd15.wrappers))
     assert torch.equal(sample(sd15), before)
+
+
+def test_a_sampled_model_is_let_go_at_once(method, sd15):
+    """Without a cycle of references: freed by the collector, it would be a leak in the eyes of the host."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = method(sd15)
+        sample(model, steps=2)
+        steered = weakref.ref(model)
+        del model
+        assert steered() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)

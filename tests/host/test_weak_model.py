@@ -31,7 +31,7 @@ def test_a_network_that_the_host_can_read_again_is_read_and_not_copied(readable)
     assert loads == [0]
     assert own.model is not model.model and not model.is_clone(own)
     assert own.patches.keys() == weaker(model).patches.keys()
-    assert own.backup == {} and own.clone_base_uuid != model.clone_base_uuid
+    assert own.parent is None and own.backup == {} and own.clone_base_uuid != model.clone_base_uuid
 
 
 def test_it_makes_no_difference_whether_the_network_is_read_or_copied(readable):
@@ -46,6 +46,7 @@ def test_a_network_of_its_own_knows_no_patcher_of_the_first(sd15):
     sample(sd15, steps=1)
     own = with_own_network(weaker(sd15))
     assert getattr(own.model, "current_patcher", None) is None
+    assert own.parent is None
     assert own.model.model_config is sd15.model.model_config
     shared = {id(value) for value in sd15.model.parameters()} & {id(value) for value in own.model.parameters()}
     assert not shared
