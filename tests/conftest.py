@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_OLDER = 32  # one in so many
+OF_NEWEST = 10  # one in so many
+OF_OLDER = 32
 OF_STORED = 2  # the same for stored results
-SLOW = ("test_demo_numbers",)  # with server and browser about half of the work
 LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needs = _needs(item.path)
         if needs:
             item.add_marker(needs)
-        if item.path.stem in SLOW:
+        if item.path.stem.endswith("_numbers"):  # with server and browser about half of the work
             item.add_marker("slow")
     impossible = [item for item in items if _is_impossible(item)]
     config.hook.pytest_deselected(items=impossible)
@@ -105,7 +105,7 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded sixth, of every law one or more for each method; --full has all.
+    """For the continuous run: of many cases a seeded tenth, of every law one or more for each method; --full has all.
 
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
@@ -116,7 +116,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    return {case for cases in by_method.values() for case in (_few(cases) if len(cases) <= MANY else _some(cases, 6))}
+    return {case for cases in by_method.values() for case in (_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST))}
 
 
 def _few(cases: list[pytest.Item]) -> list[pytest.Item]:

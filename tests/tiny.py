@@ -98,7 +98,7 @@ def noise(h: int = 16, w: int = 16, b: int = 1, seed: int = 7) -> Tensor:
 
 
 def sample(
-    model: ModelPatcher, size: tuple[int, int] = (16, 16), batch: int = 1, cfg: float = 5.0, steps: int = 3,
+    model: ModelPatcher, size: tuple[int, int] = (16, 16), batch: int = 1, cfg: float = 5.0, steps: int = 2,
     positive: list | None = None, negative: list | None = None, sampler: str = "euler", seed: int = 7,
     start: Tensor | None = None, **extra: object,
 ) -> Tensor:  # fmt: skip
@@ -111,7 +111,7 @@ def sample(
     )  # fmt: skip
 
 
-def guide(model: ModelPatcher, guider: object, size: tuple[int, int] = (16, 16), steps: int = 3) -> Tensor:
+def guide(model: ModelPatcher, guider: object, size: tuple[int, int] = (16, 16), steps: int = 2) -> Tensor:
     """A run of SamplerCustomAdvanced's core with a guider of the host."""
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     sampler = comfy.samplers.sampler_object("euler")

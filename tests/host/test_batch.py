@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 
 import comfy.hooks
@@ -15,9 +14,8 @@ from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.tests import tiny
 from reins.tests.methods import COVERED, METHODS, SEEN_WHOLE, fit, interval, pag, sag, seg
-from reins.tests.tiny import nearly, text
+from reins.tests.tiny import nearly, sample, text
 
-sample = functools.partial(tiny.sample, steps=2)  # every step asks the same of rows; the second has its own ranges
 SLOT = "sampler_calc_cond_batch_function"
 VERSION = tuple(int(part) for part in comfyui_version.__version__.split(".")[:2])
 
@@ -338,7 +336,7 @@ def test_all_nodes_together_read_one_number_per_step(sd15):
 def test_a_guider_without_a_negative_works(method, sd15):
     guider = Guider_Basic(method(sd15))
     guider.set_conds(text(1))
-    assert nearly(*(tiny.guide(sd15, of, steps=2) for of in (guider, cfg_guider(method(sd15), 1.0))))
+    assert nearly(*(tiny.guide(sd15, of) for of in (guider, cfg_guider(method(sd15), 1.0))))
 
 
 def cfg_guider(model, cfg):
