@@ -116,7 +116,8 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    return {case for cases in by_method.values() for case in (_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST))}
+    chosen = (_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST) for cases in by_method.values())
+    return {case for cases in chosen for case in cases}
 
 
 def _few(cases: list[pytest.Item]) -> list[pytest.Item]:
