@@ -89,7 +89,7 @@ def test_only_the_main_predictions_leave_maps(sd15):
     model, runs = watch_runs(sag(pag(sd15)))
     counts = []
     sample(model, callback=lambda *_: counts.append(len(runs[0].step.maps)))
-    assert counts == [2] * 3  # negative and positive
+    assert counts == [2] * 2  # negative and positive
 
 
 def test_what_is_made_once_is_made_once_per_run():

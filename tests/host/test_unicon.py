@@ -25,7 +25,7 @@ def sd15():
     return tiny.sd15(dtype=torch.float64)
 
 
-def sigmas_of(model, steps=3):
+def sigmas_of(model, steps=2):
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
 
 
@@ -42,7 +42,7 @@ def partner_rows(model, seed=0, sigma=GIVEN):
     return clean + sigma * comfy.sample.prepare_noise(clean, seed)
 
 
-def start(model, steps=3):
+def start(model, steps=2):
     sigmas = sigmas_of(model, steps)
     return tiny.noise(*SIZE) * (1 + sigmas[0] ** 2) ** 0.5, sigmas
 
@@ -168,7 +168,7 @@ def test_rows_per_step(steer, cfg, rows, sd15):
     steered = steer(sd15)
     with tiny.forwards(sd15) as found:
         sample(steered, cfg=cfg)
-    assert found == [rows] * 3
+    assert found == [rows] * 2
 
 
 def test_outside_of_its_range_the_partner_is_not_there(sd15):
@@ -217,7 +217,7 @@ def halves(image=None, condition=None, **more):
     return UniConJointLatent.execute(image, condition, 128, 128, **more).result[0]
 
 
-def run_joint(model, latent, steps=3, cfg=5.0, sampler="euler", positive=None, negative=None, **extra):
+def run_joint(model, latent, steps=2, cfg=5.0, sampler="euler", positive=None, negative=None, **extra):
     samples = latent["samples"]
     out = comfy.sample.sample(
         model, tiny.noise(*SIZE, b=len(samples)), steps, cfg, sampler, "normal", positive or text(1),
@@ -296,8 +296,8 @@ def test_the_preview_shows_both_and_leaves_the_true_result(sd15):
         latent,
         callback=lambda step, x0, x, total: shown.append((step, total, x0.clone())),
     )
-    assert [tuple(x0.shape) for _, _, x0 in shown] == [(2, 4, 16, 32)] * 3 + [(4, 4, 16, 16)]
-    assert [step for step, *_ in shown] == [0, 1, 2, 2]
+    assert [tuple(x0.shape) for _, _, x0 in shown] == [(2, 4, 16, 32)] * 2 + [(4, 4, 16, 16)]
+    assert [step for step, *_ in shown] == [0, 1, 1]
     wide, last = shown[-2][2], shown[-1][2]
     assert torch.equal(torch.cat(last.chunk(2), -1), wide)
     assert nearly(last[2:], sd15.model.process_latent_in(out[1]), 1e-5)  # Euler ends at its last prediction
@@ -306,7 +306,7 @@ def test_the_preview_shows_both_and_leaves_the_true_result(sd15):
 def test_the_preview_beside_a_partner_shows_what_is_sampled(sd15):
     shown = []
     sample(uc.apply(sd15), callback=lambda step, x0, x, total: shown.append(tuple(x0.shape)))
-    assert shown == [(1, 4, 16, 16)] * 3
+    assert shown == [(1, 4, 16, 16)] * 2
 
 
 def test_a_joint_latent_repeats_the_shorter_half(sd15):
@@ -346,12 +346,12 @@ def test_a_condition_at_the_end_of_its_clock_is_nearly_a_given_one(sd15):
     last = float(sigmas_of(sd15)[-2])
     given = uc.latent()
     drawn = tiny.noise(*SIZE, b=2)
-    (x, _) = run_clocks(uc.joint(sd15), halves(condition=given), "x 0-1, y 1-1", steps=3, cfg=1.0)
+    (x, _) = run_clocks(uc.joint(sd15), halves(condition=given), "x 0-1, y 1-1", steps=2, cfg=1.0)
     level = torch.tensor([last])
     clean = sd15.model.process_latent_in(given["samples"])
     noisy = {"samples": finished(sd15, clean + level * (drawn[1:] - comfy.sample.prepare_noise(clean, 0)))}
     beside = comfy.sample.sample(
-        uc.apply(sd15, partner=noisy, partner_sigma=last), drawn[:1], 3, 1.0, "euler", "normal", text(1), text(2),
+        uc.apply(sd15, partner=noisy, partner_sigma=last), drawn[:1], 2, 1.0, "euler", "normal", text(1), text(2),
         torch.zeros(1, 4, *SIZE), seed=0, disable_pbar=True,
     )  # fmt: skip
     assert nearly(x, beside, 1e-4)

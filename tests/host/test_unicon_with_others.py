@@ -79,7 +79,7 @@ def test_a_host_control_net_steers_the_image_alone(sd15):
 
     def run(model, **conds):
         out = comfy.sample.sample(
-            model, tiny.noise(b=2), 3, 5.0, "euler", "normal", conds.get("positive", text(1)), text(2),
+            model, tiny.noise(b=2), 2, 5.0, "euler", "normal", conds.get("positive", text(1)), text(2),
             halves()["samples"], seed=7, disable_pbar=True,
         )  # fmt: skip
         return out.chunk(2)
