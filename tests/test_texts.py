@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     ),
 }
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+TRANSLATED = sorted(DOCS.glob("*/*.md"))
+BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]+`")
+FIRST_CODE = re.compile(r"^- ((?:`[^`\n]+`(?:, )?)+)", re.MULTILINE)  # of a bullet: an input or an error
+QUOTED = re.compile(r'"[^"\n]+"')
+EMPHASIS = re.compile(r"(?<!\*)(\*{1,2})([^*\n]+)\1(?!\*)")
+NUMBER = re.compile(r"\d+(?:\.\d+)*")
 
 
 def definitions(language: str) -> dict[str, Any]:
@@ -107,6 +115,22 @@ def _pattern(text: ast.expr) -> str:
     parts = text.values if isinstance(text, ast.JoinedStr) else [text]
     shown = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
     return re.sub("…+", "…", shown)
+
+
+def english(page: Path) -> str:
+    """The page that a translated one is made from."""
+    return (DOCS / f"{page.parent.name}.md").read_text(encoding="utf-8")
+
+
+def sections(page: str) -> list[str]:
+    return page.split("\n## ")
+
+
+def kinds(page: str) -> list[tuple[str, int]]:
+    """What each line is: heading, bullet, picture, row of a table with its cells, text, nothing."""
+    start = re.compile(r"#+ |- (?:`\w+`(?:, )?)*|!|\||.?")
+    return [(start.match(line)[0] if line[:1] in "#-!|" else "text" * bool(line), line.count("|"))
+            for line in BLOCK.sub("", page).splitlines()]  # fmt: skip
 
 
 def test_every_node_has_a_help_page_and_every_page_a_node():
@@ -170,6 +194,67 @@ def test_errors_quoted_in_a_help_page_are_those_of_the_code(node):
     assert quoted <= messages()
 
 
+def test_a_help_page_is_translated_into_every_language_or_into_none():
+    languages = {}
+    for page in TRANSLATED:
+        languages.setdefault(page.parent.name, set()).add(page.stem)
+    assert languages
+    assert set(languages) <= set(NODES)
+    assert {node: set(SCRIPTS) for node in languages} == languages
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_a_translated_help_page_has_the_lines_and_formulas_of_the_english_one(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(sections(text)) == len(sections(english(page)))
+    assert kinds(text) == kinds(english(page))
+    assert BLOCK.findall(text) == BLOCK.findall(english(page))
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_a_translated_help_page_keeps_names_options_errors_links_and_numbers(page):
+    for section, source in zip(sections(page.read_text(encoding="utf-8")), sections(english(page)), strict=True):
+        assert FIRST_CODE.findall(section) == FIRST_CODE.findall(source)
+        assert Counter(CODE.findall(section)) == Counter(CODE.findall(source))
+        assert Counter(QUOTED.findall(section)) == Counter(QUOTED.findall(source))
+        assert Counter(LINK.findall(section)) == Counter(LINK.findall(source))
+        assert not Counter(NUMBER.findall(source)) - Counter(NUMBER.findall(section))
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_a_translated_help_page_calls_node_and_inputs_as_the_screen_does(page):
+    names = definitions(page.stem)[page.parent.name]
+    text = page.read_text(encoding="utf-8")
+    stop, comma = (". ", ", ") if page.stem == "ko" else ("。", "、")
+    assert text.splitlines()[0] == f"# {names['display_name']}"
+    place = next(i for i, source in enumerate(sections(english(page))) if source.startswith("Inputs\n"))
+    for listed, said in re.findall(r"^- ((?:`\w+`(?:, )?)+): (.+)$", sections(text)[place], re.MULTILINE):
+        shown = comma.join(names["inputs"][name]["name"] for name in re.findall(r"\w+", listed))
+        assert said.startswith(shown + stop)
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_a_translated_help_page_is_in_its_language(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for line in text.splitlines():
+        if line and line[0] not in "#|":  # a Japanese heading may be of Chinese characters alone
+            assert re.search(SCRIPTS[page.stem], QUOTED.sub("", CODE.sub("", line))), line
+    assert not set(text.splitlines()) & set(re.findall(r"^## .+$", english(page), re.MULTILINE))
+    foreign = {"ko": "ja", "ja": "ko", "zh": "ja"}[page.stem]
+    assert not re.search(SCRIPTS[foreign], text)
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name_of)
+def test_emphasis_in_a_translated_help_page_ends_where_markdown_sees_it(page):
+    text = CODE.sub("c", BLOCK.sub("", page.read_text(encoding="utf-8")))
+    for mark in EMPHASIS.finditer(text):
+        before, after = text[mark.start() - 1], text[mark.end() : mark.end() + 1]
+        assert mark[2] == mark[2].strip()
+        assert mark[2][0].isalnum() or not before.isalnum(), mark[0]
+        assert mark[2][-1].isalnum() or not after.isalnum(), mark[0]
+    assert "*" not in EMPHASIS.sub("", text).replace("CFG-Zero*", "")
+
+
 @pytest.mark.parametrize("node", NODES)
 def test_the_readme_names_the_node_and_links_its_page(node):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -179,8 +264,9 @@ def test_the_readme_names_the_node_and_links_its_page(node):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_to_files_resolve(path):
+    folder = DOCS if DOCS in path.parents else path.parent  # the frontend puts one base before all sources of pictures
     targets = [link.split("#")[0] for link in LINK.findall(path.read_text(encoding="utf-8"))]
-    dead = [link for link in targets if link and "://" not in link and not (path.parent / link).exists()]
+    dead = [link for link in targets if link and "://" not in link and not (folder / link).exists()]
     assert not dead
 
 
