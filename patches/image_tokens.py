@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .ip_adapter import ImageTokens
-from .loading import check_weights, read_file
+from .loading import check_finite, check_weights, read_file
 
 MADE_BY, FINGERPRINT = "made_by", "fingerprint"
 
@@ -32,6 +32,7 @@ def load_tokens(path: Path) -> ImageTokens:
     check_weights(
         {"cond": (images, count, context), "uncond": one, "black": one, "weights": (images,)}, content, path.name
     )
+    check_finite(content, path.name)
     with safe_open(path, framework="pt") as file:
         said = file.metadata() or {}
     return ImageTokens(**content, made_by=said.get(MADE_BY, path.name), fingerprint=said.get(FINGERPRINT, ""))
