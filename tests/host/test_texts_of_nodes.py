@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,10 @@ from reins.tests import tiny
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "ko", "ja", "zh")
+FILES = ("name", "control_name", "unet_name")  # inputs that list what lies in a folder
+ADVICE = re.compile(r"\*\*Works:\*\*.*?(?:\. |\.?$)", re.MULTILINE)  # recommends an option and does not explain it
+BULLET = re.compile(r"^- ((?:`\w+`(?:, )?)+): (.*)$", re.MULTILINE)  # of inputs
+DEFINED = re.compile(r"`([^`]+)`: ")
 
 
 async def _listed() -> list[type[io.ComfyNode]]:
@@ -30,6 +35,12 @@ NODES = {node.define_schema().node_id: node for node in asyncio.run(_listed())}
 @pytest.fixture(params=NODES)
 def schema(request: pytest.FixtureRequest) -> io.Schema:
     return NODES[request.param].define_schema()
+
+
+def options_of(socket: io.Input) -> list[str]:
+    """The strings to choose from, without files."""
+    options = getattr(socket, "options", None) or ()
+    return [option for option in options if socket.id not in FILES or option == "none"]
 
 
 def definitions(language: str) -> dict:
@@ -75,16 +86,23 @@ def test_no_translation_is_left_over(language):
 def test_option_strings_in_a_tooltip_are_the_ones_to_choose_from(schema, language):
     entry = definitions(language)[schema.node_id]
     for socket in schema.inputs:
-        files = socket.id.endswith("name")  # what lies in a folder, not in the schema
-        for option in () if files else getattr(socket, "options", None) or ():
+        for option in options_of(socket):
             assert option in entry["inputs"][socket.id]["tooltip"]
 
 
-def test_the_options_of_fade_in_a_help_page_are_those_of_the_schema(schema):
-    page = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
-    options = {option for socket in schema.inputs if socket.id == "fade" for option in socket.options}
-    explained = " ".join(re.findall(r"^- `fade`:(.*)$", page, re.MULTILINE))
-    assert set(re.findall(r"`([\w ()]+)`:", explained)) == options
+def test_a_help_page_explains_every_option_and_no_other(schema):
+    """In the bullet of its input, or, where no other input has that option, as the name of a row in a table."""
+    page = ADVICE.sub("", (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8"))
+    options = {socket.id: options_of(socket) for socket in schema.inputs}
+    shared = Counter(option for found in options.values() for option in found)
+    rows = " ".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
+    bullets = {name: text for names, text in BULLET.findall(page) for name in re.findall(r"\w+", names)}
+    for name, found in options.items():
+        for option in found:
+            place = bullets[name] if shared[option] > 1 else bullets[name] + rows
+            assert f"`{option}`" in place or f"*{option}*" in place, (name, option)
+        if found:
+            assert set(DEFINED.findall(bullets[name])) <= set(found)
 
 
 def test_the_example_in_contributing_is_short_and_runs(monkeypatch):
