@@ -17,7 +17,10 @@ DOCS = ROOT / "web" / "docs"
 EXAMPLES = ROOT / "example_workflows"
 LANGUAGES = ("en", "ko", "ja", "zh")
 SCRIPTS = {"ko": r"[가-힣]", "ja": r"[ぁ-んァ-ン]", "zh": r"[一-鿿]"}
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+WHICH_METHOD = ROOT / "docs" / "which_method.md"
+PAGES = [
+    ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", WHICH_METHOD, *sorted(DOCS.rglob("*.md")),
+]  # fmt: skip
 TEXTS = [
     *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
 ]  # fmt: skip
@@ -85,6 +88,12 @@ GUIDANCE = [  # the nodes of methods: their pages have formula, paper and cost
         r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/guidance"', file.read_text(encoding="utf-8")
     )
 ]
+METHODS = [  # those that a person chooses between; the others load, save and prepare for them
+    *GUIDANCE, "Reins_ControlNeXtApply", "Reins_UniConApply", "Reins_UniConApplyJoint", "Reins_UniConSampler",
+    "Reins_PromptDiffusionExample", "Reins_HSpaceEdit", "Reins_AsyrpSampler", "Reins_IPAdapter",
+    "Reins_IPAdapterApply", "Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff",
+    "Reins_GuidanceScope",
+]  # fmt: skip
 
 
 def name_of(path: Path) -> str:
@@ -261,6 +270,40 @@ def test_the_readme_names_the_node_and_links_its_page(node):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"[{NODES[node]['display_name']}](web/docs/{node}.md)" in readme
     assert f"### {NODES[node]['display_name']}" in readme
+
+
+def chapters() -> list[str]:
+    """Those of the page that says which method is for what."""
+    return WHICH_METHOD.read_text(encoding="utf-8").split("\n### ")[1:]
+
+
+def anchor(title: str) -> str:
+    """What a link to a heading is called."""
+    return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("node", METHODS)
+def test_a_method_has_its_chapter_with_a_picture_and_a_workflow_among_the_others(node):
+    (chapter,) = (text for text in chapters() if NODES[node]["display_name"] in text.splitlines()[0].split(", "))
+    pictures = re.findall(r"^!\[[^\]]+\]\((images/\w+\.png)\)$", chapter, re.MULTILINE)
+    assert pictures
+    assert all((WHICH_METHOD.parent / picture).is_file() for picture in pictures)
+    assert re.findall(r"^- \*\*(.+?):\*\* ", chapter, re.MULTILINE) == ["When", "Not when", "Cost", "Models", "More"]
+    assert f"](../web/docs/{node}.md)" in chapter
+    workflows = re.findall(r"\[(demo_\w+)\]\(\.\./example_workflows/(\w+)\.json\)", chapter)
+    assert workflows
+    assert all(name == linked for name, linked in workflows)
+
+
+def test_the_page_of_methods_leads_to_each_of_them_and_shows_every_picture():
+    text = WHICH_METHOD.read_text(encoding="utf-8")
+    titles = re.findall(r"^###? (.+)$", text, re.MULTILINE)
+    places = {anchor(title) for title in titles}
+    table = set(re.findall(r"\]\(#([\w-]+)\)", text))
+    assert table <= places
+    assert {anchor(chapter.splitlines()[0]) for chapter in chapters()} <= table
+    shown = set(re.findall(r"\(images/([\w.]+)\)", text))
+    assert shown == {path.name for path in (WHICH_METHOD.parent / "images").iterdir()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
