@@ -16,7 +16,10 @@ CHECKPOINTS = "models/checkpoints"
 EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside what ships, by folder
     CHECKPOINTS: (
         EXAMPLE_CHECKPOINT,
+        "sd-v1-4.ckpt",
         "sd_xl_base_1.0.safetensors",
+        "sd_xl_turbo_1.0_fp16.safetensors",
+        "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
         "svd_xt_1_1.safetensors",
         "sd21-unclip-h.ckpt",
     ),

@@ -46,7 +46,10 @@ SHIPPED = (
 )
 FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
     "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
+    "sd-v1-4.ckpt": ("CreativeML OpenRAIL-M", "4.3 GB", "models/checkpoints"),
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
+    "sd_xl_turbo_1.0_fp16.safetensors": ("Non-Commercial", "6.9 GB", "models/checkpoints"),
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": ("Stability AI Community", "11.6 GB", "models/checkpoints"),
     "svd_xt_1_1.safetensors": ("Stability AI's own", "4.8 GB", "models/checkpoints"),
     "sd21-unclip-h.ckpt": ("OpenRAIL++-M", "8.0 GB", "models/checkpoints"),
     "prompt-diffusion-sd15.ckpt": ("state no licence", "5.7 GB", "models/controlnet"),
@@ -337,8 +340,9 @@ def files_of(node: dict[str, Any]) -> list[str]:
 def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
-    (loader,) = (node for node in nodes if node["type"] in CHECKPOINT_LOADERS)
-    assert path.stem.startswith("demo_") == (loader["type"] == "Reins_DemoModel")
+    loaders = {node["type"] for node in nodes if node["type"] in CHECKPOINT_LOADERS}
+    assert loaders
+    assert path.stem.startswith("demo_") == (loaders == {"Reins_DemoModel"})
     named = [name for node in nodes if node["type"] in LOADERS for name in files_of(node)]
     for name in named:
         for needed in ("ships with the pack",) if name in SHIPPED else (name, *FILES[name]):
