@@ -58,6 +58,7 @@ class ExecutionFailed(Exception):
     def __init__(self, kind: str, data: Json) -> None:
         self.interrupted = kind == "execution_interrupted"
         self.exception_type: str = data.get("exception_type", "")
+        self.traceback: list[str] = data.get("traceback", [])  # outermost call first
         message = "interrupted" if self.interrupted else str(data.get("exception_message", "")).strip()
         self.fault = NodeFault(str(data.get("node_id")), str(data.get("node_type")), message)
         super().__init__(str(self.fault))

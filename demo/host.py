@@ -35,6 +35,7 @@ class HostSettings:
     cpu: bool = True
     port: int | None = None
     arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     boot_seconds: float = 180
 
     @property
@@ -61,7 +62,11 @@ class Host:
         start = time.monotonic()
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command(), cwd=self.settings.comfy, env=server_env(), stdout=log, stderr=subprocess.STDOUT
+                self._command(),
+                cwd=self.settings.comfy,
+                env=server_env() | dict(self.settings.environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         try:
             self._wait_until_ready(start + self.settings.boot_seconds)
@@ -78,6 +83,17 @@ class Host:
         """Blocks until the server ends by itself."""
         assert self._process is not None
         return self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Ends the server as a crash would, with no time to clean up."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def log(self) -> str:
         return self._log_path.read_text(encoding="utf-8", errors="replace")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -20,6 +19,7 @@ from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkp
 from reins.demo.judge import Verdict, judge  # noqa: E402
 from reins.demo.scenes import draw, render  # noqa: E402
 from reins.models.demo_model import word_indices  # noqa: E402
+from reins.tests.server.pictures import picture, pixel_hash  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Event, Graph, Result
@@ -130,16 +130,6 @@ def default_of(kind: Any, options: dict[str, Any]) -> Any:
     return options["default"] if "default" in options else choices[0]
 
 
-def picture(server: Server, result: Result) -> Image.Image:
-    (file,) = result.image_files()
-    return Image.open(io.BytesIO(server.client.image_bytes(file)))
-
-
-def pixel_hash(server: Server, result: Result) -> str:
-    """Of the pixels alone: the file also holds the graph."""
-    return hashlib.sha256(picture(server, result).tobytes()).hexdigest()
-
-
 def run_plain(server: Server, seed: int = 1, prefix: str = "plain") -> Result:
     return server.client.run(text_to_image(server.checkpoint, seed=seed, prefix=prefix))
 
@@ -171,28 +161,28 @@ def test_a_node_with_its_default_values_makes_a_picture(server: Server, node: st
         for name, (kind, *options) in sockets.items()
     }
     result = server.client.run(guided(text_to_image(server.checkpoint, prefix=node), node, inputs))
-    assert picture(server, result).size == (SIDE, SIDE)
+    assert picture(server.client, result).size == (SIDE, SIDE)
 
 
 def test_a_workflow_with_guidance_reports_progress_shows_previews_and_changes_the_picture(server: Server) -> None:
     result = server.client.run(perturbed(text_to_image(server.checkpoint, steps=3)))
-    assert picture(server, result).size == (SIDE, SIDE)
+    assert picture(server.client, result).size == (SIDE, SIDE)
     assert result.progress(SAMPLER)[-1] == (3, 3)
     assert result.previews
     plain = server.client.run(text_to_image(server.checkpoint, steps=3))
-    assert pixel_hash(server, plain) != pixel_hash(server, result)
+    assert pixel_hash(server.client, plain) != pixel_hash(server.client, result)
 
 
 def test_guidance_of_scale_zero_leaves_every_pixel(server: Server) -> None:
     result = server.client.run(perturbed(text_to_image(server.checkpoint), scale=0.0))
-    assert pixel_hash(server, result) == pixel_hash(server, run_plain(server))
+    assert pixel_hash(server.client, result) == pixel_hash(server.client, run_plain(server))
 
 
 def test_a_value_below_its_minimum_is_refused_by_name_and_the_next_prompt_runs(server: Server) -> None:
     with pytest.raises(PromptRejected, match=r"(?s)smaller than min.*scale") as refused:
         server.client.run(perturbed(text_to_image(server.checkpoint), scale=-1000.0))
     assert refused.value.node_ids == [GUIDE]
-    assert picture(server, run_plain(server)).size == (SIDE, SIDE)
+    assert picture(server.client, run_plain(server)).size == (SIDE, SIDE)
 
 
 def test_a_layer_that_the_model_lacks_is_named_with_those_it_has_and_the_next_prompt_runs(
@@ -203,7 +193,7 @@ def test_a_layer_that_the_model_lacks_is_named_with_those_it_has_and_the_next_pr
         server.client.run(perturbed(text_to_image(server.checkpoint), layers="m7"))
     assert failed.value.node_id == GUIDE
     assert failed.value.exception_type == "ValueError"
-    assert picture(server, server.client.run(perturbed(text_to_image(server.checkpoint)))).size == (SIDE, SIDE)
+    assert picture(server.client, server.client.run(perturbed(text_to_image(server.checkpoint)))).size == (SIDE, SIDE)
 
 
 def test_a_cancelled_run_leaves_nothing_behind(server: Server) -> None:
@@ -217,7 +207,7 @@ def test_a_cancelled_run_leaves_nothing_behind(server: Server) -> None:
         server.client.run(perturbed(text_to_image(server.checkpoint, seed=5, steps=500)), on_event=cancel)
     assert failed.value.interrupted
     after = server.client.run(perturbed(text_to_image(server.checkpoint, seed=5, prefix="after")))
-    assert pixel_hash(server, after) == pixel_hash(server, before)
+    assert pixel_hash(server.client, after) == pixel_hash(server.client, before)
 
 
 def test_equal_seeds_give_equal_pixels_also_after_unloading_and_other_seeds_others(server: Server) -> None:
@@ -226,9 +216,9 @@ def test_equal_seeds_give_equal_pixels_also_after_unloading_and_other_seeds_othe
     time.sleep(1)  # the server forgets when its queue is idle
     second = server.client.run(perturbed(text_to_image(server.checkpoint, seed=11, prefix="second")))
     assert SAMPLER not in second.cached_nodes()
-    assert pixel_hash(server, first) == pixel_hash(server, second)
+    assert pixel_hash(server.client, first) == pixel_hash(server.client, second)
     other = server.client.run(perturbed(text_to_image(server.checkpoint, seed=12)))
-    assert pixel_hash(server, other) != pixel_hash(server, first)
+    assert pixel_hash(server.client, other) != pixel_hash(server.client, first)
 
 
 def test_an_unchanged_workflow_is_not_computed_again(server: Server) -> None:
