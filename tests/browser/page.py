@@ -9,15 +9,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, ViewportSize, sync_playwright
 
 Json: TypeAlias = Any  # what json.loads returns
 
 READY_MS = 120_000
 SETTLE_MS = 400
+WINDOW: ViewportSize = {"width": 1600, "height": 900}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ("--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking")
 
@@ -31,6 +32,10 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingNodesWarning": False,
     "Comfy.UseNewMenu": "Top",
     "Comfy.Locale": "en",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "LiteGraph.Canvas.MaximumFps": 5,  # a canvas without a graphics card costs a core
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts stay when a graph is seen from afar
 }
 
 READY = """() => window.app?.graph && window.app.extensionManager
@@ -59,42 +64,53 @@ def as_text(content: Json) -> str:
 
 
 class Frontend:
-    """A page with an open editor."""
+    """A page with an open editor, in a browser that knows nothing of an earlier one."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, browser: Browser, url: str, post: Callable[[str, Json], None]) -> None:
         self.errors: list[str] = []
         self.refused: set[str] = set()
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self._browser = browser
+        self._url = url
+        self._post = post
+        self.reopen(SETTINGS)
 
-    def open(self, url: str) -> None:
-        """Opens the editor; requests that leave the server are refused, and remembered."""
+    def reopen(self, settings: Mapping[str, Json], window: ViewportSize = WINDOW) -> None:
+        """Opens the editor after the user's settings were changed.
 
-        def only_this_server(route: Route) -> None:
-            if route.request.url.startswith((url, "data:", "blob:")):
-                route.continue_()
-            else:
-                self.refused.add(route.request.url)
-                route.abort()
-
-        self.page.route("**/*", only_this_server)
-        self.page.goto(url, wait_until="domcontentloaded")
+        Requests that leave the server are refused, and remembered.
+        """
+        for name, value in settings.items():
+            self._post(f"/settings/{name}", value)
+        for context in self._browser.contexts:
+            context.close()
+        self.page: Page = self._browser.new_context(viewport=window).new_page()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.route("**/*", self._only_this_server)
+        self.page.goto(self._url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=READY_MS)
         self.page.wait_for_timeout(SETTLE_MS)
+
+    def _only_this_server(self, route: Route) -> None:
+        if route.request.url.startswith((self._url, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.refused.add(route.request.url)
+            route.abort()
 
     def load(self, workflow: Json) -> None:
         """Loads a workflow in editor format, as opening its file does."""
         self.page.evaluate("async graph => { await window.app.loadGraphData(graph) }", workflow)
-        self._settle()
+        self.settle()
 
     def load_api(self, graph: Json, name: str) -> None:
         """Loads a graph in API format and arranges its nodes; seeds stay as they are from run to run."""
         self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name) }", [graph, name])
-        self._settle()
+        self.settle()
         self.page.evaluate("() => window.app.graph.arrange()")
         self.page.evaluate(FIX_SEEDS)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Waits until a loaded graph is drawn; raises UnknownNodes where it names what the server does not have."""
         self.page.wait_for_timeout(SETTLE_MS)
         if unknown := self.page.evaluate(UNKNOWN):
             raise UnknownNodes(f"nodes that the server does not know: {', '.join(unknown)}")
@@ -107,6 +123,10 @@ class Frontend:
     def twin_of(self, workflow: Json) -> Json:
         """The API form of an editor workflow, in the order of node ids."""
         self.load(workflow)
+        return self.twin()
+
+    def twin(self) -> Json:
+        """The API form of the open graph, in the order of node ids."""
         graph = self.api_graph()
         return {node_id: graph[node_id] for node_id in sorted(graph, key=lambda node_id: (len(node_id), node_id))}
 
@@ -121,15 +141,11 @@ def open_frontend(url: str, post: Callable[[str, Json], None]) -> Iterator[Front
     executable = find_chromium()
     if executable is None:
         raise FileNotFoundError(f"no browser found: install Chromium or set CHROMIUM; tried {', '.join(BROWSERS)}")
-    for name, value in SETTINGS.items():
-        post(f"/settings/{name}", value)
     is_root = getattr(os, "geteuid", lambda: 1)() == 0
     flags = [*FLAGS, "--no-sandbox"] if is_root else list(FLAGS)  # Chromium's sandbox does not start as root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, headless=True, args=flags)
         try:
-            frontend = Frontend(browser.new_page(viewport={"width": 1600, "height": 900}))
-            frontend.open(url)
-            yield frontend
+            yield Frontend(browser, url, post)
         finally:
             browser.close()

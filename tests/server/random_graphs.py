@@ -18,7 +18,7 @@ FEW = {
     "frames": (1, 4),
     "component": (1, 3),
 }  # what would take long
-SIDES = range(64, 208, 8)  # pixels; the demo model sees an eighth of it
+SIDES = range(64, 144, 8)  # pixels; the demo model sees an eighth of it
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "uni_pc", "lcm")
 LITERAL = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 AT_HAND = {"MODEL": "model", "CONDITIONING": "negative"}  # what a node that is put in takes from its sampler

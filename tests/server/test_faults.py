@@ -54,7 +54,7 @@ LONGEST_START = 0.3  # seconds
 PLACES = (  # beside outputs what the host writes, and this test
     "output/", "temp/", "user/", "models/checkpoints/reins-weightless", "server.log", "watch.log",
 )  # fmt: skip
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}  # what is free is not held by the allocator
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # what is free is not held by the allocator
 
 
 def comfy() -> Path:

@@ -1,0 +1,194 @@
+"""What a person does in the editor: drop a file, press Run, look for a node, open its help and the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from .page import Frontend
+
+PATIENCE_MS = 15_000
+RUN_MS = 240_000
+SEARCH_MS = 400  # lists follow what is typed, or scrolled, after a short while
+OPTIONAL = 7  # LiteGraph draws an optional input as a hollow circle
+
+DROP = """([name, text]) => {
+    const transfer = new DataTransfer()
+    transfer.items.add(new File([text], name, { type: 'application/json' }))
+    const canvas = document.querySelector('#graph-canvas')
+    const { left, top, width, height } = canvas.getBoundingClientRect()
+    const at = { clientX: left + width / 2, clientY: top + height / 2 }
+    for (const type of ['dragenter', 'dragover', 'drop'])
+        canvas.dispatchEvent(
+            new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer, ...at }))
+}"""
+OPENED = "name => window.app.extensionManager.workflow.activeWorkflow?.filename === name"
+FAULTS = """optional => window.app.graph.nodes.flatMap(node => {
+    const kind = window.LiteGraph.registered_node_types[node.type]
+    if (!kind) return [`${node.type}: unknown`]
+    const definition = kind.nodeData?.input
+    const known = Object.keys({ ...definition?.required, ...definition?.optional })
+    const found = node.has_errors ? [`${node.type}: red`] : []
+    for (const input of node.inputs ?? []) {
+        if (definition && !known.includes(input.name)) found.push(`${node.type}: unknown input ${input.name}`)
+        if (!input.widget && input.link == null && input.shape !== optional)
+            found.push(`${node.type}: ${input.name} is not connected`)
+    }
+    for (const { name, value, options } of node.widgets ?? [])
+        if (Array.isArray(options?.values) && !options.values.includes(value))
+            found.push(`${node.type}: ${name} does not offer ${value}`)
+    return found
+})"""
+AT_MOST = """limits => window.app.graph.nodes.flatMap(node => node.widgets ?? []).forEach(widget => {
+    const limit = limits[widget.name]
+    if (typeof limit === 'number') widget.value = Math.min(widget.value, limit)
+    else if (limit !== undefined) widget.value = limit
+})"""
+FIT = "() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+FAILURE = """() => window.app.extensionManager.lastExecutionError
+    ?? window.app.extensionManager.lastNodeErrors ?? null"""
+SHOWN = """() => {
+    const shown = window.app.graph.nodes.filter(node => ['SaveImage', 'PreviewImage'].includes(node.type)).map(node =>
+        [String(node.id), (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight])])
+    return shown.every(([, images]) => images.length && images.every(size => size[0] > 0)) && shown
+}"""
+OVERLAPS = """() => {
+    const boxes = window.app.graph.nodes.map(node => [node, node.getBounding()])
+    const meet = ([ax, ay, aw, ah], [bx, by, bw, bh]) =>
+        ax < bx + bw && bx < ax + aw && ay < by + bh && by < ay + ah
+    return boxes.flatMap(([a, box], i) => boxes.slice(i + 1)
+        .filter(([, other]) => meet(box, other))
+        .map(([b]) => `${a.title} (${a.id}) lies over ${b.title} (${b.id})`))
+}"""
+PLACE = """type => {
+    window.app.graph.clear()
+    const node = window.LiteGraph.createNode(type)
+    window.app.graph.add(node)
+    window.app.canvas.centerOnNode(node)
+    window.app.canvas.selectNode(node)
+    return node.title
+}"""
+WIDTHS = """images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"""
+
+
+class RunFailed(Exception):
+    """The editor reports an error of a run, or shows no picture in time."""
+
+
+class HelpPage(NamedTuple):
+    """The page in the side panel: its heading, its text, and the width in pixels of every picture that is loaded."""
+
+    heading: str
+    text: str
+    picture_widths: list[int]
+
+
+class Template(NamedTuple):
+    """A card in the templates browser."""
+
+    name: str
+    thumbnail_width: int
+
+
+def drop(editor: Frontend, name: str, text: str) -> None:
+    """Lets go of a file above the canvas; returns when it is open.  `name` is not to be open already."""
+    editor.page.evaluate(DROP, [f"{name}.json", text])
+    editor.page.wait_for_function(OPENED, arg=name, timeout=PATIENCE_MS)
+    editor.settle()
+
+
+def faults(editor: Frontend) -> list[str]:
+    """What a person sees in red: unknown nodes and inputs, sockets that nothing leads to, values that are not offered.
+
+    Host nodes without a definition of their own (notes, reroutes) have nothing to check.
+    """
+    return editor.page.evaluate(FAULTS, OPTIONAL)
+
+
+def at_most(editor: Frontend, limits: Mapping[str, int | str]) -> None:
+    """Lowers every widget of these names to a number, or sets it to a text."""
+    editor.page.evaluate(AT_MOST, dict(limits))
+
+
+def run(editor: Frontend) -> dict[str, list[list[int]]]:
+    """Presses Run and waits for the pictures on the nodes: (width, height) of each, by node id."""
+    page = editor.page
+    page.evaluate(FIT)  # a node loads its pictures when it is drawn
+    page.get_by_test_id("queue-button").first.click()
+    try:
+        shown = page.wait_for_function(f"() => ({SHOWN})() || ({FAILURE})() && []", timeout=RUN_MS).json_value()
+    except PlaywrightTimeout as error:
+        raise RunFailed(f"no picture on {page.evaluate(SHOWN)}") from error
+    if failure := page.evaluate(FAILURE):
+        raise RunFailed(str(failure))
+    return dict(shown)
+
+
+def titles(editor: Frontend) -> list[str]:
+    """What stands above the nodes."""
+    return editor.page.evaluate("() => window.app.graph.nodes.map(node => node.title)")
+
+
+def overlaps(editor: Frontend) -> list[str]:
+    """Pairs of nodes that cover each other, with the pictures that they show."""
+    return editor.page.evaluate(OVERLAPS)
+
+
+def search(editor: Frontend, words: str) -> list[str]:
+    """The titles that the node search offers for these words, best first."""
+    page = editor.page
+    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("combobox").fill(words)
+    results = dialog.get_by_test_id("result-item")
+    expect(results.first).to_be_visible(timeout=PATIENCE_MS)
+    page.wait_for_timeout(SEARCH_MS)
+    titles = [text.splitlines()[0] for text in results.all_inner_texts()]
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    return titles
+
+
+def help_page(editor: Frontend, node_type: str) -> HelpPage:
+    """Places a node on an empty canvas and presses the i above it; its page is headed by the node's title."""
+    page = editor.page
+    title = page.evaluate(PLACE, node_type)
+    content = page.locator(".node-help-content")
+    if not content.is_visible():
+        page.get_by_test_id("info-button").click()
+    expect(content.locator("h1").first).to_have_text(title, timeout=PATIENCE_MS)
+    widths = content.locator("img").evaluate_all(WIDTHS)
+    return HelpPage(title, content.inner_text(), widths)
+
+
+@contextmanager
+def templates(editor: Frontend, pack: str) -> Iterator[list[Template]]:
+    """The cards of a pack while its part of the templates browser is open."""
+    page = editor.page
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = page.get_by_role("dialog")
+    entry = dialog.get_by_text(pack, exact=True).first
+    entry.scroll_into_view_if_needed(timeout=PATIENCE_MS)
+    entry.click()
+    cards = dialog.locator("[data-testid^='template-workflow-']")
+    expect(cards.first).to_be_visible(timeout=PATIENCE_MS)
+    count = -1
+    while count != cards.count():  # more are made as one scrolls down
+        count = cards.count()
+        cards.last.scroll_into_view_if_needed()
+        page.wait_for_timeout(SEARCH_MS)
+    found = []
+    for card in cards.all():
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        expect(picture).to_be_visible(timeout=PATIENCE_MS)
+        width = picture.evaluate("async image => { await image.decode(); return image.naturalWidth }")
+        found.append(Template(card.get_attribute("data-testid").removeprefix("template-workflow-"), width))
+    yield found
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
