@@ -20,6 +20,7 @@ LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
 )  # fmt: skip
+TWICE = "test_an_example_runs_through_the_api"  # the browser's tests run each of them too
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
 
@@ -112,7 +113,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     by_method: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        many = item.path.stem in LONG or "pair" in params
+        many = item.path.stem in LONG or "pair" in params or getattr(item, "originalname", "") == TWICE
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)

@@ -352,3 +352,12 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("demo_*.jpg")), ids=name_of)
+def test_a_thumbnail_leaves_the_corner_free_in_which_the_editor_puts_its_badge(path):
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
+    with image.open(path) as thumbnail:
+        assert thumbnail.size == (512, 512)
+        darkest = min(low for low, _ in thumbnail.convert("RGB").crop((0, 0, 240, 72)).getextrema())
+    assert darkest > 220

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PATIENCE_MS = 15_000
 RUN_MS = 240_000
 SEARCH_MS = 400  # lists follow what is typed, or scrolled, after a short while
+DRAWN_MS = 1000
 OPTIONAL = 7  # LiteGraph draws an optional input as a hollow circle
 
 DROP = """([name, text]) => {
@@ -127,6 +128,12 @@ def run(editor: Frontend) -> dict[str, list[list[int]]]:
     if failure := page.evaluate(FAILURE):
         raise RunFailed(str(failure))
     return dict(shown)
+
+
+def look(editor: Frontend) -> None:
+    """Waits until the canvas shows what there is."""
+    editor.page.evaluate("() => window.app.canvas.setDirty(true, true)")
+    editor.page.wait_for_timeout(DRAWN_MS)
 
 
 def titles(editor: Frontend) -> list[str]:

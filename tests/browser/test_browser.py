@@ -100,6 +100,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
 
 def _screen(editor: Frontend, name: str) -> None:
     if SCREENS:
+        person.look(editor)
         editor.page.screenshot(path=Path(SCREENS) / f"{name}.png")
 
 
