@@ -58,9 +58,7 @@ STRIPS = {
     "pag": beside("demo_perturbed_attention", (4, 1, 2), demo_plain="plain", demo_pag="PAG"),
     "tpg": beside("demo_token_perturbation", (2, 3, 4), demo_plain="plain", demo_tpg="TPG"),
     "sag": beside("demo_self_attention", (4, 1, 2), demo_plain="plain", demo_sag="SAG"),
-    "everything": beside(
-        "demo_guidance_everything", (1, 2, 3), demo_plain_cfg="CFG 3", demo_everything="with five nodes"
-    ),
+    "seg": beside("demo_smoothed_energy", (1, 3, 4), demo_seg_plain="plain", demo_seg="SEG"),
     "swg": beside("demo_sliding_window", (1, 2), 192, demo_plain="plain", demo_swg="SWG"),
     "nag": beside("demo_negative_without_cfg", (1, 2, 4), demo_cfg_1="CFG 1", demo_nag="NAG"),
     "pladis": beside("demo_sparse_attention", (1, 3), demo_drawn="given", demo_plain="plain", demo_pladis="PLADIS"),
@@ -68,7 +66,11 @@ STRIPS = {
     "apg": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_apg="APG"),
     "fdg": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_fdg="FDG"),
     "cfg_zero": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_cfg_zero="CFG-Zero*"),
-    "rescale": stitched("demo_unicon_two_clocks", (4, 1, 3), {1: "CFG 6", 2: "Rescale"}),
+    "interval": beside("demo_interval_and_rescale", (1, 2, 4), demo_cfg_high="CFG 12", demo_interval="Interval"),
+    "rescale": beside(
+        "demo_interval_and_rescale", (1, 2), demo_cfg_high="CFG 12", demo_rescale="Rescale",
+        demo_interval_rescale="with both",
+    ),
     "image_guidance": beside(
         "demo_image_guidance", (2, 4), demo_given="given", demo_plain="plain", demo_colours="its colours",
         demo_layout="its layout",
@@ -99,6 +101,13 @@ STRIPS = {
     "clip_vision": in_turn(
         "demo_clip_vision",
         {"first": (0, 1), "0.25": (1, 2), "0.5": (1, 3), "0.75": (1, 4), "last": (2, 1)},
+    ),
+    "clip_mean": beside(
+        "demo_clip_vision_mean", (1, 2), demo_mean_first="first", demo_mean="mean", demo_mean_second="second"
+    ),
+    "asyrp": beside(
+        "demo_asyrp_sampler", (1, 4), demo_asyrp_smaller="strength -4", demo_asyrp_plain="0",
+        demo_asyrp_larger="strength 4",
     ),
     "h_space": stitched("demo_h_space", (1, 4), {0: "strength -4", 1: "plain", 2: "strength 4"}),
 }  # fmt: skip
