@@ -360,7 +360,7 @@ def command_train(options: argparse.Namespace) -> int:
 def command_test(options: argparse.Namespace) -> int:
     """Two processes at a time: the first one a person sees running, what ran beside and after it is shown at the end.
 
-    What takes longest on the newest host (measured pictures, server, browser) is a process of its own.
+    What takes longest on the newest host, server and browser, and measured pictures, are processes of their own.
     """
     hosts = find_hosts()
     set_up(hosts)
@@ -369,12 +369,13 @@ def command_test(options: argparse.Namespace) -> int:
         newest = {**env, "COMFYUI_PATH": str(hosts[0].path)}
         if not options.full and not options.rest:
             newest["REINS_COVERING"] = "1"
-        slow = "slow or server or browser"
         jobs = [(str(hosts[0]), options.rest, newest)]
         if not options.rest:  # a selection by hand stays in one process
+            server = "server or browser"
             jobs = [
-                (str(hosts[0]), ["-m", f"not ({slow})"], newest),
-                (f"{hosts[0]}: numbers, server, browser", ["-m", slow], newest),
+                (str(hosts[0]), ["-m", f"not (slow or {server})"], newest),
+                (f"{hosts[0]}: server, browser", ["-m", server], newest),
+                (f"{hosts[0]}: numbers", ["-m", f"slow and not ({server})"], newest),
             ]
     else:
         env.pop("COMFYUI_PATH", None)
