@@ -381,7 +381,7 @@ def command_test(options: argparse.Namespace) -> int:
         env.pop("COMFYUI_PATH", None)
         jobs = [("without a host", ["-m", "not host and not server and not browser", *options.rest], env)]
     older = ["-m", "host and not server and not browser", *options.rest]
-    for place, host in enumerate(hosts[1:]):
+    for place, host in reversed(list(enumerate(hosts[1:]))):  # what takes longer first
         share = f"{place}/{len(hosts) - 1}" if not options.full and not options.rest else "all"
         jobs.append((str(host), older, {**env, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": share}))
     pool = ThreadPoolExecutor(max_workers=2)

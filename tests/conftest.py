@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from zlib import crc32
@@ -16,6 +17,7 @@ MANY = 2  # cases of one test
 OF_NEWEST = 10  # one in so many
 OF_OLDER = 32
 OF_STORED = 2  # the same for stored results
+OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
@@ -108,6 +110,7 @@ def _number(item: pytest.Item) -> int:
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     """For the continuous run: of many cases a seeded tenth, of every law one or more for each method; --full has all.
 
+    How rows are grouped (test_batch) is shown for a third of the methods in each test.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
     by_method: dict[tuple, list[pytest.Item]] = {}
@@ -117,8 +120,19 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    chosen = (_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST) for cases in by_method.values())
-    return {case for cases in chosen for case in cases}
+    chosen = {
+        key: _few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST)
+        for key, cases in by_method.items()
+        if key[0].stem != "test_batch" or _is_chosen(key, by_method)
+    }
+    return {case for cases in chosen.values() for case in cases}
+
+
+def _is_chosen(key: tuple, keys: Iterable[tuple]) -> bool:
+    """Of the methods of a test the first one and about one in OF_METHODS of the others."""
+    path, test, method = key
+    first = next(other for other in keys if other[:2] == (path, test))
+    return key == first or crc32(f"{test}.{method}".encode()) % OF_METHODS == 0
 
 
 def _few(cases: list[pytest.Item]) -> list[pytest.Item]:
