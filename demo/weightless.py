@@ -98,17 +98,18 @@ def rows_and_columns(shape: Shape) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
 
-def windows(shapes: Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Tensors of the given shapes in float16, each a window into the buffer of its spread."""
+def windows(shapes: Shapes, seed: int = 0, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Tensors of the given shapes, each a window into the buffer of its spread; float16 unless told."""
     import torch
 
+    dtype = dtype or torch.float16
     length: dict[Spread, int] = {}
     for name, shape in shapes.items():
         spread = spread_of(name, shape)
         length[spread] = max(length.get(spread, 0), sum(rows_and_columns(shape)) + SLACK)
     generator = torch.Generator().manual_seed(seed)
     buffers = {
-        spread: (torch.randn(size, generator=generator) * spread.std + spread.mean).half()
+        spread: (torch.randn(size, generator=generator) * spread.std + spread.mean).to(dtype)
         for spread, size in length.items()
     }
     tensors = {}
