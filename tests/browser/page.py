@@ -40,6 +40,9 @@ SETTINGS = {
 
 READY = """() => window.app?.graph && window.app.extensionManager
     && window.LiteGraph?.registered_node_types['KSampler']"""
+# The frontend's curtain over a page that loads stays for good where it falls and rises within one frame.
+LIFT_CURTAIN = """() => document.querySelectorAll('.p-blockui-mask.p-overlay-mask-leave')
+    .forEach(mask => mask.remove())"""
 UNKNOWN = """() => window.app.graph.nodes
     .filter(node => node.has_errors || !window.LiteGraph.registered_node_types[node.type])
     .map(node => node.type)"""
@@ -89,6 +92,7 @@ class Frontend:
         self.page.goto(self._url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=READY_MS)
         self.page.wait_for_timeout(SETTLE_MS)
+        self.page.evaluate(LIFT_CURTAIN)
 
     def _only_this_server(self, route: Route) -> None:
         if route.request.url.startswith((self._url, "data:", "blob:")):
