@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_NEWEST = 10  # one in so many
-OF_OLDER = 32
+OF_NEWEST = 16  # one in so many
+OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
 OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
@@ -108,7 +108,7 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded tenth, of every law one or more for each method; --full has all.
+    """For the continuous run: of many cases a seeded sixteenth, of every law one or more for each method.
 
     How rows are grouped (test_batch) is shown for a third of the methods in each test.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
