@@ -126,8 +126,7 @@ class Host:
         try:
             self._process.wait(15)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
 
 
 def free_port() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from zlib import crc32
@@ -119,19 +118,15 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
-    chosen = {
-        key: _few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST)
-        for key, cases in by_method.items()
-        if key[0].stem != "test_batch" or _is_chosen(key, by_method)
-    }
-    return {case for cases in chosen.values() for case in cases}
-
-
-def _is_chosen(key: tuple, keys: Iterable[tuple]) -> bool:
-    """Of the methods of a test the first one and about one in OF_METHODS of the others."""
-    path, test, method = key
-    first = next(other for other in keys if other[:2] == (path, test))
-    return key == first or crc32(f"{test}.{method}".encode()) % OF_METHODS == 0
+    first_method: dict[tuple, tuple] = {}
+    chosen: set[pytest.Item] = set()
+    for key, cases in by_method.items():
+        path, test, method = key
+        is_first = first_method.setdefault((path, test), key) == key
+        if path.stem == "test_batch" and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
+            continue
+        chosen |= set(_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST))
+    return chosen
 
 
 def _few(cases: list[pytest.Item]) -> list[pytest.Item]:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-dev.txt)")
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
+from reins.demo import compare  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files  # noqa: E402
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
 from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
@@ -79,3 +80,23 @@ def test_a_workflow_that_needs_more_than_a_checkpoint_is_refused_by_name_on_a_se
     with pytest.raises(DemoError, match=name):
         choose_graphs(parse(["--comfy", "here", "--only", name]))
     assert list(choose_graphs(parse(["--url", "there", "--only", name]))) == [name]
+
+
+@pytest.mark.parametrize("name", compare.STRIPS)
+def test_a_strip_is_cut_from_pictures_that_its_workflow_saves(name):
+    for column in compare.STRIPS[name].columns:
+        workflow, saved = column.saved.split("-")
+        nodes = load_graphs([workflow])[workflow].values()
+        assert f"reins/{saved}" in [node["inputs"].get("filename_prefix") for node in nodes]
+
+
+def test_every_strip_is_among_the_pictures_of_the_page_and_labels_what_it_cuts(tmp_path):
+    images = Path(compare.__file__).parents[1] / "docs" / "images"
+    assert {path.stem for path in images.iterdir()} == {*compare.STRIPS, "scope"}
+    for number, colour in ((1, "red"), (2, "blue")):
+        Image.new("RGB", (256, 256), colour).save(tmp_path / f"demo_x-y{'' if number == 1 else '_2'}.png")
+    strip = compare.Strip((compare.Column("label", "demo_x-y"),), (1, 2))
+    drawn = compare.draw(strip, tmp_path)
+    colours = [drawn.getpixel((left + 20, compare.HEAD + 20)) for left in (0, compare.SIDE + compare.BETWEEN)]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+    assert min(low for low, _ in drawn.crop((0, 0, 60, compare.HEAD)).getextrema()) < 100  # the label

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
+    from reins.demo.client import Graph
+
     from .page import Frontend
 
+SCREENS = os.environ.get("REINS_SCREENS")
 PATIENCE_MS = 15_000
 RUN_MS = 240_000
 SEARCH_MS = 400  # lists follow what is typed, or scrolled, after a short while
@@ -116,6 +120,11 @@ def at_most(editor: Frontend, limits: Mapping[str, int | str]) -> None:
     editor.page.evaluate(AT_MOST, dict(limits))
 
 
+def saving(graph: Graph) -> set[str]:
+    """The nodes of a graph in API form that show pictures when it ran."""
+    return {node for node, content in graph.items() if content["class_type"] in ("SaveImage", "PreviewImage")}
+
+
 def run(editor: Frontend) -> dict[str, list[list[int]]]:
     """Presses Run and waits for the pictures on the nodes: (width, height) of each, by node id."""
     page = editor.page
@@ -130,10 +139,12 @@ def run(editor: Frontend) -> dict[str, list[list[int]]]:
     return dict(shown)
 
 
-def look(editor: Frontend) -> None:
-    """Waits until the canvas shows what there is."""
-    editor.page.evaluate("() => window.app.canvas.setDirty(true, true)")
-    editor.page.wait_for_timeout(DRAWN_MS)
+def keep_screen(editor: Frontend, name: str) -> None:
+    """Writes what the screen shows, once the canvas is drawn, where REINS_SCREENS names a folder."""
+    if SCREENS:
+        editor.page.evaluate("() => window.app.canvas.setDirty(true, true)")
+        editor.page.wait_for_timeout(DRAWN_MS)
+        editor.page.screenshot(path=Path(SCREENS) / f"{name}.png")
 
 
 def titles(editor: Frontend) -> list[str]:
@@ -173,9 +184,8 @@ def help_page(editor: Frontend, node_type: str) -> HelpPage:
     return HelpPage(title, content.inner_text(), widths)
 
 
-@contextmanager
-def templates(editor: Frontend, pack: str) -> Iterator[list[Template]]:
-    """The cards of a pack while its part of the templates browser is open."""
+def templates(editor: Frontend, pack: str) -> list[Template]:
+    """Opens the part of a pack in the templates browser, scrolls through it and closes it: its cards."""
     page = editor.page
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     dialog = page.get_by_role("dialog")
@@ -196,6 +206,6 @@ def templates(editor: Frontend, pack: str) -> Iterator[list[Template]]:
         expect(picture).to_be_visible(timeout=PATIENCE_MS)
         width = picture.evaluate("async image => { await image.decode(); return image.naturalWidth }")
         found.append(Template(card.get_attribute("data-testid").removeprefix("template-workflow-"), width))
-    yield found
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
+    return found

@@ -29,6 +29,7 @@ from ...demo.weightless import (
     SD15,
     SD15_DOWN,
     SD15_UP,
+    SLACK,
     Shapes,
     Spread,
     checkpoint_shapes,
@@ -45,7 +46,6 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LIVE = 1 << 18
-SLACK = 4096  # windows start anywhere in this many numbers, so that equal shapes get different weights
 UNET = "model.diffusion_model."
 TYPES = {torch.float16: "F16", torch.float32: "F32"}
 

@@ -6,7 +6,6 @@ REINS_SCREENS names a folder: every example that can run is then run as it is, a
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from reins.demo.graphs import (  # noqa: E402
 from reins.demo.host import Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
+from reins.tests.named_host import comfy  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph
@@ -37,7 +37,6 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
 PACK = "ComfyUI-Reins"
-SCREENS = os.environ.get("REINS_SCREENS")
 DOCS = ROOT / "web" / "docs"
 NODES = {
     language: json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -92,19 +91,12 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """One open editor.  Not for the session: while it is open, no other test of this process can use asyncio."""
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
-    comfy = Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()
-    settings = HostSettings(comfy, tmp_path_factory.mktemp("browser"), arguments=weightless_arguments(comfy))
+    settings = HostSettings(comfy(), tmp_path_factory.mktemp("browser"), arguments=weightless_arguments(comfy()))
     offer_names(settings.base)
     stand_ins.draw(settings.base, set(EXAMPLE_FILES["input"]))
-    write_weightless(comfy, WEIGHTLESS, settings.checkpoints)
+    write_weightless(settings.comfy, WEIGHTLESS, settings.checkpoints)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
         yield frontend
-
-
-def _screen(editor: Frontend, name: str) -> None:
-    if SCREENS:
-        person.look(editor)
-        editor.page.screenshot(path=Path(SCREENS) / f"{name}.png")
 
 
 def test_values_of_a_node_survive_the_editor(editor: Frontend) -> None:
@@ -137,11 +129,10 @@ def test_a_dropped_example_has_no_fault_and_runs_and_its_api_twin_is_up_to_date(
         return  # beside a checkpoint and pictures it names files that only stand in the lists: test_released_files.py
     if needs_checkpoint(graph):
         person.at_most(editor, {"ckpt_name": f"reins-weightless-{WEIGHTLESS}.ckpt", **SMALL})
-    elif not SCREENS:
+    elif not person.SCREENS:
         person.at_most(editor, SHORT)
-    saving = {node for node, content in graph.items() if content["class_type"] in ("SaveImage", "PreviewImage")}
-    assert saving <= set(person.run(editor))
-    _screen(editor, path.stem)
+    assert person.saving(graph) <= set(person.run(editor))
+    person.keep_screen(editor, path.stem)
     assert person.overlaps(editor) == []
 
 
@@ -157,7 +148,7 @@ def test_the_node_search_finds_a_node_by_the_words_of_the_field(editor: Frontend
 @pytest.mark.parametrize("node", NODES["en"])
 def test_the_help_page_of_a_node_opens_with_its_pictures(editor: Frontend, node: str) -> None:
     shown = person.help_page(editor, node)
-    (written,) = [page.read_text(encoding="utf-8") for page in DOCS.glob(f"{node}.md")]
+    written = (DOCS / f"{node}.md").read_text(encoding="utf-8")
     assert len(shown.picture_widths) == written.count("![")
     assert all(shown.picture_widths)
     for heading in re.findall(r"^## (.+)$", written, re.MULTILINE):
@@ -165,9 +156,9 @@ def test_the_help_page_of_a_node_opens_with_its_pictures(editor: Frontend, node:
 
 
 def test_the_templates_browser_shows_every_example_with_its_thumbnail(editor: Frontend) -> None:
-    with person.templates(editor, PACK) as cards:
-        assert sorted(card.name for card in cards) == [path.stem for path in EXAMPLES]
-        assert all(card.thumbnail_width >= 256 for card in cards)
+    cards = person.templates(editor, PACK)
+    assert sorted(card.name for card in cards) == [path.stem for path in EXAMPLES]
+    assert all(card.thumbnail_width >= 256 for card in cards)
 
 
 @pytest.mark.parametrize("language", ["ko", "ja", "zh"])
@@ -182,7 +173,7 @@ def test_in_another_language_and_a_small_window_nodes_search_and_help_are_transl
     assert names[GUIDE["class_type"]] in person.titles(editor)
     person.at_most(editor, SHORT)
     assert person.run(editor)
-    _screen(editor, f"window_{language}")
+    person.keep_screen(editor, f"window_{language}")
     assert names[GUIDE["class_type"]] in person.search(editor, "PAG")[:FIRST]
     for node in sorted(page.parent.name for page in DOCS.glob(f"*/{language}.md")):
         shown = person.help_page(editor, node)
@@ -190,7 +181,7 @@ def test_in_another_language_and_a_small_window_nodes_search_and_help_are_transl
         assert shown.heading == names[node] == written.splitlines()[0].removeprefix("# ")
         assert all(heading in shown.text for heading in re.findall(r"^## (.+)$", written, re.MULTILINE))
         assert len(shown.picture_widths) == written.count("![")
-    _screen(editor, f"help_{language}")
+    person.keep_screen(editor, f"help_{language}")
 
 
 def test_the_page_is_free_of_errors_and_asks_nobody_else(editor: Frontend) -> None:

@@ -21,6 +21,7 @@ from reins.demo.graphs import EXAMPLE_CHECKPOINT, EXAMPLE_FILES, load_graphs, ne
 from reins.demo.host import Host, HostSettings, weightless_arguments  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
+from reins.tests.named_host import comfy  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
-SCREENS = os.environ.get("REINS_SCREENS")
-ASKED_FOR = bool(SCREENS or os.environ.get("REINS_FULL"))
+ASKED_FOR = bool(person.SCREENS or os.environ.get("REINS_FULL"))
 GRAPHS = load_graphs()
 LEFT_OUT = {
     "cfg_zero_star_sd35": "SD3.5 with its T5 is 15 GB, and more on a CPU",
@@ -70,9 +70,8 @@ CASES = [
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
-    comfy = Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()
-    arguments = (*weightless_arguments(comfy), *ARGUMENTS)
-    settings = HostSettings(comfy, tmp_path_factory.mktemp("released"), arguments=arguments)
+    arguments = (*weightless_arguments(comfy()), *ARGUMENTS)
+    settings = HostSettings(comfy(), tmp_path_factory.mktemp("released"), arguments=arguments)
     offer_names(settings.base)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as editor:
         yield Desk(editor, host)
@@ -89,12 +88,9 @@ def test_an_example_for_released_files_runs_on_stand_ins(desk: Desk, name: str) 
     assert person.faults(editor) == []
     person.at_most(editor, SMALL)
     before = set(base.glob("output/**/*.png"))
-    saving = {node for node, content in graph.items() if content["class_type"] in ("SaveImage", "PreviewImage")}
-    assert saving <= set(person.run(editor))
+    assert person.saving(graph) <= set(person.run(editor))
     assert not [path.name for path in set(base.glob("output/**/*.png")) - before if _is_plain(path)]
-    if SCREENS:
-        person.look(editor)
-        editor.page.screenshot(path=Path(SCREENS) / f"{name}.png")
+    person.keep_screen(editor, name)
     assert person.overlaps(editor) == []
 
 

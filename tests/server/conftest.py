@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -30,11 +28,11 @@ class Server(NamedTuple):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The host that COMFYUI_PATH names, on the CPU, with the pack linked in and nothing else."""
     from reins.demo.host import Host, HostSettings, write_weightless
+    from reins.tests.named_host import comfy
 
-    comfy = Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()
-    settings = HostSettings(comfy, tmp_path_factory.mktemp("base"))
+    settings = HostSettings(comfy(), tmp_path_factory.mktemp("base"))
     settings.checkpoints.mkdir(parents=True)
-    checkpoint = write_weightless(comfy, CHECKPOINT_KIND, settings.checkpoints)
+    checkpoint = write_weightless(settings.comfy, CHECKPOINT_KIND, settings.checkpoints)
     with Host(settings) as host:
         yield Server(host, host.client, checkpoint, host.log())
 

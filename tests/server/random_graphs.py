@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 from reins.demo.client import Graph
 
 LAYERS = ("m0", "all", "u0-u1", "d0,m0", "u2", "m7", "", "nonsense", "u3-u1")
-FEW = {
+FEW = {  # what would take long
     "steps": (1, 2),
     "samples": (1, 2),
     "batch_size": (1, 2),
     "levels": (1, 3),
     "frames": (1, 4),
     "component": (1, 3),
-}  # what would take long
+}
 SIDES = range(64, 144, 8)  # pixels; the demo model sees an eighth of it
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "uni_pc", "lcm")
 LITERAL = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

@@ -27,6 +27,7 @@ from PIL import ImageChops  # noqa: E402
 from reins.demo.client import Client, ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.host import PACK, Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
+from reins.tests.named_host import comfy  # noqa: E402
 from reins.tests.server.pictures import picture, pixel_hash  # noqa: E402
 from reins.tests.server.random_graphs import RandomGraphs, leading_to  # noqa: E402
 
@@ -49,16 +50,9 @@ LOW_MEMORY = ("demo_guidance_everything", "demo_unicon_depth_to_image", "demo_co
 LITTLE = 1  # bytes
 ROUNDING = 1  # of 255
 LONGEST_START = 0.3  # seconds
-
-
-PLACES = (  # beside outputs what the host writes, and this test
-    "output/", "temp/", "user/", "models/checkpoints/reins-weightless", "server.log", "watch.log",
-)  # fmt: skip
+PLACES = ("output/", "temp/", "models/checkpoints/reins-weightless")  # outputs, and what this test puts there
+LOGS = {"server.log", "watch.log"}
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # what is free is not held by the allocator
-
-
-def comfy() -> Path:
-    return Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +178,14 @@ def test_two_hundred_prompts_by_chance_leave_nothing_behind(host: Host, checkpoi
 
 def test_every_traceback_in_the_log_ends_in_an_error_that_our_code_raises(host: Host) -> None:
     """Interrupts leave none.  The frames of a traceback are its indented lines."""
-    for text in host.log().split(TRACEBACK)[1:]:
+    (graph,) = shrunk_graphs(["demo_perturbed_attention"]).values()
+    for node in graph.values():
+        node["inputs"] |= {"layers": "m7"} if "layers" in node["inputs"] else {}
+    with pytest.raises(ExecutionFailed, match="m7"):
+        host.client.run(graph)
+    logged = host.log().split(TRACEBACK)[1:]
+    assert logged
+    for text in logged:
         frames = itertools.takewhile(lambda line: line.startswith(" ") or not line, text.lstrip(":\n").splitlines())
         places = [line for line in frames if line.startswith('  File "')]
         assert "ComfyUI-Reins" in places[-1], text[:3000]
@@ -195,14 +196,8 @@ def test_the_pack_wrote_outputs_and_nothing_else_and_reached_for_nobody(host: Ho
     assert [note for note in notes if not note[1].startswith(str(base / "output"))] == []
     host.client.get("/probe/misbehave")  # as if it were code of the pack
     assert [event for event, _ in noted(host)[len(notes) :]] == ["open", "socket.connect"]
-    made = {path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()} - {
-        "server.log",
-        "watch.log",
-    }
-    elsewhere = [
-        name for name in made if not name.startswith(("output/", "temp/", "models/checkpoints/reins-weightless"))
-    ]
-    assert elsewhere == []
+    made = {path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()}
+    assert [name for name in made - LOGS if not name.startswith(PLACES)] == []
 
 
 def noted(host: Host) -> list[list[str]]:
