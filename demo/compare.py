@@ -55,17 +55,21 @@ def in_turn(workflow: str, labels: dict[str, tuple[int, int]]) -> Strip:
 
 REGIONS = "demo_ip_adapter_regions-demo_ip_adapter"
 STRIPS = {
-    "pag": beside("demo_perturbed_attention", (4, 1, 2), demo_plain="plain", demo_pag="PAG"),
-    "tpg": beside("demo_token_perturbation", (2, 3, 4), demo_plain="plain", demo_tpg="TPG"),
-    "sag": beside("demo_self_attention", (4, 1, 2), demo_plain="plain", demo_sag="SAG"),
-    "seg": beside("demo_smoothed_energy", (1, 3, 4), demo_seg_plain="plain", demo_seg="SEG"),
-    "swg": beside("demo_sliding_window", (1, 2), 192, demo_plain="plain", demo_swg="SWG"),
-    "nag": beside("demo_negative_without_cfg", (1, 2, 4), demo_cfg_1="CFG 1", demo_nag="NAG"),
-    "pladis": beside("demo_sparse_attention", (1, 3), demo_drawn="given", demo_plain="plain", demo_pladis="PLADIS"),
-    "weak_model": beside("demo_weak_model", (1, 2, 3), demo_lora="LoRA", demo_weak_model="Weak Model"),
-    "apg": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_apg="APG"),
-    "fdg": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_fdg="FDG"),
-    "cfg_zero": beside("demo_cfg_corrections", (1, 2, 3), demo_plain="CFG 12", demo_cfg_zero="CFG-Zero*"),
+    "pag": beside("demo_pag_perturbed_attention", (4, 1, 2), demo_plain="plain", demo_pag="PAG"),
+    "tpg": beside("demo_tpg_token_perturbation", (2, 3, 4), demo_plain="plain", demo_tpg="TPG"),
+    "sag": beside("demo_sag_self_attention", (4, 1, 2), demo_plain="plain", demo_sag="SAG"),
+    "seg": beside("demo_seg_smoothed_energy", (1, 3, 4), demo_seg_plain="plain", demo_seg="SEG"),
+    "swg": beside("demo_swg_sliding_window", (1, 2), 192, demo_plain="plain", demo_swg="SWG"),
+    "nag": beside("demo_nag_negative_without_cfg", (1, 2, 4), demo_cfg_1="CFG 1", demo_nag="NAG"),
+    "pladis": beside(
+        "demo_pladis_sparse_attention", (1, 3), demo_drawn="given", demo_plain="plain", demo_pladis="PLADIS"
+    ),
+    "weak_model": beside(
+        "demo_autoguidance_weak_model", (1, 2, 3), demo_lora="LoRA", demo_autoguidance_weak_model="Weak Model"
+    ),
+    "apg": beside("demo_apg_fdg_cfg_zero_corrections", (1, 2, 3), demo_plain="CFG 12", demo_apg="APG"),
+    "fdg": beside("demo_apg_fdg_cfg_zero_corrections", (1, 2, 3), demo_plain="CFG 12", demo_fdg="FDG"),
+    "cfg_zero": beside("demo_apg_fdg_cfg_zero_corrections", (1, 2, 3), demo_plain="CFG 12", demo_cfg_zero="CFG-Zero*"),
     "interval": beside("demo_interval_and_rescale", (1, 2, 4), demo_cfg_high="CFG 12", demo_interval="Interval"),
     "rescale": beside(
         "demo_interval_and_rescale", (1, 2), demo_cfg_high="CFG 12", demo_rescale="Rescale",
@@ -99,17 +103,17 @@ STRIPS = {
         (1,),
     ),
     "clip_vision": in_turn(
-        "demo_clip_vision",
+        "demo_unclip_clip_vision",
         {"first": (0, 1), "0.25": (1, 2), "0.5": (1, 3), "0.75": (1, 4), "last": (2, 1)},
     ),
     "clip_mean": beside(
-        "demo_clip_vision_mean", (1, 2), demo_mean_first="first", demo_mean="mean", demo_mean_second="second"
+        "demo_unclip_clip_vision_mean", (1, 2), demo_mean_first="first", demo_mean="mean", demo_mean_second="second"
     ),
     "asyrp": beside(
         "demo_asyrp_sampler", (1, 4), demo_asyrp_smaller="strength -4", demo_asyrp_plain="0",
         demo_asyrp_larger="strength 4",
     ),
-    "h_space": stitched("demo_h_space", (1, 4), {0: "strength -4", 1: "plain", 2: "strength 4"}),
+    "h_space": stitched("demo_asyrp_h_space", (1, 4), {0: "strength -4", 1: "plain", 2: "strength 4"}),
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def test_in_another_language_and_a_small_window_nodes_search_and_help_are_transl
 ) -> None:
     editor.reopen({"Comfy.Locale": language}, SMALL_WINDOW)
     names = {node: entry["display_name"] for node, entry in NODES[language].items()}
-    example = ROOT / "example_workflows" / "demo_perturbed_attention.json"
+    example = ROOT / "example_workflows" / "demo_pag_perturbed_attention.json"
     person.drop(editor, f"{example.stem}_{language}", example.read_text(encoding="utf-8"))
     assert person.faults(editor) == []
     assert names[GUIDE["class_type"]] in person.titles(editor)

@@ -178,7 +178,7 @@ def test_two_hundred_prompts_by_chance_leave_nothing_behind(host: Host, checkpoi
 
 def test_every_traceback_in_the_log_ends_in_an_error_that_our_code_raises(host: Host) -> None:
     """Interrupts leave none.  The frames of a traceback are its indented lines."""
-    (graph,) = shrunk_graphs(["demo_perturbed_attention"]).values()
+    (graph,) = shrunk_graphs(["demo_pag_perturbed_attention"]).values()
     for node in graph.values():
         node["inputs"] |= {"layers": "m7"} if "layers" in node["inputs"] else {}
     with pytest.raises(ExecutionFailed, match="m7"):

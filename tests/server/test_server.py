@@ -358,7 +358,7 @@ def test_the_prompt_diffusion_workflow_does_what_each_example_shows(server: Serv
 
 
 def test_the_h_space_workflow_changes_the_size_and_nothing_else(server: Server) -> None:
-    (graph,) = load_graphs(["demo_h_space"]).values()
+    (graph,) = load_graphs(["demo_asyrp_h_space"]).values()
     rows = saved_rows(server, graph, 4, 3)
     smaller, plain, larger = (judge(torch.stack(column)) for column in zip(*rows, strict=True))
     words = word_indices(next(node["inputs"] for node in graph.values() if node["inputs"].get("shape") == "square"))
@@ -368,7 +368,7 @@ def test_the_h_space_workflow_changes_the_size_and_nothing_else(server: Server) 
 
 
 def test_the_clip_vision_workflow_goes_from_the_look_of_one_scene_to_that_of_the_other(server: Server) -> None:
-    (graph,) = load_graphs(["demo_clip_vision"]).values()
+    (graph,) = load_graphs(["demo_unclip_clip_vision"]).values()
     drawn = torch.stack([row[1] for row in saved_rows(server, graph, 5, 3)])
     found = judge(drawn)
     looks = [word_indices({slot: scene[slot] for slot in ("colour", "background")}) for scene in scenes(graph)]
