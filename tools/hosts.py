@@ -1,0 +1,144 @@
+"""Which ComfyUI is used: a named one, the one round this checkout, those in the cache, a clone, the registry's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from .children import ROOT
+from .registry import FALLBACK, REGISTRY_HOSTS, fetch
+from .screen import DevError, say
+from .venv import cache_folder
+
+HOST_VERSION = "0.33.0"
+HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+SECONDS_TO_ANSWER = 30  # of a git host
+
+
+class Host(NamedTuple):
+    """A ComfyUI folder; `origin` decides whose Python runs it."""
+
+    path: Path
+    version: tuple[int, ...]
+    origin: Literal["named", "located", "cached"]
+
+    def __str__(self) -> str:
+        return f"ComfyUI {'.'.join(map(str, self.version)) or 'of unknown version'} ({self.path})"
+
+
+def is_host(path: Path) -> bool:
+    return (path / "comfy").is_dir() and (path / "main.py").is_file()
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version that compares as numbers, so that 0.33 is above 0.8."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """The numbers of comfyui_version.py; empty if the file is missing."""
+    file = path / "comfyui_version.py"
+    found = re.search(r'__version__\s*=\s*"([\d.]+)', file.read_text(encoding="utf-8")) if file.is_file() else None
+    return numbers(found[1]) if found else ()
+
+
+def named_hosts() -> list[Host]:
+    entries = [entry for entry in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if entry.strip()]
+    paths = list(dict.fromkeys(Path(entry).expanduser().resolve() for entry in entries))
+    for path in paths:
+        if not is_host(path):
+            raise DevError(f"COMFYUI_PATH names {path}, which is not a ComfyUI folder: it has no comfy/ and main.py")
+    return [Host(path, version_of(path), "named") for path in paths]
+
+
+def located_hosts() -> list[Host]:
+    """The ComfyUI in whose custom_nodes this checkout lies, or is linked.
+
+    A shell knows the linked path of the current folder only in PWD: the system call resolves it.
+    """
+    shell_folder = Path(os.environ.get("PWD", os.curdir))
+    here = shell_folder if shell_folder.is_dir() and shell_folder.samefile(os.curdir) else Path.cwd()
+    invoked = Path(os.path.normpath(here / sys.argv[0])).parent
+    for folder in (invoked, ROOT):
+        if folder.parent.name == "custom_nodes" and is_host(folder.parent.parent):
+            path = folder.parent.parent
+            return [Host(path, version_of(path), "located")]
+    return []
+
+
+def cached_hosts() -> list[Host]:
+    folders = [path for path in cache_folder().glob("ComfyUI-*") if is_host(path)]
+    return [Host(path, version_of(path), "cached") for path in folders]
+
+
+def clone_host() -> list[Host]:
+    """A fresh clone in the cache, or nothing if git is missing or no git host answers."""
+    git = shutil.which("git")
+    if git is None:
+        say("git is not installed, so ComfyUI cannot be cloned")
+        return []
+    target = cache_folder() / f"ComfyUI-{HOST_VERSION}"
+    partial = target.with_name(f"partial-{os.getpid()}-{target.name}")  # an interrupted clone must not pass for a host
+    target.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    tag = f"v{HOST_VERSION}"
+    try:
+        asked = subprocess.run(
+            [git, "ls-remote", "--exit-code", HOST_REPOSITORY, f"refs/tags/{tag}"],
+            env=environment, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER,
+        )  # fmt: skip
+        if asked.returncode != 0:
+            say(f"ComfyUI cannot be cloned from {HOST_REPOSITORY}: {last_line(asked.stderr)}")
+            return []
+        say(f"no ComfyUI found: cloning {HOST_VERSION} into {target}")
+        command = [git, "clone", "--depth", "1", "--branch", tag, HOST_REPOSITORY, str(partial)]
+        if subprocess.call(command, env=environment) == 0:
+            partial.rename(target)
+    except subprocess.TimeoutExpired:
+        say(f"ComfyUI cannot be cloned: {HOST_REPOSITORY} did not answer in {SECONDS_TO_ANSWER} s")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [Host(target, version_of(target), "cached")] if is_host(target) else []
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "git gave no reason"
+
+
+def registry_host() -> list[Host]:
+    path = fetch(FALLBACK)
+    return [Host(path, version_of(path), "cached")]
+
+
+def newest_first(hosts: list[Host]) -> list[Host]:
+    return sorted(hosts, key=lambda host: host.version, reverse=True)
+
+
+def present_hosts() -> list[Host]:
+    """The hosts that are there, newest first; nothing is fetched."""
+    return newest_first(named_hosts() or located_hosts() or cached_hosts())
+
+
+def find_hosts() -> list[Host]:
+    """The hosts to use, newest first; fetches one if there is none.
+
+    Raises DevError if none can be had.
+    """
+    return present_hosts() or newest_first(clone_host() or registry_host())
+
+
+def find_test_hosts() -> list[Host]:
+    """The hosts that are found, and the three of the registry beside them, newest first."""
+    for host in REGISTRY_HOSTS:
+        fetch(host)
+    found = [*find_hosts(), *cached_hosts()]
+    return newest_first(list({host.path: host for host in found}.values()))
+
+
+def newest_host() -> Host:
+    return find_hosts()[0]

@@ -1,0 +1,177 @@
+"""pip in the cached environment: its output goes to a log, the screen shows one line of progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .children import start_child
+from .screen import DevError, ProgressLine, say
+from .venv import cache_folder, installed_packages, normal_name, venv_python
+
+PROBE = "einops"  # a small package of which every registry has one file or more
+LARGE = re.compile(r"nvidia-|torch|triton|comfyui-workflow-templates-media")  # each installed by itself
+TOGETHER = 12  # small packages in one call of pip
+RAW_PROGRESS = (24, 1)  # the first pip with --progress-bar raw
+MEGABYTE = 1_000_000
+ERRORS_SHOWN = 4
+AGAIN = "Run the same command again: it goes on where this one stopped"
+
+
+class Package(NamedTuple):
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+def log_file() -> Path:
+    return cache_folder() / "setup.log"
+
+
+def run_pip(arguments: Sequence[str], doing: str) -> None:
+    """Runs pip with one line on the screen that begins with `doing`.
+
+    Raises DevError with pip's own errors if it fails.
+    """
+    line, watch = ProgressLine(), PipWatch(doing)
+    command = [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "raw"] if watch.pip_version >= RAW_PROGRESS else []
+    scratch = cache_folder() / "scratch"  # on the disk whose free space was checked, not in a small /tmp
+    scratch.mkdir(parents=True, exist_ok=True)
+    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    try:
+        with log_file().open("a", encoding="utf-8") as log, start_child(command, os.environ | temporary, True) as pip:
+            assert pip.stdout is not None
+            log.write(f"$ {' '.join(command)}\n")
+            for text in _lines(pip.stdout):
+                watch.read(text, log)
+                line.show(watch.text())
+    finally:
+        line.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if pip.returncode != 0:
+        raise DevError(f"pip failed while {doing}:\n  {watch.errors()}\n{AGAIN}. All that pip said: {log_file()}")
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come, and an empty one for each second without any."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(b"")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=1)
+        except queue.Empty:
+            yield ""
+            continue
+        if not line:
+            return
+        yield line.decode("utf-8", "replace").rstrip()
+
+
+class PipWatch:
+    """Reads what pip prints: the package that it works on, and how far its file has come."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._step = ""
+        self._errors: list[str] = []
+        self.pip_version = tuple(int(part) for part in installed_packages().get("pip", "0").split(".")[:2])
+
+    def read(self, text: str, log: IO[str]) -> None:
+        """Takes one line; all but the counts of bytes go to the log."""
+        if counts := re.match(r"Progress (\d+) of (\d+)", text):
+            done, total = (int(count) / MEGABYTE for count in counts.groups())
+            self._step = f"{self._step.partition(',')[0]}, {done:,.1f} of {total:,.1f} MB"
+            return
+        if not text:
+            return
+        log.write(text + "\n")
+        log.flush()
+        if text.startswith(("ERROR:", "error:")) or "Retrying (" in text:
+            self._errors.append(text)
+        elif found := re.match(r"\s*(?:Downloading|Using cached) ([^\s/]+?)-([\d][^-\s]*)\S* \(([^)]+)\)", text):
+            self._step = f"{found[1]} {found[2]}, {found[3]}"
+        elif found := re.match(r"(?:Collecting|Processing) ([A-Za-z0-9._-]+)", text):
+            self._step = f"looking at {found[1]}"
+        elif found := re.match(r"Installing collected packages: (.+)", text):
+            self._step = f"unpacking {found[1]}"
+
+    def text(self) -> str:
+        return f"{self._doing}: {self._step}" if self._step else self._doing
+
+    def errors(self) -> str:
+        return "\n  ".join(self._errors[-ERRORS_SHOWN:]) or "it gave no reason"
+
+
+def check_registry() -> None:
+    """Asks the package registry once, so that a missing network is known at once and not after pip's retries.
+
+    Raises DevError that says whether there is no network at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(venv_python()), "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--retries", "1"]
+        command += ["--timeout", "15", "--no-input", "--disable-pip-version-check", "--dest", folder, PROBE]
+        with start_child(command, captured=True) as pip:
+            assert pip.stdout is not None
+            said = pip.stdout.read().decode("utf-8", "replace")
+    if pip.returncode == 0:
+        return
+    if re.search(r"name resolution|getaddrinfo|nodename nor servname|Name or service not known", said):
+        reason = "there is no network: the name of the package registry cannot be resolved"
+    elif found := re.search(r"\[(?:Errno|WinError) -?\d+\] ([^'\")]+)|(timed out|CERTIFICATE_VERIFY_FAILED)", said):
+        reason = f"the package registry cannot be reached: {found[1] or found[2]}"
+    else:
+        reason = "the package registry does not answer:\n  " + "\n  ".join(said.strip().splitlines()[-ERRORS_SHOWN:])
+    raise DevError(
+        f"{reason}.\nThe first run needs it once, to install packages. Connect, or set what your network asks for "
+        "(HTTPS_PROXY, pip's index-url), and run the same command again"
+    )
+
+
+def resolve(requirements: Sequence[str]) -> list[Package]:
+    """The packages that pip would install for these arguments, in its order; those that are there are left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        run_pip(["install", "--dry-run", "--report", str(report), *requirements], "choosing packages")
+        chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
+    return [Package(each["metadata"]["name"], each["metadata"]["version"]) for each in chosen]
+
+
+def install(packages: Sequence[Package]) -> None:
+    """Installs chosen packages in small groups, so that an interrupted set-up loses one group at most."""
+    done = 0
+    for group in groups(packages):
+        upto = f"{done + 1} to {done + len(group)}" if len(group) > 1 else f"{done + 1}"
+        run_pip(["install", "--no-deps", *map(str, group)], f"installing {upto} of {len(packages)}")
+        done += len(group)
+
+
+def groups(packages: Sequence[Package]) -> list[list[Package]]:
+    """Packages as they are installed together: large ones alone, small ones by the dozen."""
+    large = [package for package in packages if LARGE.match(normal_name(package.name))]
+    small = [package for package in packages if package not in large]
+    return [small[i : i + TOGETHER] for i in range(0, len(small), TOGETHER)] + [[package] for package in large]
+
+
+def pip_install(requirements: Sequence[str]) -> None:
+    """Installs what these pip arguments ask for, as far as it is missing.  Raises DevError if pip fails."""
+    packages = resolve(requirements)
+    if packages:
+        install(packages)
+        say(f"installed {len(packages)} packages")
