@@ -140,7 +140,19 @@ def _some(cases: list[pytest.Item], each: int) -> list[pytest.Item]:
     return [case for i, case in enumerate(cases) if i == 0 or crc32(case.name.encode()) % each == 0]
 
 
+class RootIsNoPackage:
+    """Keeps pytest from importing the pack's `__init__.py` as a lone file, which it does in a folder with a hyphen.
+
+    A plugin, for pytest asks the hooks of this file only about what lies below it.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsNoPackage())
     if HOST:
         config.pluginmanager.import_plugin("reins.tests.host.fixtures")
 
