@@ -125,21 +125,31 @@ def cut(column: Column, number: int, folder: Path) -> Image.Image:
         return image.convert("RGB").crop((left, 0, left + CELL, CELL))
 
 
+def groups(strip: Strip) -> tuple[int, int]:
+    """From one group of columns to the next, in pixels, and how many stand in a line."""
+    step = len(strip.columns) * (strip.side + GAP) - GAP + BETWEEN
+    return step, min(max(1, (WIDTH + BETWEEN) // step), len(strip.shown))
+
+
+def place_in_strip(strip: Strip, group: int, column: int) -> tuple[int, int]:
+    """Left and top of a picture, below its label."""
+    step, in_line = groups(strip)
+    left = GAP + group % in_line * step + column * (strip.side + GAP)
+    return left, group // in_line * (HEAD + strip.side + GAP) + HEAD
+
+
 def draw(strip: Strip, folder: Path) -> Image.Image:
     """Groups of columns with their labels, as many in a line as there is room for."""
-    step = strip.side + GAP
-    group = len(strip.columns) * step - GAP + BETWEEN
-    in_line = min(max(1, (WIDTH + BETWEEN) // group), len(strip.shown))
+    step, in_line = groups(strip)
     lines = -(-len(strip.shown) // in_line)
-    height = HEAD + step
-    sheet = Image.new("RGB", (in_line * group - BETWEEN + 2 * GAP, lines * height), PAPER)
+    sheet = Image.new("RGB", (in_line * step - BETWEEN + 2 * GAP, lines * (HEAD + strip.side + GAP)), PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for i, number in enumerate(strip.shown):
         for j, column in enumerate(strip.columns):
-            left, top = GAP + i % in_line * group + j * step, i // in_line * height
-            pen.text((left, top + 1), column.label, fill=INK, font=font)
+            left, top = place_in_strip(strip, i, j)
+            pen.text((left, top - HEAD + 1), column.label, fill=INK, font=font)
             picture = cut(column, number, folder).resize((strip.side, strip.side), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, top + HEAD))
+            sheet.paste(picture, (left, top))
     return sheet
 
 

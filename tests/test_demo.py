@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-dev.txt)")
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
-from reins.demo import compare  # noqa: E402
+from reins.demo import banner, compare  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files  # noqa: E402
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
 from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
@@ -100,3 +100,14 @@ def test_every_strip_is_among_the_pictures_of_the_page_and_labels_what_it_cuts(t
     colours = [drawn.getpixel((left + 20, compare.HEAD + 20)) for left in (0, compare.SIDE + compare.BETWEEN)]
     assert colours == [(255, 0, 0), (0, 0, 255)]
     assert min(low for low, _ in drawn.crop((0, 0, 60, compare.HEAD)).getextrema()) < 100  # the label
+
+
+def test_the_banner_shows_each_pair_as_the_strips_have_it():
+    images = Path(compare.__file__).parents[1] / "docs"
+    drawn = banner.draw(images / "images")
+    assert drawn.size == banner.SIZE
+    with Image.open(images / "banner.png") as shipped:
+        for i in range(len(banner.PAIRS)):
+            left, top = banner.place(i)
+            box = (left, top, left + 2 * banner.SIDE + banner.GAP, top + banner.SIDE)
+            assert drawn.crop(box).tobytes() == shipped.convert("RGB").crop(box).tobytes()

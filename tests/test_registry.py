@@ -24,7 +24,7 @@ ACCELERATORS = (
     "NPU :: Huawei Ascend",
     "GPU :: Apple Metal",
 )
-RAW = "https://raw.githubusercontent.com/comfyui-reins/ComfyUI-Reins/main/"
+FILLED_IN = ("Repository", "PublisherId", "Icon", "Banner")  # by the publisher, who knows the addresses
 
 
 def test_name_version_licence_and_publisher_are_as_the_registry_wants_them():
@@ -34,7 +34,6 @@ def test_name_version_licence_and_publisher_are_as_the_registry_wants_them():
     assert (ROOT / PROJECT["license"]["file"]).is_file()
     assert COMFY["PublisherId"]
     assert COMFY["DisplayName"]
-    assert PROJECT["urls"]["Repository"].startswith("https://github.com/")
     assert re.fullmatch(r">=\d+\.\d+\.\d+", COMFY["requires-comfyui"])
 
 
@@ -54,11 +53,17 @@ def test_the_changelog_begins_with_this_version_and_dependencies_are_the_require
     assert PROJECT["dependencies"] == (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
 
 
-def test_icon_and_banner_are_files_of_this_repository_in_the_sizes_that_are_shown():
-    icon, banner = (COMFY[key].removeprefix(RAW) for key in ("Icon", "Banner"))
-    size = re.search(r'width="(\d+)" height="(\d+)"', (ROOT / icon).read_text(encoding="utf-8")).groups()
-    assert size == ("400", "400")
-    with Image.open(ROOT / banner) as picture:
+def test_the_developer_page_names_the_fields_that_the_publisher_fills_in():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if "pyproject.toml" in line and "publisher" in line)
+    assert all(f"`{field}`" in line for field in FILLED_IN)
+    assert {"`docs/icon.svg`", "`docs/banner.png`"} <= set(re.findall(r"`[^`]+`", line))
+
+
+def test_icon_and_banner_have_the_sizes_that_the_registry_shows():
+    icon = (ROOT / "docs" / "icon.svg").read_text(encoding="utf-8")
+    assert re.search(r'width="(\d+)" height="(\d+)"', icon).groups() == ("400", "400")
+    with Image.open(ROOT / "docs" / "banner.png") as picture:
         assert picture.width * 9 == picture.height * 21
 
 

@@ -17,13 +17,29 @@ DOCS = ROOT / "web" / "docs"
 EXAMPLES = ROOT / "example_workflows"
 LANGUAGES = ("en", "ko", "ja", "zh")
 SCRIPTS = {"ko": r"[가-힣]", "ja": r"[ぁ-んァ-ン]", "zh": r"[一-鿿]"}
+README = ROOT / "README.md"
 WHICH_METHOD = ROOT / "docs" / "which_method.md"
-PAGES = [
-    ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", WHICH_METHOD, *sorted(DOCS.rglob("*.md")),
-]  # fmt: skip
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+FRONT = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *GUIDES, ROOT / "demo" / "README.md"]
+PAGES = [*FRONT, *sorted(DOCS.rglob("*.md"))]
 TEXTS = [
-    *PAGES, *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")), *sorted(EXAMPLES.glob("*.json")),
+    *PAGES, ROOT / "pyproject.toml", *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")),
+    *sorted(EXAMPLES.glob("*.json")), *sorted((ROOT / "demo" / "weights").rglob("*.md")), ROOT / "bench" / "RESULTS.md",
 ]  # fmt: skip
+README_LINES = 150
+ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|huggingface\.co)/)[^\s<>()\[\]\"'`\\]+")
+KNOWN = re.compile(  # places that exist; whoever adds one has been there
+    r"""(https?://)?(
+    arxiv\.org/abs/\d{4}\.\d{5}
+    | github\.com/(comfyanonymous/ComfyUI | cubiq/ComfyUI_IPAdapter_plus | dvlab-research/ControlNeXt
+                 | Zhendong-Wang/Prompt-Diffusion)
+    | huggingface\.co/Comfy-Org/stable-diffusion-v1-5-archive
+    | kwonminki\.github\.io/Asyrp/ | lixirui142\.github\.io/unicon-diffusion/
+    | www\.w3\.org/2000/svg
+    | (localhost | 127\.0\.0\.1)(:\d+)?(/.*)?
+    )[.,:;]?""",
+    re.VERBOSE,
+)
 TRACE = re.compile(r"/work\b|/root\b|/tmp\b|/home/|\b(TODO|FIXME|XXX)\b")
 CHECKPOINT_LOADERS = (
     "CheckpointLoaderSimple",
@@ -268,11 +284,92 @@ def test_emphasis_in_a_translated_help_page_ends_where_markdown_sees_it(page):
     assert "*" not in EMPHASIS.sub("", text).replace("CFG-Zero*", "")
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_the_readme_names_the_node_and_links_its_page(node):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"[{NODES[node]['display_name']}](web/docs/{node}.md)" in readme
-    assert f"### {NODES[node]['display_name']}" in readme
+def test_the_list_of_nodes_has_a_line_for_each_that_leads_to_its_page():
+    text = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| ([\w-]+) \| \[(.+?)\]\(\.\./web/docs/(\w+)\.md\) \| ", text, re.MULTILINE)
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
+    menu = dict(re.findall(r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/([\w-]+)"', sources))
+    assert {(menu[node], NODES[node]["display_name"], node) for node in NODES} == set(lines)
+    assert len(lines) == len(NODES)
+
+
+def test_the_list_of_examples_has_a_line_for_each():
+    text = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| \[(\w+)\]\(\.\./example_workflows/(\w+)\.json\) \| ", text, re.MULTILINE)
+    assert sorted(lines) == sorted((path.stem, path.stem) for path in EXAMPLES.glob("*.json"))
+
+
+def test_the_readme_is_short_and_names_every_guide():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= README_LINES
+    assert {path.relative_to(ROOT).as_posix() for path in GUIDES} <= {link.split("#")[0] for link in LINK.findall(text)}
+    assert len(re.findall(r"!\[", text)) == 1
+
+
+def test_the_readme_says_at_its_top_how_to_try_and_how_to_test():
+    top = README.read_text(encoding="utf-8").split("\n## ")[0]
+    assert re.findall(r"^python3 dev\.py \w+", top, re.MULTILINE) == ["python3 dev.py demo", "python3 dev.py test"]
+
+
+def wishes() -> list[list[str]]:
+    """The rows of the README's table: what is wanted, the node, paper, cost, help page."""
+    table = README.read_text(encoding="utf-8").split("\n## What do you want?\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_readme_leads_to_the_chapter_and_the_help_page_of_each_method():
+    assert {cell.rpartition("#")[2].rstrip(")") for _, cell, *_ in wishes()} == {
+        anchor(chapter.splitlines()[0]) for chapter in chapters()
+    }
+    helped = [page for row in wishes() for page in re.findall(r"\(web/docs/(\w+)\.md\)", row[4])]
+    assert sorted(helped) == sorted(METHODS)
+
+
+def test_the_readme_gives_each_method_the_cost_of_its_chapter_and_a_paper_of_its_help_page():
+    for _, node, paper, cost, helped in wishes():
+        place = node.rpartition("#")[2].rstrip(")")
+        (chapter,) = (text for text in chapters() if anchor(text.splitlines()[0]) == place)
+        assert chapter.split("- **Cost:** ")[1].startswith(cost), node
+        page = (ROOT / LINK.findall(helped)[0]).read_text(encoding="utf-8")
+        assert LINK.findall(paper) == [] or f"({LINK.findall(paper)[0]})" in page, node
+
+
+COUNTS = {  # what is counted, as texts call it, and how many there are
+    r"nodes (?:of the pack|for ComfyUI)|nodes, with": len(NODES),
+    r"example workflows|examples:": len(list(EXAMPLES.glob("*.json"))),
+}
+
+
+@pytest.mark.parametrize("counted", COUNTS)
+def test_texts_count_nodes_and_examples_alike(counted):
+    said = {
+        name_of(path): [int(number) for number in re.findall(rf"\b(\d+) (?:{counted})", path.read_text("utf-8"))]
+        for path in FRONT
+    }
+    assert sum(map(len, said.values())) >= 3
+    assert {number for numbers in said.values() for number in numbers} == {COUNTS[counted]}, said
+
+
+@pytest.mark.parametrize("acronym", ["PAG", "SEG", "TPG", "SAG"])
+def test_the_note_of_an_example_counts_the_evaluations_of_its_chapter(acronym):
+    (example,) = EXAMPLES.glob(f"{acronym.lower()}_*_sd15.json")
+    nodes = json.loads(example.read_text(encoding="utf-8"))["nodes"]
+    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    (said,) = re.findall(r"(?:about )?([\d.]+|three) evaluations per step instead of two", note)
+    (chapter,) = (text for text in chapters() if f"({acronym})" in text.splitlines()[0])
+    assert chapter.split("- **Cost:** ")[1].startswith(f"{said.replace('three', '3')} / ")
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("requires-comfyui", r"ComfyUI (\d+\.\d+\.\d+) (?:and|or) newer"), ("requires-python", r"Python (\d+\.\d+)")],
+)
+def test_texts_name_the_oldest_versions_that_the_metadata_ask_for(field, said):
+    (least,) = re.findall(rf'^{field} = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    found = [version for path in FRONT for version in re.findall(said, path.read_text("utf-8"))]
+    assert found
+    assert set(found) == {least}
 
 
 def chapters() -> list[str]:
@@ -283,6 +380,10 @@ def chapters() -> list[str]:
 def anchor(title: str) -> str:
     """What a link to a heading is called."""
     return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    return {anchor(title) for title in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("node", METHODS)
@@ -298,23 +399,28 @@ def test_a_method_has_its_chapter_with_a_picture_and_a_workflow_among_the_others
     assert all(name == linked for name, linked in workflows)
 
 
-def test_the_page_of_methods_leads_to_each_of_them_and_shows_every_picture():
-    text = WHICH_METHOD.read_text(encoding="utf-8")
-    titles = re.findall(r"^###? (.+)$", text, re.MULTILINE)
-    places = {anchor(title) for title in titles}
-    table = set(re.findall(r"\]\(#([\w-]+)\)", text))
-    assert table <= places
-    assert {anchor(chapter.splitlines()[0]) for chapter in chapters()} <= table
-    shown = set(re.findall(r"\(images/([\w.]+)\)", text))
+def test_the_page_of_methods_shows_every_picture():
+    shown = set(re.findall(r"\(images/([\w.]+)\)", WHICH_METHOD.read_text(encoding="utf-8")))
     assert shown == {path.name for path in (WHICH_METHOD.parent / "images").iterdir()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_links_to_files_resolve(path):
+def test_links_to_files_and_headings_resolve(path):
     folder = DOCS if DOCS in path.parents else path.parent  # the frontend puts one base before all sources of pictures
-    targets = [link.split("#")[0] for link in LINK.findall(path.read_text(encoding="utf-8"))]
-    dead = [link for link in targets if link and "://" not in link and not (folder / link).exists()]
+    dead = []
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        if "://" not in link:
+            file, _, heading = link.partition("#")
+            target = folder / file if file else path
+            if not target.exists() or (heading and heading not in anchors(target)):
+                dead.append(link)
     assert not dead
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_address_is_one_of_a_place_that_exists(path):
+    made_up = [found for found in ADDRESS.findall(path.read_text(encoding="utf-8")) if not KNOWN.fullmatch(found)]
+    assert not made_up
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
