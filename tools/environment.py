@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .children import ROOT
 from .hosts import HOST_VERSION, Host, numbers
-from .packages import check_registry, pip_install, run_pip
+from .packages import RAW_PROGRESS, Step, check_registry, run_steps
 from .screen import DevError, say
 from .venv import cache_folder, ensure_venv, installed_packages, normal_name, venv_python
 
 TOOLS = Path(__file__).resolve().parent
 CONSTRAINTS = TOOLS / "constraints.txt"
-REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "requirements-dev.txt", TOOLS / "constraints.in")
-PIP_WITH_DRY_RUN = (25, 1)  # the first whose dry run downloads no wheels
+BASICS = TOOLS / "constraints.in"
+OWN_REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "requirements-dev.txt")
+REQUIREMENTS = (*OWN_REQUIREMENTS, BASICS)
+LARGE = re.compile(r"nvidia-|triton")  # what torch brings on Linux: half a gigabyte and less, each by itself
 STAMP = "reins-setup.json"
 
 
@@ -66,39 +70,53 @@ def set_up(hosts: list[Host]) -> Path:
     done = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
     pack = digest(*(file.read_text(encoding="utf-8") for file in (*REQUIREMENTS, CONSTRAINTS)))
     wanted = {"pack": pack, "version": [], "host": ""}
-    arguments = [part for file in REQUIREMENTS for part in ("-r", str(file))]
+    served: list[Host] = []
     if hosts and list(hosts[0].version) >= done.get("version", []):
-        requirements = hosts[0].path / "requirements.txt"
-        wanted |= {"version": list(hosts[0].version), "host": digest(requirements.read_text(encoding="utf-8"))}
-        arguments += ["-r", str(requirements)]
+        served = hosts[:1]
+        wanted |= {"version": list(hosts[0].version), "host": digest(*requirement_lines(hosts[0]))}
     elif done:
         wanted |= {"version": done["version"], "host": done["host"]}
     if done != wanted:
         prepare_to_install()
-        pip_install(arguments + constraints(hosts[:1]))
+        run_steps(install_steps(served))
         stamp.write_text(json.dumps(wanted), encoding="utf-8")
     add_missing_packages(hosts)
     return venv_python()
 
 
+def install_steps(served: Sequence[Host]) -> list[Step]:
+    """What is installed, the largest first and in several steps, so that an interrupted set-up goes on after them."""
+    tested = constraints(served)
+    present = installed_packages()
+    large = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if LARGE.match(line)]
+    missing = [line for line in large if normal_name(line) not in present] if tested else []
+    steps = [Step(normal_name(line), ("--no-deps", line)) for line in missing]
+    steps.append(Step("torch", ("-r", str(BASICS), *tested)))
+    steps += [
+        Step(f"ComfyUI's packages, {host}", ("-r", str(host.path / "requirements.txt"), *tested)) for host in served
+    ]
+    own = [part for file in OWN_REQUIREMENTS for part in ("-r", str(file))]
+    return [*steps, Step("what the tests need", (*own, "-r", str(BASICS), *tested))]
+
+
 def prepare_to_install() -> None:
-    """All that can be known before the first large download: room, network, and a pip that shows how far it is.
+    """Checks what can be known before the first large download: room and network; takes a pip that counts bytes.
 
     Raises DevError if room or network is missing.
     """
     if "torch" not in installed_packages():
         check_disk()
     check_registry()
-    if numbers(installed_packages()["pip"]) < PIP_WITH_DRY_RUN:
-        run_pip(["install", "--constraint", str(CONSTRAINTS), "--upgrade", "pip"], "updating pip")
+    if numbers(installed_packages()["pip"]) < RAW_PROGRESS:
+        run_steps([Step("a newer pip", ("--constraint", str(CONSTRAINTS), "--upgrade", "pip"))])
 
 
-def constraints(hosts: list[Host]) -> list[str]:
+def constraints(hosts: Sequence[Host]) -> tuple[str, ...]:
     """The tested versions as arguments for pip; a newer ComfyUI may ask for others, so it gets what pip chooses."""
     if any(host.version > numbers(HOST_VERSION) for host in hosts):
         say(f"{hosts[0]} is newer than {HOST_VERSION}, the newest one that was tested: pip chooses the versions")
-        return []
-    return ["--constraint", str(CONSTRAINTS)]
+        return ()
+    return ("--constraint", str(CONSTRAINTS))
 
 
 def add_missing_packages(hosts: list[Host]) -> None:
@@ -109,7 +127,7 @@ def add_missing_packages(hosts: list[Host]) -> None:
     if missing:
         say(f"adding what other hosts need: {', '.join(missing)}")
         check_registry()
-        pip_install(missing + constraints(hosts[:1]))
+        run_steps([Step(", ".join(missing), (*missing, *constraints(hosts[:1])))])
 
 
 def requirement_lines(host: Host) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import re
@@ -14,36 +13,40 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from .children import start_child
-from .screen import DevError, ProgressLine, say
-from .venv import cache_folder, installed_packages, normal_name, venv_python
+from .screen import DevError, ProgressLine
+from .venv import cache_folder, installed_packages, venv_python
 
 PROBE = "einops"  # a small package of which every registry has one file or more
-LARGE = re.compile(r"nvidia-|torch|triton|comfyui-workflow-templates-media")  # each installed by itself
-TOGETHER = 12  # small packages in one call of pip
 RAW_PROGRESS = (24, 1)  # the first pip with --progress-bar raw
 MEGABYTE = 1_000_000
 ERRORS_SHOWN = 4
 AGAIN = "Run the same command again: it goes on where this one stopped"
 
 
-class Package(NamedTuple):
-    name: str
-    version: str
+class Step(NamedTuple):
+    """One call of pip; what it has installed stays if a later one fails or is interrupted."""
 
-    def __str__(self) -> str:
-        return f"{self.name}=={self.version}"
+    what: str
+    arguments: tuple[str, ...]
 
 
 def log_file() -> Path:
     return cache_folder() / "setup.log"
 
 
-def run_pip(arguments: Sequence[str], doing: str) -> None:
-    """Runs pip with one line on the screen that begins with `doing`.
+def run_steps(steps: Sequence[Step]) -> None:
+    """Installs one after the other.  Raises DevError if one fails; the steps before it need not be done again."""
+    with ProgressLine() as line:
+        for number, step in enumerate(steps, 1):
+            run_pip(("install", *step.arguments), f"step {number} of {len(steps)}, {step.what}", line)
+
+
+def run_pip(arguments: Sequence[str], doing: str, line: ProgressLine) -> None:
+    """Runs pip with a line on the screen that begins with `doing`.
 
     Raises DevError with pip's own errors if it fails.
     """
-    line, watch = ProgressLine(), PipWatch(doing)
+    watch = PipWatch(doing)
     command = [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "raw"] if watch.pip_version >= RAW_PROGRESS else []
     scratch = cache_folder() / "scratch"  # on the disk whose free space was checked, not in a small /tmp
@@ -57,7 +60,6 @@ def run_pip(arguments: Sequence[str], doing: str) -> None:
                 watch.read(text, log)
                 line.show(watch.text())
     finally:
-        line.close()
         shutil.rmtree(scratch, ignore_errors=True)
     if pip.returncode != 0:
         raise DevError(f"pip failed while {doing}:\n  {watch.errors()}\n{AGAIN}. All that pip said: {log_file()}")
@@ -142,36 +144,3 @@ def check_registry() -> None:
         f"{reason}.\nThe first run needs it once, to install packages. Connect, or set what your network asks for "
         "(HTTPS_PROXY, pip's index-url), and run the same command again"
     )
-
-
-def resolve(requirements: Sequence[str]) -> list[Package]:
-    """The packages that pip would install for these arguments, in its order; those that are there are left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        run_pip(["install", "--dry-run", "--report", str(report), *requirements], "choosing packages")
-        chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return [Package(each["metadata"]["name"], each["metadata"]["version"]) for each in chosen]
-
-
-def install(packages: Sequence[Package]) -> None:
-    """Installs chosen packages in small groups, so that an interrupted set-up loses one group at most."""
-    done = 0
-    for group in groups(packages):
-        upto = f"{done + 1} to {done + len(group)}" if len(group) > 1 else f"{done + 1}"
-        run_pip(["install", "--no-deps", *map(str, group)], f"installing {upto} of {len(packages)}")
-        done += len(group)
-
-
-def groups(packages: Sequence[Package]) -> list[list[Package]]:
-    """Packages as they are installed together: large ones alone, small ones by the dozen."""
-    large = [package for package in packages if LARGE.match(normal_name(package.name))]
-    small = [package for package in packages if package not in large]
-    return [small[i : i + TOGETHER] for i in range(0, len(small), TOGETHER)] + [[package] for package in large]
-
-
-def pip_install(requirements: Sequence[str]) -> None:
-    """Installs what these pip arguments ask for, as far as it is missing.  Raises DevError if pip fails."""
-    packages = resolve(requirements)
-    if packages:
-        install(packages)
-        say(f"installed {len(packages)} packages")

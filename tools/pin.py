@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .environment import CONSTRAINTS, REQUIREMENTS, requirement_lines
 from .hosts import Host
-from .packages import check_registry, run_pip
+from .packages import Step, check_registry, run_steps
 from .screen import DevError, say
 from .venv import cache_folder, ensure_venv, normal_name, venv_python
 
@@ -30,7 +30,7 @@ def write_constraints(hosts: list[Host]) -> None:
     ensure_venv()
     check_registry()
     tool = cache_folder() / "uv"
-    run_pip(["install", "--upgrade", "--target", str(tool), "uv"], "fetching uv, which chooses the versions")
+    run_steps([Step("uv, which chooses the versions", ("--upgrade", "--target", str(tool), "uv"))])
     with tempfile.TemporaryDirectory() as folder:
         wanted, chosen = Path(folder) / "wanted.in", Path(folder) / "chosen.txt"
         lines = [line for file in REQUIREMENTS for line in file.read_text(encoding="utf-8").splitlines()]

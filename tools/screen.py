@@ -25,19 +25,18 @@ class ProgressLine:
         self._last = time.monotonic()
         self._shown = ""
 
-    def show(self, text: str) -> None:
-        if text == self._shown:
-            return
-        now = time.monotonic()
-        if self._terminal:
-            print(f"\r[reins] {text:<{WIDTH}.{WIDTH}}", end="", flush=True)
-        elif now - self._last >= SECONDS_BETWEEN_LINES:
-            say(text)
-            self._last = now
-        else:
-            return
-        self._shown = text
+    def __enter__(self) -> ProgressLine:
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._terminal and self._shown:
             print(f"\r{' ' * (WIDTH + 8)}\r", end="", flush=True)
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if self._terminal and text != self._shown:
+            print(f"\r[reins] {text:<{WIDTH}.{WIDTH}}", end="", flush=True)
+        elif not self._terminal and now - self._last >= SECONDS_BETWEEN_LINES:
+            say(text)
+            self._last = now
+        self._shown = text

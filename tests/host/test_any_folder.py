@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from reins.tests.named_host import comfy
 
 ROOT = Path(__file__).parents[2]
