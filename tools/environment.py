@@ -88,13 +88,11 @@ def install_steps(served: Sequence[Host]) -> list[Step]:
     """What is installed, the largest first and in several steps, so that an interrupted set-up goes on after them."""
     tested = constraints(served)
     present = installed_packages()
-    large = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if LARGE.match(line)]
-    missing = [line for line in large if normal_name(line) not in present] if tested else []
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if tested and sys.platform == "linux" else []
+    missing = [line for line in lines if LARGE.match(line) and normal_name(line) not in present]
     steps = [Step(normal_name(line), ("--no-deps", line)) for line in missing]
     steps.append(Step("torch", ("-r", str(BASICS), *tested)))
-    steps += [
-        Step(f"ComfyUI's packages, {host}", ("-r", str(host.path / "requirements.txt"), *tested)) for host in served
-    ]
+    steps += [Step("what ComfyUI needs", ("-r", str(host.path / "requirements.txt"), *tested)) for host in served]
     own = [part for file in OWN_REQUIREMENTS for part in ("-r", str(file))]
     return [*steps, Step("what the tests need", (*own, "-r", str(BASICS), *tested))]
 
