@@ -332,7 +332,7 @@ def test_a_failed_step_says_what_to_do_and_keeps_what_came_before(cache, monkeyp
     log = packages.log_file().read_text(encoding="utf-8")
     assert log.count("$ ") == 2
     assert "Requirement already satisfied: pytest" in log
-    assert not (cache / "scratch").exists()
+    assert [path.name for path in cache.iterdir()] == ["setup.log"]
 
 
 # ------------------------------------------------------------------------------------------------------- screen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -49,18 +48,16 @@ def run_pip(arguments: Sequence[str], doing: str, line: ProgressLine) -> None:
     watch = PipWatch(doing)
     command = [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "raw"] if watch.pip_version >= RAW_PROGRESS else []
-    scratch = cache_folder() / "scratch"  # on the disk whose free space was checked, not in a small /tmp
-    scratch.mkdir(parents=True, exist_ok=True)
-    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
-    try:
-        with log_file().open("a", encoding="utf-8") as log, start_child(command, os.environ | temporary, True) as pip:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    # on the disk whose free space was checked, not in a small /tmp
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=cache_folder(), ignore_cleanup_errors=True) as scratch:
+        environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
+        with log_file().open("a", encoding="utf-8") as log, start_child(command, environment, captured=True) as pip:
             assert pip.stdout is not None
             log.write(f"$ {' '.join(command)}\n")
             for text in _lines(pip.stdout):
                 watch.read(text, log)
                 line.show(watch.text())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if pip.returncode != 0:
         raise DevError(f"pip failed while {doing}:\n  {watch.errors()}\n{AGAIN}. All that pip said: {log_file()}")
 
