@@ -20,6 +20,7 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from reins.tools import environment, hosts, packages, registry, screen, testing, venv
+from reins.tools import threads as tool_threads
 from reins.tools.packages import PipWatch, Step
 from reins.tools.pin import open_requirements
 from reins.tools.screen import DevError
@@ -384,6 +385,35 @@ def test_on_a_terminal_progress_is_one_line_that_is_wiped_at_the_end(monkeypatch
     assert "\n" not in said
     assert said.count("MB") == 31
     assert said.rsplit("\r", 2)[1].strip() == ""
+
+
+# ------------------------------------------------------------------------------------------------------ threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "quota", "threads"),
+    [
+        (16, 0.2, None, 16), (16, 3.6, None, 12), (2, 2.4, None, 1), (2, 9.0, None, 1), (16, 0.0, "max 100000", 16),
+        (16, 0.0, "400000 100000", 4), (16, 3.0, "400000 100000", 1), (16, 0.0, "50000 100000", 1),
+    ],
+)  # fmt: skip
+def test_a_server_gets_the_cores_that_are_idle(cores, load, quota, threads, tmp_path, monkeypatch):
+    file = tmp_path / "cpu.max"
+    if quota:
+        file.write_text(quota + "\n")
+    monkeypatch.setattr(tool_threads, "QUOTA", file)
+    monkeypatch.setattr(tool_threads.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(tool_threads.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert tool_threads.for_a_server()["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_threads_that_a_person_has_set_stay(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    chosen = tool_threads.for_a_server()
+    assert "OMP_NUM_THREADS" not in chosen
+    assert chosen["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 # -------------------------------------------------------------------------------------------------- test command

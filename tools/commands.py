@@ -14,7 +14,7 @@ from .hosts import find_hosts, find_test_hosts, newest_host, present_hosts
 from .pin import write_constraints
 from .screen import DevError, say
 from .testing import command_test
-from .threads import computing
+from .threads import KEEP_MEMORY, for_a_server
 from .venv import cache_folder
 
 ORIGINS = {
@@ -39,7 +39,7 @@ def command_demo(options: argparse.Namespace) -> int:
         return run_child([str(python), "-m", "demo.run", "--url", options.url, *arguments])
     host = newest_host()
     python = python_for(host, ("torch", "aiohttp", "PIL", "tqdm"))
-    return run_child([str(python), "-m", "demo.run", "--comfy", str(host.path), *arguments], **computing())
+    return run_child([str(python), "-m", "demo.run", "--comfy", str(host.path), *arguments], **for_a_server())
 
 
 def command_serve(options: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def command_serve(options: argparse.Namespace) -> int:
     arguments = ["--comfy", str(host.path), "--base-directory", str(base), "--port", str(options.port)]
     if options.checkpoint:
         arguments += ["--checkpoint", str(Path(options.checkpoint).absolute())]
-    return run_child([str(python), "-m", "demo.serve", *arguments], **computing())
+    return run_child([str(python), "-m", "demo.serve", *arguments], **for_a_server())
 
 
 def command_hosts(options: argparse.Namespace) -> int:
@@ -70,14 +70,14 @@ def command_pin(options: argparse.Namespace) -> int:
 def command_bench(options: argparse.Namespace) -> int:
     host = newest_host()
     command = [str(set_up([host])), str(ROOT / "bench" / "run.py"), *options.rest]
-    return run_child(command, COMFYUI_PATH=str(host.path), **computing())
+    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
 
 
 def command_train(options: argparse.Namespace) -> int:
     host = newest_host()
     python = python_for(host, ("torch", "matplotlib", "tqdm"))
     command = [str(python), str(ROOT / "demo" / "train.py"), *options.rest]
-    return run_child(command, COMFYUI_PATH=str(host.path), **computing())
+    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
