@@ -336,6 +336,16 @@ def test_a_failed_step_says_what_to_do_and_keeps_what_came_before(cache, monkeyp
     assert [path.name for path in cache.iterdir()] == ["setup.log"]
 
 
+def test_an_interrupted_set_up_says_that_it_goes_on_from_there(cache, monkeypatch, capsys):
+    def interrupt(arguments, doing, line):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packages, "run_pip", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        packages.run_steps([Step("torch", ())])
+    assert "interrupted in step 1 of 1, torch. Run the same command again: it goes on" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------------- screen
 
 

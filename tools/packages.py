@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from .children import start_child
-from .screen import DevError, ProgressLine
+from .screen import DevError, ProgressLine, say
 from .venv import cache_folder, installed_packages, venv_python
 
 PROBE = "einops"  # a small package of which every registry has one file or more
@@ -37,7 +37,12 @@ def run_steps(steps: Sequence[Step]) -> None:
     """Installs one after the other.  Raises DevError if one fails; the steps before it need not be done again."""
     with ProgressLine() as line:
         for number, step in enumerate(steps, 1):
-            run_pip(("install", *step.arguments), f"step {number} of {len(steps)}, {step.what}", line)
+            doing = f"step {number} of {len(steps)}, {step.what}"
+            try:
+                run_pip(("install", *step.arguments), doing, line)
+            except KeyboardInterrupt:
+                say(f"interrupted in {doing}. {AGAIN}")
+                raise
 
 
 def run_pip(arguments: Sequence[str], doing: str, line: ProgressLine) -> None:
