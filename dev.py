@@ -6,7 +6,7 @@
     python3 dev.py bench    what each node costs
     python3 dev.py serve    a ComfyUI with the pack linked in, until Ctrl-C
     python3 dev.py hosts    the ComfyUI folders that the other commands use
-    python3 dev.py train    makes a file of demo/weights anew: base, clip-vision, checked, ip-adapter, controlnext
+    python3 dev.py train    makes a file of demo/weights anew; train --help names them
     python3 dev.py pin      makes tools/constraints.txt anew: the versions of packages that are installed
 
 The first run prepares a virtual environment (and, if none is found, a ComfyUI) in a cache folder; REINS_HOME names

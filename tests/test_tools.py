@@ -102,6 +102,28 @@ def test_with_hosts_the_tests_run_on_the_three_of_the_registry_and_on_what_the_c
     assert found == ["0.40.0", "0.30.0", "0.16.3", "0.3.75"]
 
 
+def test_an_empty_cache_gets_the_newest_tested_comfyui_before_those_of_the_registry(cache, monkeypatch):
+    def clone() -> list[hosts.Host]:
+        path = make_host(cache / f"ComfyUI-{hosts.HOST_VERSION}", hosts.HOST_VERSION)
+        return [hosts.Host(path, hosts.version_of(path), "cached")]
+
+    monkeypatch.setattr(hosts, "clone_host", clone)
+    monkeypatch.setattr(hosts, "fetch", lambda host: make_host(cache / f"ComfyUI-{host.version}", host.version))
+    found = hosts.find_test_hosts()
+    assert [host.version for host in found][:2] == [hosts.numbers(hosts.HOST_VERSION), (0, 30, 0)]
+    assert len(found) == 4
+
+
+def test_if_none_can_be_had_the_message_says_which_ways_are_left(cache, monkeypatch):
+    def fail(host):
+        raise DevError("there is no network")
+
+    monkeypatch.setattr(hosts, "clone_host", list)
+    monkeypatch.setattr(hosts, "fetch", fail)
+    with pytest.raises(DevError, match=r"there is no network\n.+COMFYUI_PATH.+custom_nodes"):
+        hosts.find_hosts()
+
+
 def test_a_folder_that_is_no_comfyui_is_refused_by_name(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(DevError, match=rf"{tmp_path.name}, which is not a ComfyUI folder"):
@@ -358,12 +380,13 @@ def test_the_line_of_progress_names_the_package_and_its_megabytes(cache):
         ("Progress 412000000 of 530600000", "torch 2.11.0, 412.0 of 530.6 MB"),
         ("  Using cached numpy-2.4.6-cp311-cp311-any.whl (16.9 MB)", "numpy 2.4.6, 16.9 MB"),
         ("", "numpy 2.4.6, 16.9 MB"),
-        ("Installing collected packages: mpmath, torch", "unpacking mpmath, torch"),
+        ("Installing collected packages: mpmath, torch", "unpacking 2 packages"),
+        ("Installing collected packages: torch", "unpacking torch"),
     ):
         watch.read(text, log)
         assert watch.text() == f"step 2 of 9, torch: {shown}"
     assert "Progress" not in log.getvalue()
-    assert log.getvalue().count("\n") == 4
+    assert log.getvalue().count("\n") == 5
 
 
 class Screen(io.StringIO):

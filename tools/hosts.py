@@ -111,7 +111,13 @@ def last_line(text: str) -> str:
 
 
 def registry_host() -> list[Host]:
-    path = fetch(FALLBACK)
+    try:
+        path = fetch(FALLBACK)
+    except DevError as error:
+        raise DevError(
+            f"{error}\nOr use a ComfyUI that is on this machine: set COMFYUI_PATH to its folder, or put this checkout "
+            "(or a link to it) into its custom_nodes"
+        ) from error
     return [Host(path, version_of(path), "cached")]
 
 
@@ -134,10 +140,10 @@ def find_hosts() -> list[Host]:
 
 def find_test_hosts() -> list[Host]:
     """The hosts that are found, and the three of the registry beside them, newest first."""
+    found = find_hosts()  # first: with the registry's in the cache nothing newer would be cloned
     for host in REGISTRY_HOSTS:
         fetch(host)
-    found = [*find_hosts(), *cached_hosts()]
-    return newest_first(list({host.path: host for host in found}.values()))
+    return newest_first(list({host.path: host for host in [*found, *cached_hosts()]}.values()))
 
 
 def newest_host() -> Host:

@@ -114,7 +114,8 @@ class PipWatch:
         elif found := re.match(r"(?:Collecting|Processing) ([A-Za-z0-9._-]+)", text):
             self._step = f"looking at {found[1]}"
         elif found := re.match(r"Installing collected packages: (.+)", text):
-            self._step = f"unpacking {found[1]}"
+            names = found[1].split(", ")
+            self._step = f"unpacking {names[0]}" if len(names) == 1 else f"unpacking {len(names)} packages"
 
     def text(self) -> str:
         return f"{self._doing}: {self._step}" if self._step else self._doing
