@@ -75,6 +75,16 @@ def test_the_rooms_of_dev_py_import_nothing_that_has_to_be_installed():
             assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names, file.name
 
 
+def test_the_rooms_import_only_what_stands_after_them_in_the_list():
+    said = ast.get_docstring(ast.parse((ROOT / "tools" / "__init__.py").read_text(encoding="utf-8")))
+    order = re.findall(r"\w+", said.split("\n\n")[1].split(":")[0])
+    assert sorted(order) == sorted(file.stem for file in (ROOT / "tools").glob("[a-z]*.py"))
+    for place, room in enumerate(order):
+        tree = ast.parse((ROOT / "tools" / f"{room}.py").read_text(encoding="utf-8"))
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+        assert {node.module for node in froms} <= set(order[place + 1 :]), room
+
+
 # -------------------------------------------------------------------------------------------------------- hosts
 
 
