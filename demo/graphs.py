@@ -10,6 +10,7 @@ from pathlib import Path
 from .client import Graph
 
 API_FOLDER = Path(__file__).resolve().parent / "api"
+START = "0_start_here"  # sorts first by name, and runs first
 CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
 CHECKPOINTS = "models/checkpoints"
@@ -55,6 +56,23 @@ def load_graphs(only: Iterable[str] | None = None, folder: Path = API_FOLDER) ->
     if unknown := [name for name in names if name not in files]:
         raise UnknownWorkflow(f"no workflow called {', '.join(unknown)}; there are {', '.join(files) or 'none'}")
     return {name: json.loads(files[name].read_text(encoding="utf-8")) for name in names}
+
+
+def quick_first(graphs: Mapping[str, Graph]) -> dict[str, Graph]:
+    """The same graphs: START, those for the demo model before those for a checkpoint, little work before much."""
+    return dict(sorted(graphs.items(), key=lambda item: (item[0] != START, needs_checkpoint(item[1]), work(item[1]))))
+
+
+def work(graph: Graph) -> int:
+    """The steps of all samplers, times the largest batch that a node names: roughly what a run costs."""
+    steps = sum(_numbers(graph, "steps"))
+    return steps * max(_numbers(graph, "batch_size"), default=1)
+
+
+def _numbers(graph: Graph, name: str) -> list[int]:
+    """The values of an input, of all nodes where it is not a link."""
+    values = [node["inputs"].get(name) for node in graph.values()]
+    return [value for value in values if isinstance(value, int)]
 
 
 def needs_checkpoint(graph: Graph) -> bool:

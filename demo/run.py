@@ -11,9 +11,10 @@ import contextlib
 import signal
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from .graphs import (
     load_graphs,
     needs_checkpoint,
     needs_more_files,
+    quick_first,
     shrunk,
     with_checkpoint,
 )
@@ -40,6 +42,7 @@ RUN_SECONDS = 3600
 MORE_FILES = (
     "beside a checkpoint they need a ControlNeXt, a UniCon, an adapter, an image encoder or pictures: see their notes"
 )
+LINE_SECONDS = 10
 BAR = "  {desc:<28.28} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
 
 
@@ -128,8 +131,52 @@ class ProgressBar:
         self._bar.set_postfix_str(self._graph.get(node, {}).get("class_type", node))
 
 
+class ProgressLines:
+    """The same without a terminal: a line every ten seconds, also while the server says nothing."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._name, self._graph, self._clock = name, graph, clock
+        self._node, self._percent = "waiting for the server", 0
+        self._ended = threading.Event()
+        self._wait = wait or self._ended.wait  # true once the workflow has ended
+        self._start = clock()
+        self._thread = threading.Thread(target=self.report, daemon=True)
+
+    def __enter__(self) -> ProgressLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def __call__(self, event: Event) -> None:
+        node = event.data.get("node") if event.kind in ("executing", "progress") else None
+        if node is None:
+            return
+        self._node = self._graph.get(node, {}).get("class_type", node)
+        self._percent = 100 * event.data["value"] // event.data["max"] if event.kind == "progress" else 0
+
+    def report(self) -> None:
+        """Prints where the workflow is, every ten seconds until it has ended."""
+        while not self._wait(LINE_SECONDS):
+            seconds = self._clock() - self._start
+            print(f"  {self._name}: {self._node} {self._percent} %, {seconds:.0f} s", flush=True)
+
+
+def progress(name: str, graph: Graph) -> ProgressBar | ProgressLines:
+    """What shows a person where the workflow is: a bar in a terminal, else lines."""
+    return ProgressBar(name, graph) if sys.stdout.isatty() else ProgressLines(name, graph)
+
+
 def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
-    """The workflows named by --only, else all that can show something with what there is."""
+    """The workflows named by --only, else all that can show something with what there is, quick ones first."""
     graphs = load_graphs(options.only)
     if not graphs:
         raise DemoError("there is no workflow in demo/api")
@@ -138,7 +185,7 @@ def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
         if left_out and not options.url:
             raise DemoError(f"{left_out}: {MORE_FILES}; --url runs them on a ComfyUI that has these")
         return graphs
-    graphs = {name: graph for name, graph in graphs.items() if not needs_more_files(graph)}
+    graphs = quick_first({name: graph for name, graph in graphs.items() if not needs_more_files(graph)})
     if left_out:
         print(f"left out: {left_out}; {MORE_FILES}")
     if options.checkpoint:
@@ -154,8 +201,8 @@ def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> lis
         graph = with_checkpoint(graph, session.checkpoint)
     if session.weightless and needs_checkpoint(graph):
         graph = shrunk(graph)
-    with ProgressBar(name, graph) as bar:
-        result = session.client.run(graph, RUN_SECONDS, bar)
+    with progress(name, graph) as shown:
+        result = session.client.run(graph, RUN_SECONDS, shown)
     files = [(file["filename"], session.client.image_bytes(file)) for file in result.image_files()]
     pictures = save_pictures(name, files, folder)
     print(f"  {name:<40} {result.seconds:7.1f} s   {len(pictures)} picture{'s' * (len(pictures) != 1)}", flush=True)
@@ -170,7 +217,10 @@ def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
     start, pictures, failed = time.monotonic(), [], []
     for name, graph in graphs.items():
         try:
-            pictures += run_workflow(session, name, graph, folder)
+            made = run_workflow(session, name, graph, folder)
+            if made and not pictures:
+                print(f"  the first picture: {made[0].path}", flush=True)
+            pictures += made
         except (PromptRejected, ExecutionFailed) as error:
             failed.append(name)
             print(f"  {name:<40}  FAILED   {error}", flush=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,20 @@ pytest.importorskip("aiohttp", reason="the client needs aiohttp (requirements-de
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
 from reins.demo import banner, compare  # noqa: E402
-from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files  # noqa: E402
+from reins.demo.client import Event, Result  # noqa: E402
+from reins.demo.graphs import START, load_graphs, needs_checkpoint, needs_more_files, work  # noqa: E402
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
 from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
-from reins.demo.run import DemoError, choose_graphs, parse  # noqa: E402
+from reins.demo.run import (  # noqa: E402
+    DemoError,
+    ProgressBar,
+    ProgressLines,
+    Session,
+    choose_graphs,
+    parse,
+    progress,
+    run_all,
+)
 
 
 def test_a_port_that_somebody_holds_is_refused_before_anything_is_made(tmp_path):
@@ -73,6 +85,110 @@ def test_workflows_that_need_more_than_a_checkpoint_are_left_out_with_a_reason(c
     for line in (line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")):
         assert all(name in line for name in more)
         assert "image encoder" in line
+
+
+def test_the_demo_begins_with_the_example_to_start_with():
+    assert next(iter(choose_graphs(parse(["--comfy", "here"])))) == START
+    assert next(iter(choose_graphs(parse(["--comfy", "here", "--checkpoint", "mine.safetensors"])))) == START
+    assert min(load_graphs()) == START
+
+
+def test_the_demo_runs_quick_workflows_before_long_ones_and_those_on_a_checkpoint_last():
+    graphs = list(choose_graphs(parse(["--comfy", "here", "--checkpoint", "mine.safetensors"])).values())[1:]
+    costs = [(needs_checkpoint(graph), work(graph)) for graph in graphs]
+    assert costs == sorted(costs)
+    assert len(set(costs)) > 5
+    by_name = choose_graphs(parse(["--comfy", "here", "--only", "demo_prompt", "demo_scene"]))
+    assert list(by_name) == ["demo_prompt", "demo_scene"]
+
+
+def test_the_work_of_a_graph_counts_steps_and_pictures_but_no_links():
+    samplers = {
+        "1": {"class_type": "KSampler", "inputs": {"steps": 16}},
+        "2": {"class_type": "KSampler", "inputs": {"steps": ["5", 0]}},
+        "3": {"class_type": "KSampler", "inputs": {"steps": 4}},
+    }
+    assert work(samplers) == 20
+    assert work(samplers | {"4": {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 3}}}) == 60
+
+
+class Clock:
+    """A clock that only waiting moves, with what happens in each wait; the last one ends it."""
+
+    def __init__(self, *happenings):
+        self.seconds = 0.0
+        self._happenings = list(happenings)
+
+    def __call__(self):
+        return self.seconds
+
+    def wait(self, seconds):
+        self.seconds += seconds
+        self._happenings.pop(0)()
+        return not self._happenings
+
+
+def test_without_a_terminal_a_line_every_ten_seconds_says_workflow_node_percent_and_seconds(capsys):
+    graph = {"7": {"class_type": "KSampler", "inputs": {}}, "8": {"class_type": "VAEDecode", "inputs": {}}}
+    clock = Clock(
+        lambda: None,
+        lambda: lines(Event("executing", {"node": "7"})),
+        lambda: lines(Event("progress", {"node": "7", "value": 3, "max": 16})),
+        lambda: None,  # the server says nothing
+        lambda: lines(Event("executing", {"node": "8"})),
+        lambda: lines(Event("executing", {"node": None})),
+    )
+    lines = ProgressLines("demo_x", graph, clock, clock.wait)
+    lines.report()
+    assert capsys.readouterr().out.splitlines() == [
+        "  demo_x: waiting for the server 0 %, 10 s",
+        "  demo_x: KSampler 0 %, 20 s",
+        "  demo_x: KSampler 18 %, 30 s",
+        "  demo_x: KSampler 18 %, 40 s",
+        "  demo_x: VAEDecode 0 %, 50 s",
+    ]
+
+
+def test_lines_end_with_their_workflow(capsys):
+    before = set(threading.enumerate())
+    with ProgressLines("demo_x", {}) as lines:
+        assert set(threading.enumerate()) > before
+        lines(Event("executing", {"node": "7"}))
+    assert set(threading.enumerate()) == before
+    assert capsys.readouterr().out == ""
+
+
+class Server:
+    """What the demo needs of a client: each graph gives one picture; `shown` is what was printed before each run."""
+
+    def __init__(self, capsys):
+        self.shown = []
+        self._capsys = capsys
+
+    def run(self, graph, timeout, on_event):
+        self.shown.append(self._capsys.readouterr().out)
+        for node in graph:
+            on_event(Event("executing", {"node": node}))
+        return Result("id", {"1": {"images": [{"filename": "x_00001_.png"}]}}, [], [], 1.0)
+
+    def image_bytes(self, file):
+        return picture("red")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_first_picture_is_named_as_soon_as_it_is_saved(terminal, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    server = Server(capsys)
+    assert run_all(Session(server, "", False), load_graphs([START, "demo_prompt", "demo_scene"]), tmp_path) == 0
+    named = [re.findall("the first picture: (.+)", shown) for shown in server.shown]
+    assert named == [[], [str(tmp_path / f"{START}-x.png")], []]
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, ProgressBar), (False, ProgressLines)])
+def test_a_bar_is_for_a_terminal_and_lines_are_for_the_rest(terminal, kind, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    with progress("demo_x", {}) as shown:
+        assert isinstance(shown, kind)
 
 
 def test_a_workflow_that_needs_more_than_a_checkpoint_is_refused_by_name_on_a_server_of_our_own():

@@ -85,6 +85,8 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
         ("yours to make", "the folder `input`"),
     ),
 }
+START = "0_start_here"  # the example to open first
+POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TRANSLATED = sorted(DOCS.glob("*/*.md"))
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -437,6 +439,45 @@ def test_examples_are_workflows_with_a_thumbnail_and_a_twin_and_nothing_else():
     assert names <= {path.stem for path in (ROOT / "demo" / "api").glob("*.json")}
 
 
+def is_for_the_demo_model(path: Path) -> bool:
+    """Whether an example says by its name that it needs no file."""
+    return path.stem == START or path.stem.startswith("demo_")
+
+
+def note_of(path: Path) -> str:
+    """The text of an example's note, which its file holds twice."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
+    (text,) = note["widgets_values"]
+    assert note["widgets_values_named"] == {"text": text}
+    return text
+
+
+def test_the_example_to_start_with_is_the_first_by_name():
+    names = [path.stem for path in EXAMPLES.glob("*.json")]
+    assert min(names) == min(names, key=str.lower) == START
+
+
+def test_the_note_to_start_with_names_five_next_steps_each_with_an_example_and_all_but_one_with_a_node():
+    steps = re.findall(r"^(\d)\. `(\w+)`: (.+)$", note_of(EXAMPLES / f"{START}.json"), re.MULTILINE)
+    assert [number for number, _, _ in steps] == list("12345")
+    examples = {path.stem: path for path in EXAMPLES.glob("*.json")}
+    assert len({name for _, name, _ in steps} & examples.keys() - {START}) == len(steps)
+    for _, name, text in steps:
+        named = [node for node, entry in NODES.items() if f"*{entry['display_name']}*" in text]
+        used = {node["type"] for node in json.loads(examples[name].read_text(encoding="utf-8"))["nodes"]}
+        assert named or name == "demo_everything"
+        assert set(named) <= used
+    assert sum(is_for_the_demo_model(examples[name]) for _, name, _ in steps) == len(steps) - 1
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_the_note_of_every_other_example_ends_with_the_one_to_start_with(path):
+    lines = note_of(path).splitlines()
+    assert lines.count(POINTER) == (path.stem != START)
+    assert (lines[-1] == POINTER) == (path.stem != START)
+
+
 def files_of(node: dict[str, Any]) -> list[str]:
     """The files that a loader names."""
     return [name for name in node["widgets_values"][: LOADERS[node["type"]]] if name != NO_FILE]
@@ -448,7 +489,7 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
     loaders = {node["type"] for node in nodes if node["type"] in CHECKPOINT_LOADERS}
     assert loaders
-    assert path.stem.startswith("demo_") == (loaders == {"Reins_DemoModel"})
+    assert is_for_the_demo_model(path) == (loaders == {"Reins_DemoModel"})
     named = [name for node in nodes if node["type"] in LOADERS for name in files_of(node)]
     for name in named:
         for needed in ("ships with the pack",) if name in SHIPPED else (name, *FILES[name]):
@@ -460,7 +501,7 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
             assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("demo_*.jpg")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(filter(is_for_the_demo_model, EXAMPLES.glob("*.jpg"))), ids=name_of)
 def test_a_thumbnail_leaves_the_corner_free_in_which_the_editor_puts_its_badge(path):
     image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
     with image.open(path) as thumbnail:

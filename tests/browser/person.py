@@ -54,6 +54,7 @@ AT_MOST = """limits => window.app.graph.nodes.flatMap(node => node.widgets ?? []
     if (typeof limit === 'number') widget.value = Math.min(widget.value, limit)
     else if (limit !== undefined) widget.value = limit
 })"""
+SIDE_BAR = "Workspace.ToggleSidebarTab.workflows"
 FIT = "() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 FAILURE = """() => window.app.extensionManager.lastExecutionError
     ?? window.app.extensionManager.lastNodeErrors ?? null"""
@@ -70,6 +71,8 @@ OVERLAPS = """() => {
         .filter(([, other]) => meet(box, other))
         .map(([b]) => `${a.title} (${a.id}) lies over ${b.title} (${b.id})`))
 }"""
+CUT_OFF = """() => [...document.querySelectorAll('.comfy-markdown .tiptap')]
+    .filter(text => text.scrollHeight > text.clientHeight).map(text => text.innerText)"""
 PLACE = """type => {
     window.app.graph.clear()
     const node = window.LiteGraph.createNode(type)
@@ -155,6 +158,24 @@ def titles(editor: Frontend) -> list[str]:
 def overlaps(editor: Frontend) -> list[str]:
     """Pairs of nodes that cover each other, with the pictures that they show."""
     return editor.page.evaluate(OVERLAPS)
+
+
+def cut_off(editor: Frontend) -> list[str]:
+    """The notes that do not fit their box: a person would have to scroll."""
+    return editor.page.evaluate(CUT_OFF)
+
+
+def saved_workflows(editor: Frontend, folder: str) -> list[str]:
+    """Opens the workflows in the side bar and a folder among them, and closes it: their names from top to bottom."""
+    page = editor.page
+    page.evaluate(f"() => window.app.extensionManager.command.execute('{SIDE_BAR}')")
+    entry = page.get_by_role("treeitem").filter(has_text=folder).first
+    entry.get_by_text(folder, exact=True).click(timeout=PATIENCE_MS)
+    names = entry.get_by_role("treeitem")
+    expect(names.first).to_be_visible(timeout=PATIENCE_MS)
+    found = [name.strip() for name in names.all_inner_texts()]
+    page.evaluate(f"() => window.app.extensionManager.command.execute('{SIDE_BAR}')")
+    return found
 
 
 def search(editor: Frontend, words: str) -> list[str]:

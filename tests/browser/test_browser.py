@@ -19,12 +19,14 @@ for module in ("playwright", "aiohttp"):
 from reins.demo.graphs import (  # noqa: E402
     EXAMPLE_CHECKPOINT,
     EXAMPLE_FILES,
+    START,
     load_graphs,
     needs_checkpoint,
     needs_more_files,
     offer_names,
 )
 from reins.demo.host import Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
+from reins.demo.serve import offer_examples  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
 from reins.tests.named_host import comfy  # noqa: E402
@@ -95,6 +97,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     offer_names(settings.base)
     stand_ins.draw(settings.base, set(EXAMPLE_FILES["input"]))
     write_weightless(settings.comfy, WEIGHTLESS, settings.checkpoints)
+    offer_examples(settings, EXAMPLE_CHECKPOINT)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
         yield frontend
 
@@ -124,6 +127,7 @@ def test_a_dropped_example_has_no_fault_and_runs_and_its_api_twin_is_up_to_date(
     (graph,) = load_graphs([path.stem]).values()
     person.drop(editor, path.stem, path.read_text(encoding="utf-8"))
     assert person.faults(editor) == []
+    assert person.cut_off(editor) == []
     assert as_text(editor.twin()) == as_text(graph), "run tests/browser/export.py"
     if _needs_released_files(graph):
         return  # beside a checkpoint and pictures it names files that only stand in the lists: test_released_files.py
@@ -159,6 +163,12 @@ def test_the_templates_browser_shows_every_example_with_its_thumbnail(editor: Fr
     cards = person.templates(editor, PACK)
     assert sorted(card.name for card in cards) == [path.stem for path in EXAMPLES]
     assert all(card.thumbnail_width >= 256 for card in cards)
+
+
+def test_the_side_bar_lists_the_saved_examples_from_the_one_to_start_with(editor: Frontend) -> None:
+    listed = person.saved_workflows(editor, "reins")
+    assert sorted(listed) == [path.stem for path in EXAMPLES]
+    assert listed[0] == START
 
 
 @pytest.mark.parametrize("language", ["ko", "ja", "zh"])
