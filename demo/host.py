@@ -53,12 +53,14 @@ class Host:
         self.client = Client(self.url, self.log_tail)
         self.boot_seconds = 0.0
         self._log_path = settings.base / "server.log"
+        self._database = settings.base / f"server-{self.port}.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Host:
         if not port_is_free(self.port):
             raise HostDied(f"port {self.port} is in use; choose another one or end the program that holds it")
         prepare_base(self.settings)
+        self._database.unlink(missing_ok=True)  # another version of ComfyUI may have left it
         start = time.monotonic()
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -104,7 +106,8 @@ class Host:
     def _command(self) -> list[str]:
         settings = self.settings
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(self.port)]
-        command += ["--base-directory", str(settings.base), "--database-url", "sqlite:///:memory:"]
+        # not in memory: ComfyUI 0.16 finds no tables there and logs errors without end
+        command += ["--base-directory", str(settings.base), "--database-url", f"sqlite:///{self._database}"]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--preview-method", "latent2rgb"]
         return command + (["--cpu"] if settings.cpu else []) + list(settings.arguments)
 

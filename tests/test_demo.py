@@ -43,6 +43,16 @@ def test_a_port_that_somebody_holds_is_refused_before_anything_is_made(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_server_begins_with_no_database(tmp_path):
+    (tmp_path / "main.py").write_text("import sys; sys.exit(' '.join(sys.argv))")
+    host = Host(HostSettings(tmp_path, tmp_path))
+    left = tmp_path / f"server-{host.port}.db"  # of another version, perhaps a newer one
+    left.touch()
+    with pytest.raises(HostDied, match=f"--database-url sqlite:///{re.escape(str(left))} "), host:
+        pass
+    assert not left.exists()
+
+
 def picture(colour):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(buffer, "PNG")

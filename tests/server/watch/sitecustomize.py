@@ -1,10 +1,12 @@
 """First on PYTHONPATH of a server: notes what the pack, or what it calls, writes in Python, connects to or starts.
 
-REINS_WATCH names the file for the notes: a line of JSON each, [event, what].
+REINS_WATCH names the file for the notes: a line of JSON each, [event, what].  REINS_NO_COLLECTION turns the collection
+of garbage off.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -39,3 +41,5 @@ def _from_the_pack() -> bool:
 
 
 sys.addaudithook(watch)
+if os.environ.get("REINS_NO_COLLECTION"):
+    gc.disable()
