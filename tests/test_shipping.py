@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUDGET = 27_000_000  # bytes, packed: 25.7 MB, of which 21.9 are the weights of the demo model
-NOT_FOR_USERS = ("tests", "bench", ".ci", ".github")
+NOT_FOR_USERS = ("tests", "bench", "findings", ".ci", ".github")
 
 
 def git(*arguments: str) -> list[str]:
@@ -72,8 +72,10 @@ def test_everything_that_the_nodes_and_the_editor_read_ships(shipped):
 
 
 def test_the_demo_runs_from_the_pack_that_ships(shipped):
-    commands = needed("dev.py", "demo/run.py", "demo/serve.py", "demo/weightless.py", "demo/train.py")
-    assert commands | {"requirements-dev.txt"} <= shipped
+    commands = needed(
+        "dev.py", "tools/commands.py", "demo/run.py", "demo/serve.py", "demo/weightless.py", "demo/train.py"
+    )
+    assert commands | {"requirements-dev.txt", "tools/constraints.in", "tools/constraints.txt"} <= shipped
     assert {name for name in git() if name.startswith("demo/api/")} <= shipped
 
 

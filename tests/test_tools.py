@@ -496,6 +496,15 @@ def test_without_a_host_the_formulas_are_tested(cache, monkeypatch, capsys):
         testing.hosts_to_test(required)
 
 
+@pytest.mark.parametrize("command", ["test", "bench"])
+def test_an_installed_pack_says_that_tests_and_bench_are_in_the_repository(command, tmp_path):
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    shutil.copy(ROOT / "dev.py", tmp_path)
+    found = subprocess.run([sys.executable, "dev.py", command], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "clone its repository" in found.stdout
+
+
 def test_the_continuous_run_happens_in_a_clone_with_the_default_name():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 'git clone --quiet --no-hardlinks . "$folder/ComfyUI-Reins"' in script

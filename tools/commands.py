@@ -13,7 +13,7 @@ from .environment import python_for, set_up
 from .hosts import find_hosts, find_test_hosts, newest_host, present_hosts
 from .pin import write_constraints
 from .screen import DevError, say
-from .testing import command_test
+from .testing import command_test, need_checkout
 from .threads import KEEP_MEMORY, for_a_server
 from .venv import cache_folder
 
@@ -68,6 +68,7 @@ def command_pin(options: argparse.Namespace) -> int:
 
 
 def command_bench(options: argparse.Namespace) -> int:
+    need_checkout("bench")
     host = newest_host()
     command = [str(set_up([host])), str(ROOT / "bench" / "run.py"), *options.rest]
     return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from .children import child_environment, start_child
+from .children import ROOT, child_environment, start_child
 from .environment import set_up
 from .hosts import Host, find_hosts, find_test_hosts
 from .screen import DevError, say
@@ -63,6 +63,7 @@ def pytest_summary(output: str) -> str:
 
 def command_test(options: argparse.Namespace) -> int:
     """Runs two processes at a time: the first is shown as it runs, what ran beside and after it at the end."""
+    need_checkout("tests")
     hosts = hosts_to_test(options)
     set_up(hosts)
     jobs = plan(hosts, options)
@@ -79,6 +80,12 @@ def command_test(options: argparse.Namespace) -> int:
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C the next one shall not begin
     return sum_up(runs, bool(hosts), options)
+
+
+def need_checkout(folder: str) -> None:
+    """Raises DevError in a pack that was installed by a manager: what only a checkout needs is not shipped."""
+    if not (ROOT / folder).is_dir():
+        raise DevError(f"an installed pack has no folder {folder}: clone its repository, and run this command there")
 
 
 def hosts_to_test(options: argparse.Namespace) -> list[Host]:

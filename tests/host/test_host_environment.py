@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from reins.demo.host import server_env
 from reins.tests.named_host import comfy
+from reins.tools.environment import BASICS
+from reins.tools.venv import normal_name
 
 NOT_NAMED = ("requests",)  # hosts before 0.16 import it and do not name it
 HIDE = """
@@ -50,10 +51,6 @@ ALONE = ("--disable-all-custom-nodes", "--database-url", "sqlite:///:memory:")
 IMPORTS_UNNAMED = "import comfy.options; comfy.options.enable_args_parsing(); import app.frontend_management"
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def _named_by_the_host() -> list[str]:
     lines = (comfy() / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [text for line in lines if (text := line.partition("#")[0].strip()) and not text.startswith("-")]
@@ -61,12 +58,12 @@ def _named_by_the_host() -> list[str]:
 
 def _brought_by(requirements: Iterable[str]) -> set[str]:
     """The names of the installed distributions that pip would install for these requirements."""
-    installed = {_normal(one.metadata["Name"]): one for one in importlib.metadata.distributions()}
+    installed = {normal_name(one.metadata["Name"]): one for one in importlib.metadata.distributions()}
     brought: set[tuple[str, str]] = set()  # (name, extra); the empty extra is the distribution itself
     waiting = [Requirement(text) for text in requirements]
     while waiting:
         wanted = waiting.pop()
-        name = _normal(wanted.name)
+        name = normal_name(wanted.name)
         new = {(name, extra) for extra in ("", *wanted.extras)} - brought
         brought |= new
         if name in installed:
@@ -83,9 +80,9 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 def _run(code: str, brought: set[str], base: Path) -> subprocess.CompletedProcess[str]:
     """Runs code in the host's folder as if no other distributions than these were installed."""
     owners = importlib.metadata.packages_distributions()
-    modules = [module for module, names in owners.items() if brought.isdisjoint(map(_normal, names))]
+    modules = [module for module, names in owners.items() if brought.isdisjoint(map(normal_name, names))]
     names = {one.metadata["Name"] for one in importlib.metadata.distributions()}
-    distributions = [name for name in names if _normal(name) not in brought]
+    distributions = [name for name in names if normal_name(name) not in brought]
     command = [sys.executable, "-c", HIDE + code, "--cpu", "--base-directory", str(base), *ALONE]
     return subprocess.run(
         command, cwd=comfy(), env=server_env(), input=json.dumps([modules, distributions]),
@@ -93,10 +90,14 @@ def _run(code: str, brought: set[str], base: Path) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+def test_the_set_up_installs_what_hosts_do_not_name():
+    assert set(NOT_NAMED) <= {normal_name(line) for line in BASICS.read_text(encoding="utf-8").splitlines()}
+
+
 def test_everything_that_the_host_names_is_installed():
     wanted = [Requirement(text) for text in _named_by_the_host()]
-    names = {_normal(one.name) for one in wanted if _applies(one, "")}
-    assert names <= {_normal(one.metadata["Name"]) for one in importlib.metadata.distributions()}
+    names = {normal_name(one.name) for one in wanted if _applies(one, "")}
+    assert names <= {normal_name(one.metadata["Name"]) for one in importlib.metadata.distributions()}
 
 
 def test_the_host_needs_nothing_but_what_it_names_and_what_is_known_to_be_unnamed(tmp_path):
