@@ -10,7 +10,7 @@ from pathlib import Path
 from .client import Graph
 
 API_FOLDER = Path(__file__).resolve().parent / "api"
-START = "0_start_here"  # sorts first by name, and runs first
+START = "_start_here"  # sorts first by name, and runs first
 CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
 CHECKPOINTS = "models/checkpoints"

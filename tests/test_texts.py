@@ -85,7 +85,7 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
         ("yours to make", "the folder `input`"),
     ),
 }
-START = "0_start_here"  # the example to open first
+START = "_start_here"  # the example to open first
 POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TRANSLATED = sorted(DOCS.glob("*/*.md"))
