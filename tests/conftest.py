@@ -76,7 +76,8 @@ def _is_impossible(item: pytest.Item) -> bool:
 def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
     """For older hosts: of a test with more than two cases the first and a few more; half of the stored results.
 
-    REINS_BRIEF may name a share, like 0/2: laws and stored results are for every older host, the other tests for one.
+    REINS_BRIEF may name a share, like 0/2: laws, stored results and what a host imports are for every older host, the
+    other tests for one.
     """
     share, _, shares = os.environ["REINS_BRIEF"].partition("/")
     if shares:
@@ -92,7 +93,8 @@ def _brief(items: list[pytest.Item]) -> set[pytest.Item]:
 
 
 def _is_for_all(item: pytest.Item) -> bool:
-    return "goldens" in item.path.stem or "method" in getattr(getattr(item, "callspec", None), "params", {})
+    of_method = "method" in getattr(getattr(item, "callspec", None), "params", {})
+    return of_method or "goldens" in item.path.stem or item.path.stem == "test_host_environment"
 
 
 def _is_in_share(item: pytest.Item, share: int, shares: int) -> bool:
