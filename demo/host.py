@@ -57,8 +57,7 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Host:
-        if not port_is_free(self.port):
-            raise HostDied(f"port {self.port} is in use; choose another one or end the program that holds it")
+        check_port(self.port)
         prepare_base(self.settings)
         self._database.unlink(missing_ok=True)  # another version of ComfyUI may have left it
         start = time.monotonic()
@@ -137,6 +136,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def check_port(port: int) -> None:
+    """Raises HostDied if another program listens there, before anything is made."""
+    if not port_is_free(port):
+        raise HostDied(f"port {port} is in use: end the program that holds it, or take another one (--port)")
 
 
 def port_is_free(port: int) -> bool:

@@ -11,16 +11,13 @@ import contextlib
 import signal
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from .client import Client, Event, ExecutionFailed, Graph, Json, PromptRejected
+from .client import Client, ExecutionFailed, Graph, Json, PromptRejected
 from .graphs import (
     CHECKPOINT_LOADER,
     EXAMPLE_CHECKPOINT,
@@ -36,14 +33,13 @@ from .graphs import (
 )
 from .host import Host, HostDied, HostSettings, has_accelerator, offer_file, weightless_arguments, write_weightless
 from .pictures import Picture, contact_sheet, save_pictures
+from .progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_SECONDS = 3600
 MORE_FILES = (
     "beside a checkpoint they need a ControlNeXt, a UniCon, an adapter, an image encoder or pictures: see their notes"
 )
-LINE_SECONDS = 10
-BAR = "  {desc:<28.28} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
 
 
 class DemoError(Exception):
@@ -109,72 +105,6 @@ def check_pack(client: Client, advice: str) -> None:
         raise DemoError(f"that ComfyUI knows no node of this pack; {advice}")
 
 
-class ProgressBar:
-    """The websocket's events as one line: the node that runs, and how far it is."""
-
-    def __init__(self, name: str, graph: Graph) -> None:
-        self._graph = graph
-        self._bar = tqdm(total=1, desc=name, bar_format=BAR, leave=False, file=sys.stdout, disable=None)
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __call__(self, event: Event) -> None:
-        node = event.data.get("node") if event.kind in ("executing", "progress") else None
-        if node is None:
-            return
-        if event.kind == "progress":
-            self._bar.total, self._bar.n = event.data["max"], event.data["value"]
-        self._bar.set_postfix_str(self._graph.get(node, {}).get("class_type", node))
-
-
-class ProgressLines:
-    """The same without a terminal: a line every ten seconds, also while the server says nothing."""
-
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[float], bool] | None = None,
-    ) -> None:
-        self._name, self._graph, self._clock = name, graph, clock
-        self._node, self._percent = "waiting for the server", 0
-        self._ended = threading.Event()
-        self._wait = wait or self._ended.wait  # true once the workflow has ended
-        self._start = clock()
-        self._thread = threading.Thread(target=self.report, daemon=True)
-
-    def __enter__(self) -> ProgressLines:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def __call__(self, event: Event) -> None:
-        node = event.data.get("node") if event.kind in ("executing", "progress") else None
-        if node is None:
-            return
-        self._node = self._graph.get(node, {}).get("class_type", node)
-        self._percent = 100 * event.data["value"] // event.data["max"] if event.kind == "progress" else 0
-
-    def report(self) -> None:
-        """Prints where the workflow is, every ten seconds until it has ended."""
-        while not self._wait(LINE_SECONDS):
-            seconds = self._clock() - self._start
-            print(f"  {self._name}: {self._node} {self._percent} %, {seconds:.0f} s", flush=True)
-
-
-def progress(name: str, graph: Graph) -> ProgressBar | ProgressLines:
-    """What shows a person where the workflow is: a bar in a terminal, else lines."""
-    return ProgressBar(name, graph) if sys.stdout.isatty() else ProgressLines(name, graph)
-
-
 def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
     """The workflows named by --only, else all that can show something with what there is, quick ones first."""
     graphs = load_graphs(options.only)
@@ -195,6 +125,18 @@ def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
     return ready
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder for the pictures.  Raises DemoError if it cannot be written to, before a server is started."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DemoError(
+            f"no picture can be saved in {folder}: {error.strerror}; name another folder by --out"
+        ) from error
+
+
 def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> list[Picture]:
     """Runs one graph, saves its pictures and prints the line that remains of it."""
     if not needs_more_files(graph):  # an adapter is made for the checkpoint that stands beside it
@@ -211,7 +153,6 @@ def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> lis
 
 def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
     """Runs the graphs one after the other, failed ones too, and sums up; returns the exit code."""
-    folder.mkdir(parents=True, exist_ok=True)
     if session.weightless:
         print(f"at most {SMALL_PIXELS} pixels and {FEW_STEPS} steps now; --checkpoint FILE, with weights, cuts nothing")
     start, pictures, failed = time.monotonic(), [], []
@@ -228,7 +169,7 @@ def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
     print(f"{len(graphs) - len(failed)} of {len(graphs)} workflows ran in {seconds:.1f} s; pictures in {folder}")
     if pictures:
         contact_sheet(pictures, folder / "contact_sheet.png")
-        print(f"all of them on one sheet: {folder / 'contact_sheet.png'}")
+        print(f"the {len(pictures)} pictures of this run on one sheet: {folder / 'contact_sheet.png'}")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -250,6 +191,7 @@ def main() -> int:
     options = parse()
     try:
         graphs = choose_graphs(options)
+        make_folder(options.out)
         needed = any(needs_checkpoint(graph) and not needs_more_files(graph) for graph in graphs.values())
         if options.url:
             place = running_server(options.url, options.checkpoint, needed)

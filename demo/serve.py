@@ -6,6 +6,8 @@ python -m demo.serve --comfy DIR --base-directory DIR [--port N] [--checkpoint F
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from .host import (
     Host,
     HostDied,
     HostSettings,
+    check_port,
     has_accelerator,
     offer_file,
     weightless_arguments,
@@ -24,12 +27,26 @@ from .host import (
 
 
 def offer_examples(settings: HostSettings, checkpoint: str) -> None:
-    """Puts the examples among the user's saved workflows, with the checkpoint that this server has."""
+    """Puts the examples among the user's saved workflows, with the checkpoint that this server has.
+
+    An example that the user has changed since stays as the user left it.
+    """
     folder = settings.base / "user" / "default" / "workflows" / "reins"
     folder.mkdir(parents=True, exist_ok=True)
+    record = settings.base / "reins-examples.json"  # what was written, by name
+    written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     for path in (ROOT / "example_workflows").glob("*.json"):
         text = path.read_text(encoding="utf-8").replace(EXAMPLE_CHECKPOINT, checkpoint)
-        (folder / path.name).write_text(text, encoding="utf-8")
+        place = folder / path.name
+        if place.is_file() and digest(place.read_text(encoding="utf-8")) != written.get(path.name):
+            continue
+        place.write_text(text, encoding="utf-8")
+        written[path.name] = digest(text)
+    record.write_text(json.dumps(written), encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -41,11 +58,13 @@ def serve(options: argparse.Namespace) -> int:
         port=options.port,
         arguments=() if options.checkpoint else weightless_arguments(comfy),
     )
+    check_port(options.port)
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
     if options.checkpoint:
         checkpoint = offer_file(options.checkpoint, settings.checkpoints)
     else:
         checkpoint = write_weightless(comfy, "sd15-min", settings.checkpoints)
+        print("without --checkpoint FILE the examples for Stable Diffusion draw noise; those of the demo model do not")
     offer_examples(settings, checkpoint)
     print(f"starting ComfyUI ({comfy}); its files are in {settings.base}", flush=True)
     with Host(settings) as host:

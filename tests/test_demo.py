@@ -15,19 +15,19 @@ Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requireme
 
 from reins.demo import banner, compare  # noqa: E402
 from reins.demo.client import Event, Result  # noqa: E402
-from reins.demo.graphs import START, load_graphs, needs_checkpoint, needs_more_files, work  # noqa: E402
+from reins.demo.graphs import START, UnknownWorkflow, load_graphs, needs_checkpoint, needs_more_files, work  # noqa: E402
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
 from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
+from reins.demo.progress import ProgressBar, ProgressLines, progress  # noqa: E402
 from reins.demo.run import (  # noqa: E402
     DemoError,
-    ProgressBar,
-    ProgressLines,
     Session,
     choose_graphs,
+    make_folder,
     parse,
-    progress,
     run_all,
 )
+from reins.demo.serve import offer_examples  # noqa: E402
 
 
 def test_a_port_that_somebody_holds_is_refused_before_anything_is_made(tmp_path):
@@ -237,3 +237,32 @@ def test_the_banner_shows_each_pair_as_the_strips_have_it():
             left, top = banner.place(i)
             box = (left, top, left + 2 * banner.SIDE + banner.GAP, top + banner.SIDE)
             assert drawn.crop(box).tobytes() == shipped.convert("RGB").crop(box).tobytes()
+
+
+def test_a_workflow_that_is_misspelled_is_answered_by_those_that_are_meant():
+    with pytest.raises(UnknownWorkflow, match=r"no workflow called demo_pag; there are demo_pag_perturbed_attention$"):
+        load_graphs(["demo_pag"])
+    with pytest.raises(UnknownWorkflow, match=r"there are .*demo_controlnext"):
+        load_graphs(["demo_contrlnext"])
+    assert list(load_graphs(["_start_here.json"])) == ["_start_here"]
+
+
+def test_a_folder_that_takes_no_pictures_is_refused_before_a_server_starts(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(DemoError, match=r"no picture can be saved in .*file.*name another folder by --out"):
+        make_folder(file)
+    make_folder(tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_an_example_that_its_user_has_changed_stays_changed_and_the_others_are_renewed(tmp_path):
+    settings = HostSettings(comfy=tmp_path, base=tmp_path)
+    folder = tmp_path / "user" / "default" / "workflows" / "reins"
+    offer_examples(settings, "first.safetensors")
+    changed, other = folder / "pag_perturbed_attention_sd15.json", folder / "seg_smoothed_energy_sd15.json"
+    changed.write_text("the user's", encoding="utf-8")
+    offer_examples(settings, "second.safetensors")
+    assert changed.read_text(encoding="utf-8") == "the user's"
+    assert "second.safetensors" in other.read_text(encoding="utf-8")
+    assert "first.safetensors" not in other.read_text(encoding="utf-8")

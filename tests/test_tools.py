@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from reins.tools import environment, hosts, packages, registry, screen, testing, venv
+from reins.tools import commands, environment, hosts, packages, registry, screen, testing, venv
 from reins.tools import threads as tool_threads
 from reins.tools.packages import PipWatch, Step
 from reins.tools.pin import open_requirements
@@ -136,8 +136,18 @@ def test_if_none_can_be_had_the_message_says_which_ways_are_left(cache, monkeypa
 
 def test_a_folder_that_is_no_comfyui_is_refused_by_name(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(DevError, match=rf"{tmp_path.name}, which is not a ComfyUI folder"):
+    with pytest.raises(DevError, match=rf"{tmp_path.name}, which is not a ComfyUI folder: it has no comfy/ and main"):
         hosts.find_hosts()
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(DevError, match=r"nowhere, which is not a ComfyUI folder: it does not exist\. Name a folder"):
+        hosts.find_hosts()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x"])
+def test_a_port_that_is_none_is_refused_at_once(port, capsys):
+    with pytest.raises(SystemExit):
+        commands.parser("").parse_args(["serve", f"--port={port}"])
+    assert f"a port is a number from 1 to 65535, found {port}" in capsys.readouterr().err
 
 
 def test_without_a_git_host_git_says_why_and_nothing_is_left_behind(cache, monkeypatch, capsys):

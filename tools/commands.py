@@ -22,6 +22,7 @@ ORIGINS = {
     "located": "in whose custom_nodes this checkout lies",
     "cached": "in the cache folder",
 }
+OUTPUT = ROOT / "output" / "demo"
 PASS_ON = ("test", "bench", "train")  # their further arguments go to pytest or to a script
 
 
@@ -81,20 +82,31 @@ def command_train(options: argparse.Namespace) -> int:
     return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
 
 
+def port_number(text: str) -> int:
+    """The port; argparse shows what the error says."""
+    if not (text.isdecimal() and 0 < int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, found {text}")
+    return int(text)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="run the example workflows on a real server")
-    demo.add_argument("--checkpoint", help="an SD1.5 or SDXL file for the workflows that need one")
+    demo.add_argument("--checkpoint", help="an SD1.5 or SDXL file for the workflows that need one; its name with --url")
     demo.add_argument("--url", help="a running ComfyUI that has the pack, instead of a server of our own")
-    demo.add_argument("--only", nargs="+", metavar="NAME", help="workflows to run (names in demo/api)")
-    demo.add_argument("--out", default=ROOT / "output" / "demo", metavar="DIR", help="where the pictures go")
+    demo.add_argument("--only", nargs="+", metavar="NAME", help="workflows to run (names of docs/examples.md)")
+    demo.add_argument(
+        "--out", default=ROOT / "output" / "demo", metavar="DIR", help="where the pictures go (default: output/demo)"
+    )
     demo.set_defaults(run=command_demo)
 
-    test = commands.add_parser("test", help="run the tests; further arguments go to pytest", allow_abbrev=False)
+    test = commands.add_parser(
+        "test", help="run the tests; files, folders and options of pytest choose some", allow_abbrev=False
+    )
     test.add_argument("--full", action="store_true", help="every case, and each pair of methods by itself")
-    test.add_argument("--hosts", action="store_true", help="also on ComfyUI 0.30, 0.16 and 0.3.75 of the registry")
+    test.add_argument("--hosts", action="store_true", help="also on ComfyUI 0.30.0, 0.16.3 and 0.3.75 of the registry")
     test.add_argument("--require-host", action="store_true", help="fail where no ComfyUI is found")
     test.set_defaults(run=command_test)
 
@@ -102,7 +114,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     bench.set_defaults(run=command_bench)
 
     serve = commands.add_parser("serve", help="a ComfyUI with the pack, until Ctrl-C")
-    serve.add_argument("--port", type=int, default=8188)
+    serve.add_argument("--port", type=port_number, default=8188, help="1 to 65535 (default: ComfyUI's own, 8188)")
     serve.add_argument("--checkpoint", help="a checkpoint file to offer")
     serve.add_argument("--base-directory", metavar="DIR", help="models, inputs and outputs (default: in the cache)")
     serve.set_defaults(run=command_serve)

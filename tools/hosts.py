@@ -52,7 +52,11 @@ def named_hosts() -> list[Host]:
     paths = list(dict.fromkeys(Path(entry).expanduser().resolve() for entry in entries))
     for path in paths:
         if not is_host(path):
-            raise DevError(f"COMFYUI_PATH names {path}, which is not a ComfyUI folder: it has no comfy/ and main.py")
+            reason = "has no comfy/ and main.py" if path.is_dir() else "does not exist"
+            raise DevError(
+                f"COMFYUI_PATH names {path}, which is not a ComfyUI folder: it {reason}. Name a folder with main.py "
+                f"(several with {os.pathsep!r} between them), or unset COMFYUI_PATH"
+            )
     return [Host(path, version_of(path), "named") for path in paths]
 
 
