@@ -18,6 +18,10 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036 - in words that older ones can read, unlike the imports below
     sys.exit("dev.py needs Python 3.10 or newer; this is Python " + sys.version.split()[0] + " at " + sys.executable)
 
+import os
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # some Pythons leave the script's folder out
+
 from tools.commands import main
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,8 +54,7 @@ def load_graphs(only: Iterable[str] | None = None, folder: Path = API_FOLDER) ->
     files = {path.stem: path for path in sorted(folder.glob("*.json"))}
     names = list(files) if only is None else [name.removesuffix(".json") for name in only]
     if unknown := [name for name in names if name not in files]:
-        near = [each for name in unknown for each in similar(name, files)] or list(files)
-        raise UnknownWorkflow(f"no workflow called {', '.join(unknown)}; there are {', '.join(near) or 'none'}")
+        raise UnknownWorkflow(f"no workflow called {', '.join(unknown)}; there are {', '.join(files) or 'none'}")
     return {name: json.loads(files[name].read_text(encoding="utf-8")) for name in names}
 
 
@@ -75,12 +73,6 @@ def _numbers(graph: Graph, name: str) -> list[int]:
     """The values of an input, of all nodes where it is not a link."""
     values = [node["inputs"].get(name) for node in graph.values()]
     return [value for value in values if isinstance(value, int)]
-
-
-def similar(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that hold this one, else those that are spelled like it."""
-    names = list(known)
-    return [each for each in names if name in each] or difflib.get_close_matches(name, names)
 
 
 def needs_checkpoint(graph: Graph) -> bool:

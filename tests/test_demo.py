@@ -239,11 +239,9 @@ def test_the_banner_shows_each_pair_as_the_strips_have_it():
             assert drawn.crop(box).tobytes() == shipped.convert("RGB").crop(box).tobytes()
 
 
-def test_a_workflow_that_is_misspelled_is_answered_by_those_that_are_meant():
-    with pytest.raises(UnknownWorkflow, match=r"no workflow called demo_pag; there are demo_pag_perturbed_attention$"):
+def test_a_workflow_is_named_with_or_without_its_ending_and_a_wrong_name_is_told_the_right_ones():
+    with pytest.raises(UnknownWorkflow, match=r"no workflow called demo_pag; there are .*demo_pag_perturbed_attention"):
         load_graphs(["demo_pag"])
-    with pytest.raises(UnknownWorkflow, match=r"there are .*demo_controlnext"):
-        load_graphs(["demo_contrlnext"])
     assert list(load_graphs(["_start_here.json"])) == ["_start_here"]
 
 

@@ -35,6 +35,12 @@ def start_child(
     return child
 
 
+def module_command(python: Path, module: str) -> list[str]:
+    """Runs a module of this checkout, as `-m` does where a Python looks for modules in the current folder."""
+    code = "import runpy, sys; sys.path.insert(0, {!r}); runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
+    return [str(python), "-c", code.format(str(ROOT), module)]
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **extra}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
 
-from .children import INTERRUPTED, ROOT, end_children, run_child
-from .environment import python_for, set_up
+from .children import INTERRUPTED, ROOT, TERMINATED, end_children, module_command, run_child
+from .environment import python_for, set_up, set_up_client
 from .hosts import find_hosts, find_test_hosts, newest_host, present_hosts
 from .pin import write_constraints
 from .screen import DevError, say
 from .testing import command_test, need_checkout
-from .threads import KEEP_MEMORY, for_a_server
+from .threads import for_a_server, keep_memory
 from .venv import cache_folder
 
 ORIGINS = {
@@ -27,6 +29,7 @@ PASS_ON = ("test", "bench", "train")  # their further arguments go to pytest or 
 
 
 def command_demo(options: argparse.Namespace) -> int:
+    check_demo(options)
     arguments = ["--out", str(Path(options.out).absolute())]
     if options.checkpoint:
         # with --url it is a name in the running ComfyUI's checkpoint folder, else a file here
@@ -36,11 +39,22 @@ def command_demo(options: argparse.Namespace) -> int:
     if options.url:
         client_only = ("aiohttp", "PIL", "tqdm")
         ready = all(importlib.util.find_spec(name) for name in client_only)
-        python = Path(sys.executable) if ready else set_up([])
-        return run_child([str(python), "-m", "demo.run", "--url", options.url, *arguments])
+        python = Path(sys.executable) if ready else set_up_client()
+        return run_child([*module_command(python, "demo.run"), "--url", options.url, *arguments])
     host = newest_host()
     python = python_for(host, ("torch", "aiohttp", "PIL", "tqdm"))
-    return run_child([str(python), "-m", "demo.run", "--comfy", str(host.path), *arguments], **for_a_server())
+    return run_child([*module_command(python, "demo.run"), "--comfy", str(host.path), *arguments], **for_a_server())
+
+
+def check_demo(options: argparse.Namespace) -> None:
+    """Raises DevError if a file or a workflow does not exist, before anything is set up for it."""
+    if options.checkpoint and not options.url and not Path(options.checkpoint).is_file():
+        raise DevError(f"there is no checkpoint file {options.checkpoint}")
+    known = {path.stem for path in (ROOT / "demo" / "api").glob("*.json")}
+    for name in options.only or ():
+        if name.removesuffix(".json") not in known:
+            near = [each for each in sorted(known) if name in each] or difflib.get_close_matches(name, known)
+            raise DevError(f"there is no workflow {name}; there are {', '.join(near or sorted(known))}")
 
 
 def command_serve(options: argparse.Namespace) -> int:
@@ -50,7 +64,7 @@ def command_serve(options: argparse.Namespace) -> int:
     arguments = ["--comfy", str(host.path), "--base-directory", str(base), "--port", str(options.port)]
     if options.checkpoint:
         arguments += ["--checkpoint", str(Path(options.checkpoint).absolute())]
-    return run_child([str(python), "-m", "demo.serve", *arguments], **for_a_server())
+    return run_child([*module_command(python, "demo.serve"), *arguments], **for_a_server())
 
 
 def command_hosts(options: argparse.Namespace) -> int:
@@ -72,14 +86,14 @@ def command_bench(options: argparse.Namespace) -> int:
     need_checkout("bench")
     host = newest_host()
     command = [str(set_up([host])), str(ROOT / "bench" / "run.py"), *options.rest]
-    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
+    return run_child(command, COMFYUI_PATH=str(host.path), **keep_memory())
 
 
 def command_train(options: argparse.Namespace) -> int:
     host = newest_host()
     python = python_for(host, ("torch", "matplotlib", "tqdm"))
     command = [str(python), str(ROOT / "demo" / "train.py"), *options.rest]
-    return run_child(command, COMFYUI_PATH=str(host.path), **KEEP_MEMORY)
+    return run_child(command, COMFYUI_PATH=str(host.path), **keep_memory())
 
 
 def port_number(text: str) -> int:
@@ -135,7 +149,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def main(description: str | None = None) -> int:
     """Runs what the command line asks for and returns the exit code."""
-    signal.signal(signal.SIGTERM, end_children)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if number := getattr(signal, name, None):
+            signal.signal(number, end_children)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a folder's name need not fit the encoding of a pipe
     arguments = parser(description)
     options, options.rest = arguments.parse_known_args()
     if options.rest and options.command not in PASS_ON:
@@ -145,5 +163,8 @@ def main(description: str | None = None) -> int:
     except DevError as error:
         say(str(error))
         return 2
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED

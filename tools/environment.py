@@ -10,13 +10,22 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .children import ROOT
-from .hosts import HOST_VERSION, Host, numbers
-from .packages import RAW_PROGRESS, Step, check_registry, run_steps
+from .hosts import HOST_VERSION, Host
+from .packages import RAW_PROGRESS, Step, check_registry, log_file, run_steps
 from .screen import DevError, say
-from .venv import cache_folder, ensure_venv, installed_packages, normal_name, venv_python
+from .venv import (
+    cache_folder,
+    ensure_venv,
+    installed_packages,
+    normal_name,
+    numbers,
+    setting_up,
+    venv_folder,
+    venv_python,
+)
 
 TOOLS = Path(__file__).resolve().parent
 CONSTRAINTS = TOOLS / "constraints.txt"
@@ -25,6 +34,9 @@ OWN_REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "requirements-dev.txt")
 REQUIREMENTS = (*OWN_REQUIREMENTS, BASICS)
 LARGE = re.compile(r"nvidia-|triton")  # what torch brings on Linux: half a gigabyte and less, each by itself
 STAMP = "reins-setup.json"
+PROOF = ("torch", "aiohttp", "pytest")  # one of each step
+CLIENT = ("aiohttp", "pillow", "tqdm")
+Stamp = dict[str, Any]  # of the pack's requirements, of the host's, and the host's version
 
 
 class SetupSize(NamedTuple):
@@ -64,24 +76,72 @@ def set_up(hosts: list[Host]) -> Path:
     frontend back.  The other hosts only add packages that are missing by name.
     Raises DevError if the packages cannot be had; what was installed until then stays.
     """
-    stamp = cache_folder() / "venv" / STAMP
-    if ensure_venv():
-        stamp.unlink(missing_ok=True)
-    done = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
-    pack = digest(*(file.read_text(encoding="utf-8") for file in (*REQUIREMENTS, CONSTRAINTS)))
-    wanted = {"pack": pack, "version": [], "host": ""}
-    served: list[Host] = []
-    if hosts and list(hosts[0].version) >= done.get("version", []):
-        served = hosts[:1]
-        wanted |= {"version": list(hosts[0].version), "host": digest(*requirement_lines(hosts[0]))}
-    elif done:
-        wanted |= {"version": done["version"], "host": done["host"]}
-    if done != wanted:
-        prepare_to_install()
-        run_steps(install_steps(served))
-        stamp.write_text(json.dumps(wanted), encoding="utf-8")
-    add_missing_packages(hosts)
+    with setting_up():
+        made = ensure_venv()
+        done = {} if made else read_stamp()
+        served, wanted = to_serve(hosts, done)
+        if done != wanted:
+            prepare_to_install()
+            run_steps(install_steps(served))
+            check_installed(PROOF)
+            write_stamp(wanted)
+        add_missing_packages(hosts)
     return venv_python()
+
+
+def to_serve(hosts: Sequence[Host], done: Stamp) -> tuple[Sequence[Host], Stamp]:
+    """The hosts whose pins are installed, one or none, and the stamp that says so."""
+    pack = digest(*(file.read_text(encoding="utf-8") for file in (*REQUIREMENTS, CONSTRAINTS)))
+    if hosts and list(hosts[0].version) >= done.get("version", []):
+        of_host = {"version": list(hosts[0].version), "host": digest(*requirement_lines(hosts[0]))}
+        return hosts[:1], {"pack": pack, **of_host}
+    return (), {"pack": pack, "version": done.get("version", []), "host": done.get("host", "")}
+
+
+def read_stamp() -> Stamp:
+    """What the last complete set-up wrote; empty if there was none, or if the file does not make sense."""
+    try:
+        stamp = json.loads((venv_folder() / STAMP).read_text(encoding="utf-8"))
+        return stamp if all(isinstance(part, int) for part in stamp["version"]) else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def write_stamp(stamp: Stamp) -> None:
+    """Writes it as a whole: half a stamp would be read as none."""
+    partial = venv_folder() / f"{STAMP}.new"
+    partial.write_text(json.dumps(stamp), encoding="utf-8")
+    partial.replace(venv_folder() / STAMP)
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises DevError if pip was content and a package is not in the environment all the same."""
+    present = installed_packages()
+    if missing := [name for name in names if name not in present]:
+        raise DevError(
+            f"pip installed {', '.join(missing)} elsewhere than in {venv_folder()}, by its settings: see "
+            f"`pip config list`, and what it said in {log_file()}"
+        )
+
+
+def set_up_client() -> Path:
+    """The Python of the cached environment with what talking to a running ComfyUI needs, a few megabytes.
+
+    Raises DevError if the packages cannot be had.
+    """
+    with setting_up():
+        ensure_venv()
+        if missing := [name for name in CLIENT if name not in installed_packages()]:
+            check_registry(pinned("aiohttp"))
+            run_steps([Step(", ".join(missing), (*missing, *constraints(())))])
+            check_installed(CLIENT)
+    return venv_python()
+
+
+def pinned(name: str) -> str:
+    """The tested version of a package that has one for every system and Python, as `name==version`."""
+    (line,) = re.findall(rf"^{name}==\S+$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
+    return line
 
 
 def install_steps(served: Sequence[Host]) -> list[Step]:
@@ -104,7 +164,7 @@ def prepare_to_install() -> None:
     """
     if "torch" not in installed_packages():
         check_disk()
-    check_registry()
+    check_registry(pinned("torch"))
     if numbers(installed_packages()["pip"]) < RAW_PROGRESS:
         run_steps([Step("a newer pip", ("--constraint", str(CONSTRAINTS), "--upgrade", "pip"))])
 
@@ -124,7 +184,7 @@ def add_missing_packages(hosts: list[Host]) -> None:
     missing = sorted({name for line in lines if (name := normal_name(line)) and name not in present})
     if missing:
         say(f"adding what other hosts need: {', '.join(missing)}")
-        check_registry()
+        check_registry(pinned("torch"))
         run_steps([Step(", ".join(missing), (*missing, *constraints(hosts[:1])))])
 
 

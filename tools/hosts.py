@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from .children import ROOT
-from .registry import FALLBACK, REGISTRY_HOSTS, fetch
+from .registry import FALLBACK, REGISTRY_HOSTS, check_place, fetch, is_host
 from .screen import DevError, say
-from .venv import cache_folder
+from .venv import cache_folder, numbers, setting_up
 
 HOST_VERSION = "0.33.0"
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
@@ -31,28 +31,19 @@ class Host(NamedTuple):
         return f"ComfyUI {'.'.join(map(str, self.version)) or 'of unknown version'} ({self.path})"
 
 
-def is_host(path: Path) -> bool:
-    return (path / "comfy").is_dir() and (path / "main.py").is_file()
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """A version that compares as numbers, so that 0.33 is above 0.8."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
 def version_of(path: Path) -> tuple[int, ...]:
     """The numbers of comfyui_version.py; empty if the file is missing."""
     file = path / "comfyui_version.py"
-    found = re.search(r'__version__\s*=\s*"([\d.]+)', file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = re.search(r'__version__\s*=\s*["\']([\d.]+)', file.read_text(encoding="utf-8")) if file.is_file() else None
     return numbers(found[1]) if found else ()
 
 
 def named_hosts() -> list[Host]:
-    entries = [entry for entry in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if entry.strip()]
+    entries = [entry.strip() for entry in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if entry.strip()]
     paths = list(dict.fromkeys(Path(entry).expanduser().resolve() for entry in entries))
     for path in paths:
         if not is_host(path):
-            reason = "has no comfy/ and main.py" if path.is_dir() else "does not exist"
+            reason = "has no comfy/, main.py and requirements.txt" if path.is_dir() else "does not exist"
             raise DevError(
                 f"COMFYUI_PATH names {path}, which is not a ComfyUI folder: it {reason}. Name a folder with main.py "
                 f"(several with {os.pathsep!r} between them), or unset COMFYUI_PATH"
@@ -86,28 +77,26 @@ def clone_host() -> list[Host]:
     if git is None:
         say("git is not installed, so ComfyUI cannot be cloned")
         return []
-    target = cache_folder() / f"ComfyUI-{HOST_VERSION}"
-    partial = target.with_name(f"partial-{os.getpid()}-{target.name}")  # an interrupted clone must not pass for a host
-    target.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    tag = f"v{HOST_VERSION}"
+    tag, environment = f"v{HOST_VERSION}", {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    asked = [git, "ls-remote", "--exit-code", HOST_REPOSITORY, f"refs/tags/{tag}"]
     try:
-        asked = subprocess.run(
-            [git, "ls-remote", "--exit-code", HOST_REPOSITORY, f"refs/tags/{tag}"],
-            env=environment, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER,
-        )  # fmt: skip
-        if asked.returncode != 0:
-            say(f"ComfyUI cannot be cloned from {HOST_REPOSITORY}: {last_line(asked.stderr)}")
-            return []
-        say(f"no ComfyUI found: cloning {HOST_VERSION} into {target}")
-        command = [git, "clone", "--depth", "1", "--branch", tag, HOST_REPOSITORY, str(partial)]
-        if subprocess.call(command, env=environment) == 0:
-            partial.rename(target)
+        found = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
     except subprocess.TimeoutExpired:
         say(f"ComfyUI cannot be cloned: {HOST_REPOSITORY} did not answer in {SECONDS_TO_ANSWER} s")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return [Host(target, version_of(target), "cached")] if is_host(target) else []
+        return []
+    if found.returncode != 0:
+        say(f"ComfyUI cannot be cloned from {HOST_REPOSITORY}: {last_line(found.stderr)}")
+        return []
+    target = cache_folder() / f"ComfyUI-{HOST_VERSION}"
+    with setting_up():
+        if not check_place(target):
+            say(f"no ComfyUI found: cloning {HOST_VERSION} into {target}")
+            partial = target.with_name(f"partial-{target.name}")  # an interrupted clone must not pass for a host
+            command = [git, "clone", "--depth", "1", "--branch", tag, HOST_REPOSITORY, str(partial)]
+            if subprocess.call(command, env=environment) != 0:
+                return []
+            partial.rename(target)
+    return [Host(target, version_of(target), "cached")]
 
 
 def last_line(text: str) -> str:

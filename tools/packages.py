@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import queue
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,9 +16,12 @@ from typing import IO, NamedTuple
 
 from .children import start_child
 from .screen import DevError, ProgressLine, say
-from .venv import cache_folder, installed_packages, venv_python
+from .venv import cache_folder, installed_packages, numbers, venv_python
 
-PROBE = "einops"  # a small package of which every registry has one file or more
+ELSEWHERE = (
+    "PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_DRY_RUN", "PIP_CONSTRAINT",
+)  # fmt: skip
+UNKNOWN_NAME = r"name resolution|getaddrinfo|nodename nor servname|Name or service not known"
 RAW_PROGRESS = (24, 1)  # the first pip with --progress-bar raw
 MEGABYTE = 1_000_000
 ERRORS_SHOWN = 4
@@ -45,18 +51,27 @@ def run_steps(steps: Sequence[Step]) -> None:
                 raise
 
 
+def pip_command(*arguments: str) -> list[str]:
+    return [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"]
+
+
+def pip_environment() -> dict[str, str]:
+    """Ours, without the settings by which pip would install elsewhere, or nothing, or other versions."""
+    settings = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    return settings | {"PIP_USER": "0"}
+
+
 def run_pip(arguments: Sequence[str], doing: str, line: ProgressLine) -> None:
     """Runs pip with a line on the screen that begins with `doing`.
 
     Raises DevError with pip's own errors if it fails.
     """
     watch = PipWatch(doing)
-    command = [str(venv_python()), "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"]
+    command = pip_command(*arguments)
     command += ["--progress-bar", "raw"] if watch.pip_version >= RAW_PROGRESS else []
-    cache_folder().mkdir(parents=True, exist_ok=True)
     # on the disk whose free space was checked, not in a small /tmp
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=cache_folder(), ignore_cleanup_errors=True) as scratch:
-        environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
+        environment = pip_environment() | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
         with log_file().open("a", encoding="utf-8") as log, start_child(command, environment, captured=True) as pip:
             assert pip.stdout is not None
             log.write(f"$ {' '.join(command)}\n")
@@ -72,8 +87,9 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in stream:
-            lines.put(line)
+        with contextlib.suppress(ValueError):  # closed while it is read, after an interrupt
+            for line in stream:
+                lines.put(line)
         lines.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
@@ -95,7 +111,7 @@ class PipWatch:
         self._doing = doing
         self._step = ""
         self._errors: list[str] = []
-        self.pip_version = tuple(int(part) for part in installed_packages().get("pip", "0").split(".")[:2])
+        self.pip_version = numbers(installed_packages().get("pip", "0"))
 
     def read(self, text: str, log: IO[str]) -> None:
         """Takes one line; all but the counts of bytes go to the log."""
@@ -107,9 +123,9 @@ class PipWatch:
             return
         log.write(text + "\n")
         log.flush()
-        if text.startswith(("ERROR:", "error:")) or "Retrying (" in text:
+        if text.startswith(("ERROR:", "error:")) or "Retrying (" in text or "The user requested" in text:
             self._errors.append(text)
-        elif found := re.match(r"\s*(?:Downloading|Using cached) ([^\s/]+?)-([\d][^-\s]*)\S* \(([^)]+)\)", text):
+        elif found := re.match(r"\s*(?:Downloading|Using cached) (?:\S*/)?([^\s/]+?)-(\d[^-\s]*)\S* \(([^)]+)\)", text):
             self._step = f"{found[1]} {found[2]}, {found[3]}"
         elif found := re.match(r"(?:Collecting|Processing) ([A-Za-z0-9._-]+)", text):
             self._step = f"looking at {found[1]}"
@@ -124,20 +140,28 @@ class PipWatch:
         return "\n  ".join(self._errors[-ERRORS_SHOWN:]) or "it gave no reason"
 
 
-def check_registry() -> None:
-    """Asks the package registry once, so that a missing network is known at once and not after pip's retries.
+def check_registry(needed: str) -> None:
+    """Asks the package registry once for a pinned package, so that what is missing is known at once.
 
-    Raises DevError that says whether there is no network at all.
+    Raises DevError that tells a missing network, a registry that does not answer and a package that does not exist for
+    this Python and system from each other.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [str(venv_python()), "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--retries", "1"]
-        command += ["--timeout", "15", "--no-input", "--disable-pip-version-check", "--dest", folder, PROBE]
-        with start_child(command, captured=True) as pip:
-            assert pip.stdout is not None
-            said = pip.stdout.read().decode("utf-8", "replace")
-    if pip.returncode == 0:
+    name, _, version = needed.partition("==")
+    command = pip_command("index", "versions", name, "--ignore-requires-python", "--retries", "1", "--timeout", "15")
+    with start_child(command, pip_environment(), captured=True) as pip:
+        assert pip.stdout is not None
+        said = pip.stdout.read().decode("utf-8", "replace")
+    offered = re.findall(r"^Available versions: (.+)$", said, re.MULTILINE)
+    versions = offered[0].strip().split(", ") if offered else []
+    if version in versions:
         return
-    if re.search(r"name resolution|getaddrinfo|nodename nor servname|Name or service not known", said):
+    if versions:
+        raise DevError(
+            f"there is no {name} {version} for Python {sys.version_info.major}.{sys.version_info.minor} on this "
+            f"system ({platform.machine()}); the registry has {versions[0]} and others. Take another Python (3.11 was "
+            "tested), or put this checkout into the custom_nodes of a ComfyUI and use its Python"
+        )
+    if re.search(UNKNOWN_NAME, said):
         reason = "there is no network: the name of the package registry cannot be resolved"
     elif found := re.search(r"\[(?:Errno|WinError) -?\d+\] ([^'\")]+)|(timed out|CERTIFICATE_VERIFY_FAILED)", said):
         reason = f"the package registry cannot be reached: {found[1] or found[2]}"

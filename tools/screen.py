@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
 SECONDS_BETWEEN_LINES = 10  # without a terminal
-WIDTH = 100
+PREFIX = "[reins] "
 
 
 class DevError(Exception):
@@ -14,7 +15,12 @@ class DevError(Exception):
 
 
 def say(text: str) -> None:
-    print(f"[reins] {text}", flush=True)
+    print(f"{PREFIX}{text}", flush=True)
+
+
+def room() -> int:
+    """The columns of the terminal behind the prefix; the last one stays free, for some terminals wrap at it."""
+    return max(1, shutil.get_terminal_size().columns - len(PREFIX) - 1)
 
 
 class ProgressLine:
@@ -30,12 +36,13 @@ class ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         if self._terminal and self._shown:
-            print(f"\r{' ' * (WIDTH + 8)}\r", end="", flush=True)
+            print(f"\r{' ' * (len(PREFIX) + room())}\r", end="", flush=True)
 
     def show(self, text: str) -> None:
         now = time.monotonic()
         if self._terminal and text != self._shown:
-            print(f"\r[reins] {text:<{WIDTH}.{WIDTH}}", end="", flush=True)
+            width = room()
+            print(f"\r{PREFIX}{text:<{width}.{width}}", end="", flush=True)
         elif not self._terminal and now - self._last >= SECONDS_BETWEEN_LINES:
             say(text)
             self._last = now

@@ -109,7 +109,8 @@ def plan(hosts: list[Host], options: argparse.Namespace) -> list[Job]:
     server = "server or browser"
     if not hosts:
         environment.pop("COMFYUI_PATH", None)
-        return [Job("without a host", ["-m", f"not host and not ({server})", *options.rest], environment)]
+        arguments = with_marks(f"not host and not ({server})", options.rest)
+        return [Job("without a host", arguments, environment)]
     first, *others = hosts
     newest = {**environment, "COMFYUI_PATH": str(first.path)}
     if by_hand:
@@ -121,11 +122,23 @@ def plan(hosts: list[Host], options: argparse.Namespace) -> list[Job]:
             Job(f"{first}: server, browser", ["-m", server], newest),
             Job(f"{first}: numbers", ["-m", f"slow and not ({server})"], newest),
         ]
+    older = with_marks(f"host and not ({server})", options.rest)
     for place, host in reversed(list(enumerate(others))):  # what takes longer first
         share = "all" if options.full or by_hand else f"{place}/{len(others)}"
         of_host = {**environment, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": share}
-        jobs.append(Job(str(host), ["-m", f"host and not ({server})", *options.rest], of_host))
+        jobs.append(Job(str(host), older, of_host))
     return jobs
+
+
+def with_marks(marks: str, rest: list[str]) -> list[str]:
+    """Pytest's arguments with a choice of marks, and with that of the person at the keyboard if there is one.
+
+    Of two -m pytest would take the last alone.
+    """
+    if "-m" in rest[:-1]:
+        place = rest.index("-m")
+        return ["-m", f"({marks}) and ({rest[place + 1]})", *rest[:place], *rest[place + 2 :]]
+    return ["-m", marks, *rest]
 
 
 def sum_up(runs: list[TestRun], has_host: bool, options: argparse.Namespace) -> int:

@@ -1,0 +1,25 @@
+"""A cache folder of the test's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from reins.tools import hosts, packages
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, no ComfyUI round the checkout and none named."""
+    monkeypatch.setenv("REINS_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(hosts, "located_hosts", list)
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def this_pip(monkeypatch):
+    """Lets pip run in the environment of the tests; what it would install must not be there."""
+    monkeypatch.setattr(packages, "venv_python", lambda: Path(sys.executable))
