@@ -13,7 +13,8 @@ from reins.tools import hosts, packages
 def cache(tmp_path, monkeypatch):
     """An empty cache folder, no ComfyUI round the checkout and none named."""
     monkeypatch.setenv("REINS_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    for name in ("COMFYUI_PATH", "REINS_COVERING", "REINS_BRIEF", "REINS_FULL", "OMP_NUM_THREADS"):  # of this very run
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hosts, "located_hosts", list)
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
