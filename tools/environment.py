@@ -40,7 +40,10 @@ Stamp = dict[str, Any]  # of the pack's requirements, of the host's, and the hos
 
 
 class SetupSize(NamedTuple):
-    """Gigabytes that a first set-up downloads and keeps; measured on Linux, elsewhere summed up from the files."""
+    """Gigabytes that a first set-up downloads and keeps.
+
+    Both were measured on Linux.  Elsewhere the download is the sum of the files, and the disk an estimate from it.
+    """
 
     download: float
     disk: float
