@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import queue
@@ -87,10 +86,13 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
-        with contextlib.suppress(ValueError):  # closed while it is read, after an interrupt
+        try:
             for line in stream:
                 lines.put(line)
-        lines.put(b"")
+        except ValueError:
+            pass  # closed while it is read, after an interrupt
+        finally:
+            lines.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
     while True:

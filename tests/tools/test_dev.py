@@ -135,3 +135,33 @@ def test_a_reader_that_goes_away_is_no_error():
     code += "stderr=subprocess.PIPE); p.stdout.close(); print(p.stderr.read().decode())"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in found.stdout
+
+
+def started_by(arguments: list[str], monkeypatch, tmp_path) -> tuple[list[str], dict[str, str]]:
+    """The command and the added environment that dev.py would run."""
+    started = []
+    host = hosts.Host(tmp_path / "ComfyUI", (0, 30, 0), "cached")
+    monkeypatch.setattr(sys, "argv", ["dev.py", *arguments])
+    monkeypatch.setattr(commands.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(commands, "newest_host", lambda: host)
+    monkeypatch.setattr(commands, "python_for", lambda host, modules: Path("python"))
+    monkeypatch.setattr(commands, "run_child", lambda command, **extra: started.append((command, extra)) or 0)
+    assert commands.main() == 0
+    return started[0]
+
+
+@pytest.mark.parametrize(("command", "module"), [("demo", "demo.run"), ("serve", "demo.serve")])
+def test_a_server_is_started_on_the_host_with_its_threads(command, module, monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    started, extra = started_by([command], monkeypatch, tmp_path)
+    assert repr(module) in started[2]
+    assert started[started.index("--comfy") + 1] == str(tmp_path / "ComfyUI")
+    assert "OMP_NUM_THREADS" in extra
+
+
+def test_a_running_comfyui_needs_no_host_of_ours(monkeypatch, tmp_path):
+    arguments = ["demo", "--url", "http://127.0.0.1:8188", "--checkpoint", "a name there"]
+    started, _ = started_by(arguments, monkeypatch, tmp_path)
+    assert "--comfy" not in started
+    assert started[started.index("--url") + 1] == "http://127.0.0.1:8188"
+    assert started[started.index("--checkpoint") + 1] == "a name there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from reins.tests.tools.places import make_host
-from reins.tools import environment, hosts, venv
+from reins.tools import environment, hosts, pin, venv
 from reins.tools.pin import open_requirements
 from reins.tools.screen import DevError
 
@@ -181,3 +182,45 @@ def test_inside_a_comfyui_its_own_python_runs_and_what_it_lacks_is_named(tmp_pat
     assert environment.python_for(located, ("json",)) == Path(sys.executable)
     with pytest.raises(DevError, match=r"lacks no_such_module: run dev.py with the Python that runs"):
         environment.python_for(located, ("json", "no_such_module"))
+
+
+def test_room_and_network_are_asked_for_before_the_first_download(installs, monkeypatch, tmp_path):
+    steps, present = installs
+    del present["torch"]
+    monkeypatch.setattr(environment, "check_disk", lambda: steps.append("room"))
+    with pytest.raises(DevError):
+        environment.set_up([a_host(tmp_path, "0.30.0")])  # nothing is really installed here
+    assert steps[:2] == ["room", f"asked for {environment.pinned('torch')}"]
+
+
+def test_an_old_pip_is_replaced_first(installs, tmp_path):
+    steps, present = installs
+    present["pip"] = "23.2.1"
+    environment.set_up([a_host(tmp_path, "0.30.0")])
+    assert whats(steps)[0] == "a newer pip"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch comes without CUDA's libraries")
+def test_what_an_interrupted_set_up_has_installed_is_not_fetched_again(installs, tmp_path):
+    _, present = installs
+    before = whats(environment.install_steps([a_host(tmp_path, "0.30.0")]))
+    present["nvidia-cublas"] = "13"
+    after = whats(environment.install_steps([a_host(tmp_path, "0.30.0")]))
+    assert set(before) - set(after) == {"nvidia-cublas"}
+
+
+def test_versions_are_chosen_for_the_oldest_python_and_every_system(cache, monkeypatch, tmp_path):
+    def compile_versions(command, **options):
+        assert command[command.index("--python-version") + 1] == "3.10"
+        assert "--universal" in command
+        wanted, chosen = Path(command[-3]), Path(command[-1])
+        assert "einops" in wanted.read_text(encoding="utf-8").splitlines()  # the host's
+        chosen.write_text("einops==1\n", encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(pin, "ensure_venv", lambda: False)
+    monkeypatch.setattr(pin, "run_steps", lambda steps: None)
+    monkeypatch.setattr(pin, "CONSTRAINTS", tmp_path / "constraints.txt")
+    monkeypatch.setattr(pin.subprocess, "run", compile_versions)
+    pin.write_constraints([a_host(tmp_path, "0.30.0")])
+    assert (tmp_path / "constraints.txt").read_text(encoding="utf-8") == pin.HEADER + "einops==1\n"

@@ -129,3 +129,11 @@ def test_several_named_hosts_may_have_spaces_and_empty_places_between_them(tmp_p
     folders = [make_host(tmp_path / "one of them"), make_host(tmp_path / "two")]
     monkeypatch.setenv("COMFYUI_PATH", os.pathsep.join([f" {folders[0]} ", "", str(folders[1]), ""]))
     assert [host.path for host in hosts.named_hosts()] == folders
+
+
+def test_a_checkout_beside_a_comfyui_but_not_in_custom_nodes_is_not_located(tmp_path, monkeypatch):
+    folder = make_host(tmp_path / "ComfyUI") / "somewhere" / "linked"
+    folder.parent.mkdir()
+    folder.symlink_to(ROOT, target_is_directory=True)
+    monkeypatch.setattr(hosts.sys, "argv", [str(folder / "dev.py")])
+    assert hosts.located_hosts() == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import time
+from pathlib import Path
 
 import pytest
 from reins.tools import packages
@@ -107,3 +109,44 @@ def test_the_line_of_progress_names_the_package_and_its_megabytes(cache):
         assert watch.text() == f"step 2 of 9, torch: {shown}"
     assert "Progress" not in log.getvalue()
     assert log.getvalue().count("\n") == 6
+
+
+def test_the_reason_of_a_broken_connection_is_among_the_errors(cache):
+    watch = PipWatch("step 1 of 1, torch")
+    watch.read("WARNING: Retrying (Retry(total=0)) after connection broken by 'it'", io.StringIO())
+    watch.read("ERROR: No matching distribution found for torch", io.StringIO())
+    assert "connection broken by 'it'" in watch.errors()
+    assert "No matching distribution" in watch.errors()
+
+
+def test_the_line_moves_on_while_pip_is_silent():
+    class Silent:
+        def __iter__(self):
+            time.sleep(1.3)
+            yield b"at last\n"
+
+    assert list(packages._lines(Silent())) == ["", "at last"]
+
+
+@pytest.mark.parametrize(("version", "counts"), [("23.2.1", False), ("24.0", False), ("24.1", True), ("26.3", True)])
+def test_bytes_are_asked_for_if_pip_can_count_them_and_its_settings_stay_out(version, counts, cache, monkeypatch):
+    started = []
+
+    class Pip:
+        stdout, returncode = (), 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setenv("PIP_TARGET", "elsewhere")
+    monkeypatch.setattr(packages, "installed_packages", lambda: {"pip": version})
+    monkeypatch.setattr(packages, "start_child", lambda *arguments, **_: started.append(arguments) or Pip())
+    packages.run_steps([Step("torch", ("torch",))])
+    ((command, environment),) = started
+    assert ("raw" in command) == counts
+    assert command[1:5] == ["-m", "pip", "install", "torch"]
+    assert "PIP_TARGET" not in environment
+    assert Path(environment["TMPDIR"]).parent == cache

@@ -30,6 +30,9 @@ def test_the_newest_host_has_three_processes_and_each_older_one_a_share(cache):
     assert [job.environment["COMFYUI_PATH"] for job in jobs] == ["/c/30", "/c/30", "/c/30", "/c/3", "/c/16"]
     assert [job.environment.get("REINS_BRIEF") for job in jobs] == [None, None, None, "1/2", "0/2"]
     assert all(job.environment["REINS_COVERING"] == "1" for job in jobs[:3])
+    assert [job.arguments[1] for job in jobs[:3]] == [
+        "not (slow or server or browser)", "server or browser", "slow and not (server or browser)",
+    ]  # fmt: skip
 
 
 def test_a_selection_by_hand_is_one_process_for_each_host_and_leaves_nothing_out(cache):
@@ -140,3 +143,24 @@ sys.exit(children.run_child([sys.executable, "-c", {child!r}]))
 
 def test_a_child_gives_its_exit_code():
     assert testing_children.run_child([sys.executable, "-c", "raise SystemExit(7)"]) == 7
+
+
+def test_a_child_reaches_no_hub(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert testing_children.child_environment(A="b").items() >= {"HF_HUB_OFFLINE": "1", "A": "b"}.items()
+
+
+def test_with_hosts_those_of_the_registry_are_asked_for(monkeypatch):
+    monkeypatch.setattr(testing, "find_test_hosts", some_hosts)
+    monkeypatch.setattr(testing, "find_hosts", list)
+    chosen = options()
+    chosen.hosts = True
+    assert testing.hosts_to_test(chosen) == some_hosts()
+    chosen.hosts = False
+    assert testing.hosts_to_test(chosen) == []
+
+
+def test_the_last_summary_counts_and_colours_are_left_out():
+    said = "== 1 failed in 0.10s ==\n(of a test)\n\x1b[32m===== 7 passed, 2 skipped in 1.52s (0:01) =====\x1b[0m\n"
+    assert testing.pytest_summary(said) == "7 passed, 2 skipped in 1.52s (0:01)"
+    assert testing.pytest_summary("nothing") == "pytest gave no summary"

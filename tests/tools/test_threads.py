@@ -47,3 +47,10 @@ def test_threads_that_a_person_has_set_stay(monkeypatch):
 def test_the_allocators_settings_of_a_person_stay_for_every_command(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     assert set(tool_threads.keep_memory()) == {"MALLOC_MMAP_THRESHOLD_"}
+
+
+def test_a_server_keeps_its_memory_and_its_threads_sleep(monkeypatch):
+    for name in (*tool_threads.KEEP_MEMORY, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    chosen = tool_threads.for_a_server()
+    assert chosen.items() >= {**tool_threads.KEEP_MEMORY, "OMP_WAIT_POLICY": "PASSIVE"}.items()

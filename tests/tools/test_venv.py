@@ -108,3 +108,17 @@ def test_a_second_dev_py_waits_for_the_first(cache, capsys):
         second.join(10)
         assert entered.is_set()
     assert "another dev.py is setting up; waiting for it" in capsys.readouterr().out
+
+
+def test_the_cache_folder_is_the_named_one_else_that_of_the_system(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REINS_HOME", "~/a place")
+    assert venv.cache_folder() == tmp_path / "a place"
+    monkeypatch.delenv("REINS_HOME")
+    monkeypatch.setattr(venv.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert venv.cache_folder() == tmp_path / "xdg" / "reins"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert venv.cache_folder() == tmp_path / ".cache" / "reins"
+    monkeypatch.setattr(venv.sys, "platform", "darwin")
+    assert venv.cache_folder() == tmp_path / "Library" / "Caches" / "reins"
