@@ -217,6 +217,7 @@ def write_weightless(comfy: Path, kind: str, folder: Path) -> str:
     """Writes a checkpoint without weights in a process of its own (it imports the host); returns the file's name."""
     path = folder / f"reins-weightless-{kind}.ckpt"
     if not path.exists():
-        command = [sys.executable, "-m", "demo.weightless", "--comfy", str(comfy), "--kind", kind, "--out", str(path)]
+        script = str(ROOT / "demo" / "weightless.py")  # by its path: some Pythons find no module in the current folder
+        command = [sys.executable, script, "--comfy", str(comfy), "--kind", kind, "--out", str(path)]
         subprocess.run(command, cwd=ROOT, env=server_env(), check=True)
     return path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,7 @@ from typing import IO
 from .screen import DevError, say
 
 MARK = "made-by-dev.py"  # tells our environment from one that lay in the folder before
+HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 LEFT_BEHIND = ("scratch-*", "partial-*")  # of set-ups that were killed
 
 
@@ -69,7 +71,10 @@ def setting_up() -> Iterator[None]:
 
 
 def lock(file: IO[str], wait: bool) -> bool:
-    """Whether this process now holds the file, which it does until it closes it or ends."""
+    """Whether this process now holds the file, which it does until it closes it or ends.
+
+    True as well if the file system cannot lock: waiting would never end there.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -79,8 +84,8 @@ def lock(file: IO[str], wait: bool) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in HELD_BY_ANOTHER
     return True
 
 

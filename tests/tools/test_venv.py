@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -122,3 +123,15 @@ def test_the_cache_folder_is_the_named_one_else_that_of_the_system(monkeypatch, 
     assert venv.cache_folder() == tmp_path / ".cache" / "reins"
     monkeypatch.setattr(venv.sys, "platform", "darwin")
     assert venv.cache_folder() == tmp_path / "Library" / "Caches" / "reins"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
+def test_a_file_system_that_cannot_lock_is_used_without_a_lock(cache, monkeypatch):
+    import fcntl
+
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with venv.setting_up():
+        assert (cache / "lock").exists()
