@@ -15,42 +15,39 @@ async def comfy_entrypoint() -> ComfyExtension:
     """What the host asks for: the pack's nodes, imported only now."""
     from comfy_api.latest import ComfyExtension, io
 
-    from .nodes.adaptive_projection import AdaptiveProjectedGuidance
-    from .nodes.cfg_zero import CFGZeroStar
-    from .nodes.clip_vision import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
-    from .nodes.controlnext import ControlNeXtApply
-    from .nodes.controlnext_loader import ControlNeXtLoader
-    from .nodes.demo_model import DemoModel
-    from .nodes.demo_prompt import DemoPrompt
-    from .nodes.demo_scene import DemoScene
-    from .nodes.face_embeds import FaceEmbeds
-    from .nodes.frequency_decoupled import FrequencyDecoupledGuidance
-    from .nodes.guidance_scope import GuidancePlot, GuidanceScope
-    from .nodes.h_direction import HDirectionCapture, HDirectionFromPrompts
-    from .nodes.h_direction_files import HDirectionLoader, HDirectionSave
-    from .nodes.h_space import AsyrpSampler, HSpaceEdit
-    from .nodes.image_guidance import ImageGuidance
-    from .nodes.image_tokens import LoadImageTokens, SaveImageTokens
-    from .nodes.interval import GuidanceInterval
-    from .nodes.ip_adapter import IPAdapterApply, IPAdapterSimple
-    from .nodes.ip_adapter_conditioning import IPAdapterConditioning
-    from .nodes.ip_adapter_encode import IPAdapterEncode
-    from .nodes.ip_adapter_loader import IPAdapterLoader
-    from .nodes.normalized_attention import NormalizedAttentionGuidance
-    from .nodes.perturbed_attention import PerturbedAttentionGuidance
-    from .nodes.prompt_diffusion import PromptDiffusionExample, PromptDiffusionLoader
-    from .nodes.rescale import GuidanceRescale
-    from .nodes.self_attention import SelfAttentionGuidance
-    from .nodes.sliding_window import SlidingWindowGuidance
-    from .nodes.smoothed_energy import SmoothedEnergyGuidance
-    from .nodes.sparse_cross_attention import SparseCrossAttention
-    from .nodes.token_perturbation import TokenPerturbationGuidance
-    from .nodes.unicon import UniConApply
-    from .nodes.unicon_joint import UniConApplyJoint, UniConJointLatent, UniConSplit
-    from .nodes.unicon_loader import UniConLoader, UniConSave
-    from .nodes.unicon_prompt import UniConPrompt
-    from .nodes.unicon_sampler import UniConSampler
-    from .nodes.weak_model import WeakModelGuidance
+    from .demo.world.nodes import DemoModel, DemoPrompt, DemoScene
+    from .nodes.clip_vision.nodes import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
+    from .nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
+    from .nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
+    from .nodes.guidance.cfg_zero import CFGZeroStar
+    from .nodes.guidance.frequency_decoupled import FrequencyDecoupledGuidance
+    from .nodes.guidance.image_guidance import ImageGuidance
+    from .nodes.guidance.interval import GuidanceInterval
+    from .nodes.guidance.normalized_attention import NormalizedAttentionGuidance
+    from .nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
+    from .nodes.guidance.rescale import GuidanceRescale
+    from .nodes.guidance.self_attention import SelfAttentionGuidance
+    from .nodes.guidance.sliding_window import SlidingWindowGuidance
+    from .nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
+    from .nodes.guidance.sparse_cross_attention import SparseCrossAttention
+    from .nodes.guidance.token_perturbation import TokenPerturbationGuidance
+    from .nodes.guidance.weak_model import WeakModelGuidance
+    from .nodes.h_space.direction_node import HDirectionCapture, HDirectionFromPrompts
+    from .nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
+    from .nodes.h_space.files_node import HDirectionLoader, HDirectionSave
+    from .nodes.ip_adapter.apply_node import IPAdapterApply, IPAdapterSimple
+    from .nodes.ip_adapter.conditioning_node import IPAdapterConditioning
+    from .nodes.ip_adapter.encode_node import IPAdapterEncode
+    from .nodes.ip_adapter.faces_node import FaceEmbeds
+    from .nodes.ip_adapter.load_node import IPAdapterLoader
+    from .nodes.ip_adapter.tokens_node import LoadImageTokens, SaveImageTokens
+    from .nodes.look.nodes import GuidancePlot, GuidanceScope
+    from .nodes.prompt_diffusion.nodes import PromptDiffusionExample, PromptDiffusionLoader
+    from .nodes.unicon.apply_node import UniConApply
+    from .nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniConSplit
+    from .nodes.unicon.load_node import UniConLoader, UniConSave
+    from .nodes.unicon.prompt_node import UniConPrompt
+    from .nodes.unicon.two_clocks_node import UniConSampler
 
     class Reins(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -109,4 +106,4 @@ async def comfy_entrypoint() -> ComfyExtension:
 
 
 if importlib.util.find_spec("folder_paths"):
-    from .patches import folders  # noqa: F401 - registers them
+    from .engine import folders  # noqa: F401 - registers them

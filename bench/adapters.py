@@ -15,12 +15,12 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.models.ip_adapter import ImageLayers
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.patches import ip_adapter
-from reins.patches.ip_adapter_load import in_file_order
-from reins.patches.run import RUN
-from reins.patches.sites import find_transformers, unet_of
+from reins.engine.run import RUN
+from reins.engine.unet import find_transformers, unet_of
+from reins.models.ip_adapter.network import ImageLayers
+from reins.nodes.ip_adapter import attention as ip_adapter
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.load import in_file_order
 from reins.tests import ip, tiny
 
 from .cases import Network

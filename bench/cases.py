@@ -9,9 +9,9 @@ import comfy_extras.nodes_apg
 import comfy_extras.nodes_pag
 import comfy_extras.nodes_sag
 from comfy.model_patcher import ModelPatcher
-from reins.patches.features import channels_at
-from reins.patches.h_direction import SITE, HDirection
-from reins.patches.sites import unet_of
+from reins.engine.layers.features import channels_at
+from reins.engine.unet import unet_of
+from reins.nodes.h_space.direction import SITE, HDirection
 from reins.tests import hs, tiny
 from reins.tests.methods import (
     apg,

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.models.prompt_diffusion import Stems
+from reins.models.prompt_diffusion.network import Stems
 from reins.tests import cn, pd, tiny
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

@@ -15,11 +15,11 @@ import comfy.controlnet
 import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.models.controlnext import ControlNeXt as Network
-from reins.models.controlnext import Layout, Prepared, Stage
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.patches.controlnext import CELL
-from reins.patches.controlnext_load import make_controlnext
+from reins.models.controlnext.network import ControlNeXt as Network
+from reins.models.controlnext.network import Layout, Prepared, Stage
+from reins.nodes.controlnext.hint import CELL
+from reins.nodes.controlnext.load import make_controlnext
+from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.tests import cn, tiny
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from unittest import mock
 
 from comfy.model_patcher import ModelPatcher
-from reins.models.unicon import Projected
-from reins.patches.projections import Found
-from reins.patches.unicon import SideBySide
+from reins.engine.layers.projections import Found
+from reins.models.unicon.network import Projected
+from reins.nodes.unicon.side_by_side import SideBySide
 from reins.tests import tiny, uc
 from torch.utils.flop_counter import FlopCounterMode
 

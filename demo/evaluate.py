@@ -10,9 +10,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..models.demo_model import tokens
 from .judge import Verdict, judge
-from .scenes import SIZE, SLOTS, draw_words
+from .world.model import tokens
+from .world.scenes import SIZE, SLOTS, draw_words
 
 PROMPTS_SEED, NOISE_SEED = 99, 3
 AT_ONCE = 16  # pictures in one batch: more is slower on a CPU

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .scenes import (
+from .world.scenes import (
     BACKGROUND_JITTER,
     CENTRES,
     COLOUR_JITTER,

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.models.controlnext import ControlNeXt as Network
-from reins.models.controlnext import Layout, Stage
-from reins.models.controlnext_files import VARIANTS
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.patches.controlnext import ControlNeXt
-from reins.patches.controlnext_load import family_of, make_controlnext, make_unet_weights, site_of
-from reins.patches.features import channels_at
-from reins.patches.sites import unet_of
+from reins.engine.layers.features import channels_at
+from reins.engine.unet import unet_of
+from reins.models.controlnext.files import VARIANTS
+from reins.models.controlnext.network import ControlNeXt as Network
+from reins.models.controlnext.network import Layout, Stage
+from reins.nodes.controlnext.hint import ControlNeXt
+from reins.nodes.controlnext.load import family_of, make_controlnext, make_unet_weights, site_of
+from reins.nodes.controlnext.nodes import ControlNeXtApply
 from torch import Tensor, nn
 
 STEM, TIME = (4, 4, 8), (8, 16)

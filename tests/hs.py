@@ -16,11 +16,11 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER, CFGGuider
-from reins.models.h_space_files import directions, parse
-from reins.nodes.h_direction import HDirectionFromPrompts
-from reins.nodes.h_space import AsyrpSampler, HSpaceEdit
-from reins.patches.h_direction import BlockDirection, HDirection, PromptDirection, StoredDirection
-from reins.patches.h_space_load import _block
+from reins.models.h_space.files import directions, parse
+from reins.nodes.h_space.direction import BlockDirection, HDirection, PromptDirection, StoredDirection
+from reins.nodes.h_space.direction_node import HDirectionFromPrompts
+from reins.nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
+from reins.nodes.h_space.load import _block
 from reins.tests import tiny
 from reins.tests.tiny import text
 from safetensors.torch import load_file

@@ -13,7 +13,8 @@ import comfy.clip_vision
 import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.models.ip_adapter import (
+from reins.engine.unet import find_transformers, unet_of
+from reins.models.ip_adapter.network import (
     FacePlusProjection,
     FaceProjection,
     FullProjection,
@@ -21,10 +22,9 @@ from reins.models.ip_adapter import (
     LinearProjection,
     Resampler,
 )
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.patches.ip_adapter import ImageTokens, IPAdapter
-from reins.patches.ip_adapter_load import in_file_order, make_ip_adapter
-from reins.patches.sites import find_transformers, unet_of
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.attention import ImageTokens, IPAdapter
+from reins.nodes.ip_adapter.load import in_file_order, make_ip_adapter
 from reins.tests.tiny import WIDTH
 from torch import Tensor, nn
 

@@ -8,21 +8,21 @@ from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.nodes.adaptive_projection import AdaptiveProjectedGuidance
-from reins.nodes.cfg_zero import CFGZeroStar
-from reins.nodes.frequency_decoupled import FrequencyDecoupledGuidance
-from reins.nodes.guidance_scope import GuidanceScope
-from reins.nodes.image_guidance import ImageGuidance
-from reins.nodes.interval import GuidanceInterval
-from reins.nodes.normalized_attention import NormalizedAttentionGuidance
-from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
-from reins.nodes.rescale import GuidanceRescale
-from reins.nodes.self_attention import SelfAttentionGuidance
-from reins.nodes.sliding_window import SlidingWindowGuidance
-from reins.nodes.smoothed_energy import SmoothedEnergyGuidance
-from reins.nodes.sparse_cross_attention import SparseCrossAttention
-from reins.nodes.token_perturbation import TokenPerturbationGuidance
-from reins.nodes.weak_model import WeakModelGuidance
+from reins.nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
+from reins.nodes.guidance.cfg_zero import CFGZeroStar
+from reins.nodes.guidance.frequency_decoupled import FrequencyDecoupledGuidance
+from reins.nodes.guidance.image_guidance import ImageGuidance
+from reins.nodes.guidance.interval import GuidanceInterval
+from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidance
+from reins.nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
+from reins.nodes.guidance.rescale import GuidanceRescale
+from reins.nodes.guidance.self_attention import SelfAttentionGuidance
+from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
+from reins.nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
+from reins.nodes.guidance.sparse_cross_attention import SparseCrossAttention
+from reins.nodes.guidance.token_perturbation import TokenPerturbationGuidance
+from reins.nodes.guidance.weak_model import WeakModelGuidance
+from reins.nodes.look.nodes import GuidanceScope
 from reins.tests import cn, hs, ip, tiny, uc
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)

@@ -7,11 +7,11 @@ import comfy.ops
 import torch
 from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
-from reins.models.prompt_diffusion import Stems
-from reins.models.prompt_diffusion_files import ORIGINAL, Part
-from reins.nodes.prompt_diffusion import PromptDiffusionExample
-from reins.patches.prompt_diffusion import PromptDiffusion
-from reins.patches.prompt_diffusion_load import make_prompt_diffusion
+from reins.models.prompt_diffusion.files import ORIGINAL, Part
+from reins.models.prompt_diffusion.network import Stems
+from reins.nodes.prompt_diffusion.control import PromptDiffusion
+from reins.nodes.prompt_diffusion.load import make_prompt_diffusion
+from reins.nodes.prompt_diffusion.nodes import PromptDiffusionExample
 from reins.tests import cn, tiny
 from torch import Tensor
 

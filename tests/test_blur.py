@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from reins.models.blur import gaussian_blur, gaussian_weights
+from reins.models.guidance.blur import gaussian_blur, gaussian_weights
 
 
 def reference(x, sigma, rows, columns):

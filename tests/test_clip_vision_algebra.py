@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from reins.models.clip_vision_algebra import (
+from reins.models.clip_vision.algebra import (
     frame_times,
     mean_directions,
     mean_embeds,

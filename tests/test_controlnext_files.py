@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.controlnext import ControlNeXt, sinusoids
-from reins.models.controlnext_files import VARIANTS, control_part, unet_part
-from reins.models.cross_normalization import Order, dressed, standardised
+from reins.models.controlnext.cross_normalization import Order, dressed, standardised
+from reins.models.controlnext.files import VARIANTS, control_part, unet_part
+from reins.models.controlnext.network import ControlNeXt, sinusoids
 from reins.models.unet_names import host_name
 
 TABLES = json.loads((Path(__file__).parent / "golden" / "controlnext_files.json").read_text())

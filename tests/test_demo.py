@@ -19,14 +19,7 @@ from reins.demo.graphs import START, UnknownWorkflow, load_graphs, needs_checkpo
 from reins.demo.host import Host, HostDied, HostSettings  # noqa: E402
 from reins.demo.pictures import cells, contact_sheet, save_pictures  # noqa: E402
 from reins.demo.progress import ProgressBar, ProgressLines, progress  # noqa: E402
-from reins.demo.run import (  # noqa: E402
-    DemoError,
-    Session,
-    choose_graphs,
-    make_folder,
-    parse,
-    run_all,
-)
+from reins.demo.run import DemoError, Session, choose_graphs, make_folder, parse, run_all  # noqa: E402
 from reins.demo.serve import offer_examples  # noqa: E402
 
 

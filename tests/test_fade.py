@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from reins.models.fade import adaptive, linear, percent_of
+from reins.models.guidance.fade import adaptive, linear, percent_of
 
 
 def test_linear_falls_from_one_to_zero_over_the_range():

@@ -7,14 +7,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from reins.models.adaptive_projection import projected
-from reins.models.cfg_zero import optimal_scale
-from reins.models.entmax import entmax15
-from reins.models.frequency_bands import bands, factors, weighed
-from reins.models.image_loss import LOSSES, loss_gradient
-from reins.models.normalized_attention import normalized_guidance
-from reins.models.sparse_cross_attention import sparse_less_dense
-from reins.models.windows import windows
+from reins.models.guidance.adaptive_projection import projected
+from reins.models.guidance.cfg_zero import optimal_scale
+from reins.models.guidance.entmax import entmax15
+from reins.models.guidance.frequency_bands import bands, factors, weighed
+from reins.models.guidance.image_loss import LOSSES, loss_gradient
+from reins.models.guidance.normalized_attention import normalized_guidance
+from reins.models.guidance.sparse_cross_attention import sparse_less_dense
+from reins.models.guidance.windows import windows
 
 SIZES = [(16, 16), (7, 18), (2, 2), (3, 40), (33, 6), (1, 9), (9, 1), (1, 1)]
 

@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from reins.models.h_space import (
+from reins.models.h_space.files import BlockFile, Directions, parse
+from reins.models.h_space.steps import (
     Levels,
     at_sigma,
     edited_step,
@@ -16,7 +17,6 @@ from reins.models.h_space import (
     principal_direction,
     scaled_to,
 )
-from reins.models.h_space_files import BlockFile, Directions, parse
 
 KEPT = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # alpha-bar of the paper's models
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.ip_adapter import ImageLayers
-from reins.models.ip_adapter_files import take_apart
+from reins.models.ip_adapter.files import take_apart
+from reins.models.ip_adapter.network import ImageLayers
 from torch import nn
 
 TABLES = json.loads((Path(__file__).parent / "golden" / "ip_adapter_files.json").read_text())["keys"]
@@ -85,7 +85,7 @@ def test_a_released_file_is_known_and_its_networks_have_its_tensors(name):
 
 @pytest.mark.parametrize("name", RESAMPLERS)
 def test_a_resampler_is_told_by_what_it_reads(name):
-    from reins.models.ip_adapter import Resampler
+    from reins.models.ip_adapter.network import Resampler
 
     (tokens, dim, inner, width, context), (kind, reads, read_width, face) = RESAMPLERS[name]
     network = Resampler(width, tokens, dim, inner, context, operations=nn, device="meta")
@@ -99,7 +99,7 @@ def test_a_resampler_is_told_by_what_it_reads(name):
 
 
 def test_the_face_file_of_kolors_has_six_tokens_and_the_newer_version():
-    from reins.models.ip_adapter import FacePlusProjection
+    from reins.models.ip_adapter.network import FacePlusProjection
 
     network = FacePlusProjection(
         512, 1024, 6, 4096, operations=nn, clip_width=1024, perceiver_inner=4096, device="meta"

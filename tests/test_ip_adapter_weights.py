@@ -6,16 +6,9 @@ import math
 
 import pytest
 import torch
-from reins.models.clip_vision_algebra import slerp
-from reins.models.ip_adapter_combine import as_copies, combine, parse_weights
-from reins.models.ip_adapter_weights import (
-    PEER_NAMES,
-    WEIGHT_TYPES,
-    Place,
-    Strength,
-    parse_layer_weights,
-    scale,
-)
+from reins.models.clip_vision.algebra import slerp
+from reins.models.ip_adapter.combine import as_copies, combine, parse_weights
+from reins.models.ip_adapter.weights import PEER_NAMES, WEIGHT_TYPES, Place, Strength, parse_layer_weights, scale
 
 
 def layout(inputs, outputs, middle=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from reins.demo.judge import judge, overlap
-from reins.demo.scenes import SLOTS, draw, draw_words, render
+from reins.demo.world.scenes import SLOTS, draw, draw_words, render
 from torch.nn import functional
 
 COUNT = 500

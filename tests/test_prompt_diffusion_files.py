@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.prompt_diffusion import Stems
-from reins.models.prompt_diffusion_files import control_part
+from reins.models.prompt_diffusion.files import control_part
+from reins.models.prompt_diffusion.network import Stems
 
 TABLE = json.loads((Path(__file__).parent / "golden" / "prompt_diffusion_files.json").read_text())
 CONTROLNEXT = json.loads((Path(__file__).parent / "golden" / "controlnext_files.json").read_text())["control"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from reins.models.rescale import rescale_guidance
+from reins.models.guidance.rescale import rescale_guidance
 
 
 def predictions():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reins.demo.scenes import (
+from reins.demo.world.scenes import (
     CENTRES,
     LEVELS,
     PAIR_DEPTHS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reins.models.self_attention import attention_received, degrade, enlarge, kernel_sizes
+from reins.models.guidance.self_attention import attention_received, degrade, enlarge, kernel_sizes
 from reins.tests.test_blur import reference
 
 

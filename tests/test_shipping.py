@@ -45,7 +45,8 @@ def needed(*starts: str) -> set[str]:
         path = waiting.pop()
         if path.is_file() and path not in found:
             found.add(path)
-            waiting += [*imported(path), path.parent / "__init__.py"]
+            packages = [parent / "__init__.py" for parent in path.parents if parent != ROOT and ROOT in parent.parents]
+            waiting += [*imported(path), *packages]
     return {path.relative_to(ROOT).as_posix() for path in found}
 
 
@@ -56,10 +57,10 @@ def test_no_test_and_no_measurement_ships(shipped):
 
 def test_every_module_that_the_pack_imports_ships(shipped):
     modules = needed("__init__.py")
-    assert {name.split("/")[0] for name in modules} == {"__init__.py", "nodes", "patches", "models", "demo"}
+    assert {name.split("/")[0] for name in modules} == {"__init__.py", "demo", "nodes", "engine", "models"}
     floors = {
         path.relative_to(ROOT).as_posix()
-        for floor in ("nodes", "patches", "models")
+        for floor in ("nodes", "engine", "models")
         for path in (ROOT / floor).rglob("*.py")
     }
     assert floors <= modules <= shipped

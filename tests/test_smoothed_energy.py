@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
-from reins.models.smoothed_energy import blur_queries, kernel_size
+from reins.models.guidance.smoothed_energy import blur_queries, kernel_size
 from reins.tests.test_blur import reference
 
 

@@ -1,4 +1,4 @@
-"""The three floors: arrows run down only, the pack imports fast, and the networks live without the host."""
+"""The rules of the house: arrows run down only, the pack imports fast, and the networks live without the host."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"models": 0, "patches": 1, "nodes": 2}
-DATA = "demo.scenes"  # the demo's world: drawn pictures and their words, below all floors
+FLOORS = {"models": 0, "engine": 1, "nodes": 2, "demo": 3}
 HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "execution", "latent_preview",
     "PIL",  # the host requires it, and hands pictures around with it
 }  # fmt: skip
 RUNTIME = {"torch", "safetensors", "einops", "numpy", *sys.stdlib_module_names}
-FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).glob("**/*.py"))]
+DEMO_WORLD = ROOT / "demo" / "world"  # of the demo only this is a part of the nodes
+FILES = [
+    path for folder in ("models", "engine", "nodes", "demo/world") for path in sorted((ROOT / folder).glob("**/*.py"))
+]
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -32,38 +34,83 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
                 yield from ((alias.name, node.level) for alias in node.names)
 
 
-def faults(path: Path, floor: str) -> list[str]:
-    found = []
-    for name, level in imports(path):
-        first = name.split(".")[0]
-        if level >= 2 and name != DATA and FLOORS.get(first, 99) > FLOORS[floor]:
-            found.append(f"{path.name} imports upwards: {name}")
-        if level == 0 and first in HOST and floor == "models":
-            found.append(f"{path.name} imports the host: {name}")
-        if level == 0 and first not in RUNTIME | HOST:
-            found.append(f"{path.name} imports {name}, which is not a runtime dependency")
+def target(path: Path, name: str, level: int) -> tuple[str, ...]:
+    """The parts of a module's name, from the root of the pack, that a relative import in `path` names."""
+    return (*path.parts[: len(path.parts) - level], *name.split("."))
+
+
+def arrows(path: Path, source: Path) -> list[str]:
+    """What is wrong with the imports of a file that stands at `path` in the pack and holds what `source` does."""
+    floor, found = path.parts[0], []
+    for name, level in imports(source):
+        if level:
+            found += _of_the_pack(path, target(path, name, level))
+        elif (first := name.split(".")[0]) in HOST and floor == "models":
+            found.append(f"{path} imports the host: {name}")
+        elif first not in RUNTIME | HOST:
+            found.append(f"{path} imports {name}, which is not a runtime dependency")
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_imports_run_down_only(path):
-    assert not faults(path, path.relative_to(ROOT).parts[0])
+def _of_the_pack(path: Path, to: tuple[str, ...]) -> list[str]:
+    floor, dotted = path.parts[0], ".".join(to)
+    if FLOORS.get(to[0], 99) > FLOORS[floor]:
+        return [f"{path} imports upwards: {dotted}"]
+    if floor == "nodes" and path.parts[1] == "inputs" and to[0] == "nodes" and to[1:2] != ("inputs",):
+        return [f"{path} imports upwards: {dotted}"]
+    own, other = family(path.parts), family(to)
+    if own and other and own != other:
+        return [f"{path} is of the family {own} and imports {other}: {dotted}"]
+    return []
 
 
-def test_the_arrow_test_sees_a_wrong_arrow(tmp_path):
+def family(parts: tuple[str, ...]) -> str | None:
+    """The family of methods that a module belongs to; None for what all of them share."""
+    is_in_folder = len(parts) > 1 and parts[0] in ("nodes", "models") and (ROOT / parts[0] / parts[1]).is_dir()
+    return parts[1] if is_in_folder and parts[1] != "inputs" else None
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_down_and_no_family_imports_another(path):
+    assert not arrows(path.relative_to(ROOT), path)
+
+
+WRONG = {
+    "models/guidance/wrong.py": [
+        "from ...engine.run import Run",
+        "from ..ip_adapter.network import Resampler",
+        "from .. import ip_adapter",
+        "import comfy.samplers",
+        "import requests",
+        "from ...demo.judge import judge",
+    ],
+    "engine/wrong.py": ["from ..nodes.inputs.schema import schema", "from ..demo.world.scenes import draw"],
+    "nodes/inputs/wrong.py": ["from ..unicon.apply import add_partner"],
+    "nodes/guidance/wrong.py": [
+        "from ..unicon.apply import add_partner",
+        "from ...models.unicon.network import UniCon",
+        "from ...demo.world import model",
+    ],
+}
+
+
+@pytest.mark.parametrize(("path", "line"), [(path, line) for path, lines in WRONG.items() for line in lines])
+def test_the_test_of_imports_sees_a_wrong_one(path, line, tmp_path):
     wrong = tmp_path / "wrong.py"
-    wrong.write_text(
-        "from ..nodes.schema import schema\nimport comfy.samplers\nimport requests\nfrom ..demo.judge import judge\n"
-    )
-    assert len(faults(wrong, "models")) == 4
+    wrong.write_text(line, encoding="utf-8")
+    assert len(arrows(Path(path), wrong)) == 1
 
 
 def test_the_drawn_world_stands_on_torch_alone():
-    names = {name.split(".")[0] for name, _ in imports(ROOT / Path(*DATA.split(".")).with_suffix(".py"))}
+    names = {name.split(".")[0] for name, _ in imports(DEMO_WORLD / "scenes.py")}
     assert names - set(sys.stdlib_module_names) == {"torch"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_stay_small(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
@@ -84,7 +131,8 @@ for name in MODELS: importlib.import_module("reins.models." + name)
 assert not any(name.split(".")[0] in HOST for name in sys.modules), "the host was imported"
 print(time.perf_counter() - start)
 """
-    names = [path.stem for path in (ROOT / "models").glob("*.py") if path.stem != "__init__"]
+    models = ROOT / "models"
+    names = [".".join(path.relative_to(models).with_suffix("").parts) for path in sorted(models.rglob("*.py"))]
     code = f"MODELS, HOST = {names!r}, {HOST!r}\n" + code
     times = [
         float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True).stdout)

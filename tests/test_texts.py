@@ -102,12 +102,15 @@ def definitions(language: str) -> dict[str, Any]:
 
 
 NODES = definitions("en")
+SOURCES = {  # of nodes
+    file: file.read_text(encoding="utf-8")
+    for folder in ("nodes", "demo/world")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+}
 GUIDANCE = [  # the nodes of methods: their pages have formula, paper and cost
     node
-    for file in sorted((ROOT / "nodes").glob("*.py"))
-    for node in re.findall(
-        r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/guidance"', file.read_text(encoding="utf-8")
-    )
+    for source in SOURCES.values()
+    for node in re.findall(r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/guidance"', source)
 ]
 METHODS = [  # those that a person chooses between; the others load, save and prepare for them
     *GUIDANCE, "Reins_ControlNeXtApply", "Reins_UniConApply", "Reins_UniConApplyJoint", "Reins_UniConSampler",
@@ -133,8 +136,8 @@ def leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
 def messages() -> set[str]:
     """The errors that the code can raise, with an ellipsis for each value that is filled in."""
     found = set()
-    for floor in ("nodes", "patches"):
-        for file in (ROOT / floor).glob("*.py"):
+    for folder in ("nodes", "engine", "demo/world"):
+        for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
                     found.add(_pattern(node.exc.args[0]))
@@ -204,8 +207,7 @@ def test_a_help_page_says_when_to_use_the_node_and_what_may_go_wrong(node):
 
 
 def test_every_node_of_the_guidance_category_counts_as_a_method():
-    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py")]
-    assert len(GUIDANCE) == sum(source.count('"reins/guidance"') for source in sources)
+    assert len(GUIDANCE) == sum(source.count('"reins/guidance"') for source in SOURCES.values())
 
 
 @pytest.mark.parametrize("node", GUIDANCE)
@@ -289,7 +291,7 @@ def test_emphasis_in_a_translated_help_page_ends_where_markdown_sees_it(page):
 def test_the_list_of_nodes_has_a_line_for_each_that_leads_to_its_page():
     text = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| ([\w-]+) \| \[(.+?)\]\(\.\./web/docs/(\w+)\.md\) \| ", text, re.MULTILINE)
-    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
+    sources = "".join(SOURCES.values())
     menu = dict(re.findall(r'node_id="(\w+)",\s+display_name="[^"]+",\s+category="reins/([\w-]+)"', sources))
     assert {(menu[node], NODES[node]["display_name"], node) for node in NODES} == set(lines)
     assert len(lines) == len(NODES)

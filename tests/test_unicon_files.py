@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.unicon import UniCon
-from reins.models.unicon_files import POST, SETS, flat_names, parse
+from reins.models.unicon.files import POST, SETS, flat_names, parse
+from reins.models.unicon.network import UniCon
 
 TABLES = json.loads((Path(__file__).parent / "golden" / "unicon_files.json").read_text())
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"

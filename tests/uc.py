@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.models.unicon import Post
-from reins.models.unicon_files import SETS, parse
-from reins.nodes.unicon import UniConApply
-from reins.nodes.unicon_joint import UniConApplyJoint
-from reins.patches.block_names import block_names
-from reins.patches.sites import unet_of
-from reins.patches.unicon import UniCon
-from reins.patches.unicon_load import make_unicon
+from reins.engine.unet import block_names, unet_of
+from reins.models.unicon.files import SETS, parse
+from reins.models.unicon.network import Post
+from reins.nodes.unicon.apply_node import UniConApply
+from reins.nodes.unicon.joint_node import UniConApplyJoint
+from reins.nodes.unicon.load import make_unicon
+from reins.nodes.unicon.side_by_side import UniCon
 from reins.tests import tiny
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...models.demo_model import BASE_FILE, CONTEXT, UNET_PREFIX, VOCABULARY, WORDS_KEY, initialise, tokens
-from ...patches.demo_model import demo_config
+from ..world.host_model import demo_config
+from ..world.model import BASE_FILE, CONTEXT, UNET_PREFIX, VOCABULARY, WORDS_KEY, initialise, tokens
 from .data import ask, draw_batch, v_loss
 from .trainer import Plan
 

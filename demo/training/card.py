@@ -18,7 +18,7 @@ def write_card(path: Path, what: str, plan: Plan, seconds: float, curve: Path, n
     lines = [
         f"# {path.name}", "",
         what, "",
-        f"- **Data:** {plan.steps * plan.batch:,} scenes, each drawn once (`demo/scenes.py`); nothing else.",
+        f"- **Data:** {plan.steps * plan.batch:,} scenes, each drawn once (`demo/world/scenes.py`); nothing else.",
         f"- **Settings:** {settings}.",
         f"- **Time:** {seconds / 60:.0f} minutes.",
         f"- **Size:** {path.stat().st_size / 1e6:.2f} MB, float16.",

@@ -17,16 +17,8 @@ from comfy.ldm.modules.attention import optimized_attention_for_device
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.demo_model import (
-    CLIP_VISION_CONFIG,
-    CLIP_VISION_FILE,
-    FIRST,
-    TOKEN_SLOTS,
-    VOCABULARY,
-    WORDS_KEY,
-    split_places,
-)
-from ..scenes import SLOTS, draw, draw_words, render
+from ..world.model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, FIRST, TOKEN_SLOTS, VOCABULARY, WORDS_KEY, split_places
+from ..world.scenes import SLOTS, draw, draw_words, render
 from .data import mixed_precision
 from .trainer import Plan
 

@@ -13,8 +13,8 @@ from comfy.cldm.cldm import ControlNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.demo_model import UNET, start_as_torch_does
-from ...patches.controlnext import CELL
+from ...nodes.controlnext.hint import CELL
+from ..world.model import UNET, start_as_torch_does
 from .control_net_numbers import FILE
 from .controlnext import UNSAID
 from .controlnext_numbers import HINTS, hints_of

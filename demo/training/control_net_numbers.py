@@ -12,9 +12,9 @@ from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS
 from ..evaluate import AT_ONCE, Settings, sample
 from ..judge import judge
+from ..world.model import WEIGHTS
 from .controlnext_numbers import HINTS, SETTINGS, describe, hinted
 from .numbers import load_base
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.controlnext import ControlNeXt, Layout, Stage
-from ...models.controlnext_files import VARIANTS
-from ...models.cross_normalization import dressed, standardised
-from ...models.demo_model import start_as_torch_does
-from ...patches.controlnext import CELL, stretched
-from ..scenes import SIZE
+from ...models.controlnext.cross_normalization import dressed, standardised
+from ...models.controlnext.files import VARIANTS
+from ...models.controlnext.network import ControlNeXt, Layout, Stage
+from ...nodes.controlnext.hint import CELL, stretched
+from ..world.model import start_as_torch_does
+from ..world.scenes import SIZE
 from .controlnext_numbers import FILE, HINTS, hints_of
 from .data import Question, draw_batch
 from .frozen import FrozenBase

@@ -10,14 +10,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS
-from ...nodes.controlnext import ControlNeXtApply
-from ...patches.controlnext import ControlNeXt
-from ...patches.controlnext_load import make_controlnext, make_unet_weights
-from ...patches.loading import read_file
+from ...engine.loading import read_file
+from ...nodes.controlnext.hint import ControlNeXt
+from ...nodes.controlnext.load import make_controlnext, make_unet_weights
+from ...nodes.controlnext.nodes import ControlNeXtApply
 from ..evaluate import AT_ONCE, Settings, one_line, sample
 from ..judge import Verdict, judge
-from ..scenes import SLOTS, Views, draw, draw_words, render
+from ..world.model import WEIGHTS
+from ..world.scenes import SLOTS, Views, draw, draw_words, render
 from .numbers import load_base
 
 HINTS = ("mask", "depth", "edge")

@@ -18,12 +18,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS
-from ...patches.features import FeatureCall, FeatureSite
-from ...patches.network import add_feature_layer
-from ...patches.unet_weights import UNetWeights, add_unet_weights
+from ...engine.layers.features import FeatureCall, FeatureSite
+from ...engine.network import add_feature_layer
+from ...engine.unet_weights import UNetWeights, add_unet_weights
 from ..evaluate import AT_ONCE, Settings, sample
 from ..judge import judge
+from ..world.model import WEIGHTS
 from .controlnext import BLOCK, ControlNeXtTask, Join, as_pixels, cross_normalised, zero_convolution
 from .controlnext_numbers import Hinted, hinted, iou
 from .numbers import load_base

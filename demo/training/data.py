@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..scenes import SLOTS, Scenes, Views, draw, draw_words, render
+from ..world.scenes import SLOTS, Scenes, Views, draw, draw_words, render
 
 UNSAID = 0.12  # chance that a slot says nothing, so that partial prompts work
 ALL_UNSAID = 0.10  # chance that the whole prompt does, for CFG

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...models.demo_model import BASE_FILE, UNET_PREFIX, WORDS_KEY, tokens
-from ...patches.demo_model import demo_config
-from ...patches.loading import read_file
+from ...engine.loading import read_file
+from ..world.host_model import demo_config
+from ..world.model import BASE_FILE, UNET_PREFIX, WORDS_KEY, tokens
 from .data import Batch, Question, ask, v_loss
 
 

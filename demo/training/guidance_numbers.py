@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.image_loss import LOSSES, Loss
-from ...nodes.adaptive_projection import AdaptiveProjectedGuidance
-from ...nodes.cfg_zero import CFGZeroStar
-from ...nodes.frequency_decoupled import FrequencyDecoupledGuidance
-from ...nodes.image_guidance import ImageGuidance
-from ...nodes.normalized_attention import NormalizedAttentionGuidance
-from ...nodes.sliding_window import SlidingWindowGuidance
-from ...nodes.sparse_cross_attention import SparseCrossAttention
-from ...nodes.token_perturbation import TokenPerturbationGuidance
-from ...nodes.weak_model import WeakModelGuidance
+from ...models.guidance.image_loss import LOSSES, Loss
+from ...nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
+from ...nodes.guidance.cfg_zero import CFGZeroStar
+from ...nodes.guidance.frequency_decoupled import FrequencyDecoupledGuidance
+from ...nodes.guidance.image_guidance import ImageGuidance
+from ...nodes.guidance.normalized_attention import NormalizedAttentionGuidance
+from ...nodes.guidance.sliding_window import SlidingWindowGuidance
+from ...nodes.guidance.sparse_cross_attention import SparseCrossAttention
+from ...nodes.guidance.token_perturbation import TokenPerturbationGuidance
+from ...nodes.guidance.weak_model import WeakModelGuidance
 from ..evaluate import AT_ONCE, Settings, conditioning, sample
 from ..judge import judge
-from ..scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
+from ..world.scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
 from .numbers import with_style
 from .style import StyleTask
 

@@ -12,12 +12,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nodes.h_direction import HDirectionCapture
-from ...nodes.h_space import HSpaceEdit
-from ...patches.h_direction import HDirection, StoredDirection
+from ...nodes.h_space.direction import HDirection, StoredDirection
+from ...nodes.h_space.direction_node import HDirectionCapture
+from ...nodes.h_space.edit_node import HSpaceEdit
 from ..evaluate import Settings, conditioning, prompts, sample
 from ..judge import Verdict, judge
-from ..scenes import SIZE, SLOTS
+from ..world.scenes import SIZE, SLOTS
 from .numbers import load_base
 
 SETTINGS = Settings(cfg=1.0, sampler="euler", steps=16)

@@ -10,13 +10,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.demo_model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, CONTEXT
-from ...models.ip_adapter import ImageLayers, LinearProjection
-from ...patches.demo_model import load_clip_vision
-from ...patches.ip_adapter_load import in_file_order
-from ...patches.loading import read_file
-from ...patches.sites import find_transformers
-from ..scenes import draw, draw_words, render
+from ...engine.loading import read_file
+from ...engine.unet import find_transformers
+from ...models.ip_adapter.network import ImageLayers, LinearProjection
+from ...nodes.ip_adapter.load import in_file_order
+from ..world.host_model import load_clip_vision
+from ..world.model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, CONTEXT
+from ..world.scenes import draw, draw_words, render
 from .clip_vision import image_embeds
 from .data import draw_batch
 from .frozen import FrozenBase

@@ -11,14 +11,14 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS
-from ...nodes.ip_adapter import IPAdapterApply
-from ...nodes.ip_adapter_encode import IPAdapterEncode
-from ...patches.ip_adapter import IPAdapter
-from ...patches.ip_adapter_load import make_ip_adapter
-from ...patches.loading import read_file
+from ...engine.loading import read_file
+from ...nodes.ip_adapter.apply_node import IPAdapterApply
+from ...nodes.ip_adapter.attention import IPAdapter
+from ...nodes.ip_adapter.encode_node import IPAdapterEncode
+from ...nodes.ip_adapter.load import make_ip_adapter
 from ..evaluate import AT_ONCE, Settings, one_line, sample, score
-from ..scenes import SLOTS, draw, draw_words, render
+from ..world.model import WEIGHTS
+from ..world.scenes import SLOTS, draw, draw_words, render
 from .numbers import COUNT, load_base, load_encoder
 
 FILE = WEIGHTS / "ipadapter" / "reins-demo-ip-adapter.safetensors"

@@ -12,14 +12,14 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, TOKEN_SLOTS, WORDS_KEY, split_places
-from ...nodes.perturbed_attention import PerturbedAttentionGuidance
-from ...nodes.self_attention import SelfAttentionGuidance
-from ...nodes.smoothed_energy import SmoothedEnergyGuidance
-from ...patches.demo_model import load_clip_vision, load_model
-from ...patches.loading import read_file
+from ...engine.loading import read_file
+from ...nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
+from ...nodes.guidance.self_attention import SelfAttentionGuidance
+from ...nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
 from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
-from ..scenes import SLOTS, draw, draw_words, render
+from ..world.host_model import load_clip_vision, load_model
+from ..world.model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, TOKEN_SLOTS, WORDS_KEY, split_places
+from ..world.scenes import SLOTS, draw, draw_words, render
 from .clip_vision import words_read
 
 COUNT = 128

@@ -12,9 +12,9 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ...models.demo_model import start_as_torch_does
-from ...models.prompt_diffusion import Stems
-from ..scenes import Views, draw, draw_words, render
+from ...models.prompt_diffusion.network import Stems
+from ..world.model import start_as_torch_does
+from ..world.scenes import Views, draw, draw_words, render
 from .control_net import as_hint, controlled, copied_encoder
 from .controlnext import UNSAID
 from .controlnext_numbers import HINTS, hints_of

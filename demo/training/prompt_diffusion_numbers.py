@@ -11,13 +11,13 @@ from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS
-from ...nodes.prompt_diffusion import PromptDiffusionExample
-from ...patches.loading import read_file
-from ...patches.prompt_diffusion_load import make_prompt_diffusion
+from ...engine.loading import read_file
+from ...nodes.prompt_diffusion.load import make_prompt_diffusion
+from ...nodes.prompt_diffusion.nodes import PromptDiffusionExample
 from ..evaluate import Settings
 from ..judge import judge
-from ..scenes import Views, draw, draw_words, render
+from ..world.model import WEIGHTS
+from ..world.scenes import Views, draw, draw_words, render
 from .control_net_numbers import Steered
 from .controlnext_numbers import HINTS, SETTINGS, Hinted, describe, hints_of
 from .numbers import load_base

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...models.demo_model import WEIGHTS
+from ..world.model import WEIGHTS
 from .data import UNSAID, draw_batch
 from .frozen import FrozenBase
 from .trainer import Plan

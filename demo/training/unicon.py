@@ -13,16 +13,15 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ...models.demo_model import tokens
-from ...models.unicon import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
-from ...models.unicon_files import Parts, flat_names
-from ...patches.block_names import block_names
-from ...patches.entries import KEY
-from ...patches.groups import GROUPS, Group
-from ...patches.network import options_with_layers
-from ...patches.projections import ProjectionLayer
-from ...patches.sites import Transformer
-from ...patches.unicon import Places, SideBySide
+from ...engine.entries import KEY
+from ...engine.layers.projections import ProjectionLayer
+from ...engine.network import options_with_layers
+from ...engine.rows.groups import GROUPS, Group
+from ...engine.unet import Transformer, block_names
+from ...models.unicon.files import Parts, flat_names
+from ...models.unicon.network import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
+from ...nodes.unicon.side_by_side import Places, SideBySide
+from ..world.model import tokens
 from .data import Question, ask, draw_batch, v_loss
 from .frozen import FrozenBase
 from .trainer import Plan

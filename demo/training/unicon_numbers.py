@@ -12,15 +12,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.demo_model import WEIGHTS, tokens
-from ...nodes.unicon import UniConApply
-from ...nodes.unicon_joint import UniConApplyJoint, UniConJointLatent, UniConSplit
-from ...nodes.unicon_sampler import UniConSampler
-from ...patches.unicon import UniCon
-from ...patches.unicon_load import read_unicon
+from ...nodes.unicon.apply_node import UniConApply
+from ...nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniConSplit
+from ...nodes.unicon.load import read_unicon
+from ...nodes.unicon.side_by_side import UniCon
+from ...nodes.unicon.two_clocks_node import UniConSampler
 from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, Settings, one_line, sample
 from ..judge import Verdict, judge
-from ..scenes import FLOOR_FAR, FLOOR_NEAR, SIZE, SLOTS, Views, draw, draw_words, render
+from ..world.model import WEIGHTS, tokens
+from ..world.scenes import FLOOR_FAR, FLOOR_NEAR, SIZE, SLOTS, Views, draw, draw_words, render
 from .numbers import load_base
 
 FILE = WEIGHTS / "unicon" / "reins-demo-unicon.safetensors"

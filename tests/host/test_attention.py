@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from reins.patches.attention import Call, attend
-from reins.patches.entries import KEY
-from reins.patches.network import add_attention_layer
-from reins.patches.sites import find_sites
-from reins.patches.span import Span
+from reins.engine.entries import KEY
+from reins.engine.layers.attention import Call, attend
+from reins.engine.network import add_attention_layer
+from reins.engine.span import Span
+from reins.engine.unet import find_sites
 from reins.tests import tiny
 from reins.tests.methods import METHODS, pag
 from reins.tests.tiny import nearly, sample

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 import torch
-from reins.patches.attention_maps import combine
-from reins.patches.run import AttentionMap
+from reins.engine.run import AttentionMap
+from reins.nodes.guidance.self_attention import combine
 
 X, SIGMA = torch.zeros(2, 4, 16, 16), torch.tensor([3.0, 3.0])
 

@@ -6,9 +6,9 @@ import comfy.clip_vision
 import comfy.supported_models
 import pytest
 import torch
-from reins.nodes.clip_vision import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
-from reins.nodes.ip_adapter_encode import IPAdapterEncode
-from reins.patches.clip_text import projected_text
+from reins.nodes.clip_vision.nodes import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
+from reins.nodes.clip_vision.text import projected_text
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.tests import ip, tiny, unclip
 from reins.tests.tiny import sample
 from reins.tests.unclip import WIDTH, adm, conditioned, embeds, encoded, text_encoder

@@ -13,13 +13,13 @@ from comfy.patcher_extension import WrappersMP
 from comfy.t2i_adapter.adapter import Adapter
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
-from reins.models.controlnext import ControlNeXt as Network
-from reins.models.controlnext_files import VARIANTS
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.patches import controlnext as module
-from reins.patches.controlnext import stretched
-from reins.patches.features import FeatureCall
-from reins.patches.run import RUN, Run
+from reins.engine.layers.features import FeatureCall
+from reins.engine.run import RUN, Run
+from reins.models.controlnext.files import VARIANTS
+from reins.models.controlnext.network import ControlNeXt as Network
+from reins.nodes.controlnext import hint as module
+from reins.nodes.controlnext.hint import stretched
+from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.tests import cn, ip, tiny
 from reins.tests.host.test_batch import VERSION, controlled, hook_with, regrouped, tiled, windows
 from reins.tests.methods import METHODS, pag, sag

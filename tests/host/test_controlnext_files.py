@@ -14,12 +14,11 @@ import comfy.utils
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from reins.models.controlnext_files import VARIANTS
+from reins.engine.layers.features import channels_at
+from reins.models.controlnext.files import VARIANTS
 from reins.models.unet_names import host_name
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.nodes.controlnext_loader import ControlNeXtLoader
-from reins.patches.controlnext_load import make_controlnext, make_unet_weights, match_model, site_of
-from reins.patches.features import channels_at
+from reins.nodes.controlnext.load import make_controlnext, make_unet_weights, match_model, site_of
+from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.tests import cn, ip, tiny
 from reins.tests.host.test_ip_adapter_files import LAYOUTS, Bomb, truncated
 from reins.tests.tiny import nearly, sample

@@ -16,13 +16,12 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.models.controlnext import Prepared
-from reins.models.controlnext_files import VARIANTS
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.nodes.controlnext_loader import ControlNeXtLoader
-from reins.patches.controlnext import ControlNeXt, Hint
-from reins.patches.features import FeatureCall
-from reins.patches.sites import unet_of
+from reins.engine.layers.features import FeatureCall
+from reins.engine.unet import unet_of
+from reins.models.controlnext.files import VARIANTS
+from reins.models.controlnext.network import Prepared
+from reins.nodes.controlnext.hint import ControlNeXt, Hint
+from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.tests import cn
 from reins.tests.tiny import CPU
 from safetensors import safe_open

@@ -9,12 +9,12 @@ import pytest
 import torch
 from reins.demo.evaluate import Settings
 from reins.demo.judge import judge
-from reins.demo.scenes import SLOTS
 from reins.demo.training import convergence
 from reins.demo.training.controlnext import ControlNeXtTask, cross_normalised, zero_convolution
 from reins.demo.training.controlnext_numbers import FORM, HINTS, hinted, iou, load_controlled
 from reins.demo.training.frozen import FrozenBase
 from reins.demo.training.trainer import Plan, make_optimisers
+from reins.demo.world.scenes import SLOTS
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 

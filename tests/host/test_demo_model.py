@@ -15,14 +15,12 @@ import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from reins.demo.judge import judge
-from reins.demo.scenes import SIZE, SLOTS
-from reins.models.demo_model import BASE_FILE, CLIP_VISION_FILE, UNET, UNET_PREFIX, VOCABULARY, tokens, word_indices
-from reins.nodes import demo_model
-from reins.nodes.demo_model import DemoModel
-from reins.nodes.demo_prompt import DemoPrompt
-from reins.nodes.demo_scene import LARGEST_SEED, DemoScene
-from reins.patches.demo_model import load_model
-from reins.patches.loading import read_file
+from reins.demo.world import nodes as demo_model
+from reins.demo.world.host_model import load_model
+from reins.demo.world.model import BASE_FILE, CLIP_VISION_FILE, UNET, UNET_PREFIX, VOCABULARY, tokens, word_indices
+from reins.demo.world.nodes import LARGEST_SEED, DemoModel, DemoPrompt, DemoScene
+from reins.demo.world.scenes import SIZE, SLOTS
+from reins.engine.loading import read_file
 
 ANY = dict.fromkeys(SLOTS, "any")
 RED = ANY | {"shape": "circle", "colour": "red", "place": "centre", "size": "large", "background": "white"}

@@ -12,18 +12,18 @@ import os
 import pytest
 import torch
 from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
-from reins.demo.scenes import SLOTS, draw, draw_words, render
 from reins.demo.training.clip_vision import image_embeds, words_read
 from reins.demo.training.guidance_numbers import with_tpg
 from reins.demo.training.ip_adapter import IPAdapterTask
 from reins.demo.training.ip_adapter_numbers import FORM, LOOK, load_prompted, references
 from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, load_encoder, repainted, with_style
 from reins.demo.training.style import StyleTask
-from reins.models.demo_model import split_places
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.nodes.ip_adapter_encode import IPAdapterEncode
-from reins.nodes.perturbed_attention import PerturbedAttentionGuidance
-from reins.patches.loading import read_file
+from reins.demo.world.model import split_places
+from reins.demo.world.scenes import SLOTS, draw, draw_words, render
+from reins.engine.loading import read_file
+from reins.nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
 FULL = bool(os.environ.get("REINS_FULL"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from reins.patches.entries import KEY
-from reins.patches.features import FeatureSite, channels_at
-from reins.patches.network import add_attention_layer, add_feature_layer
-from reins.patches.sites import find_sites, unet_of
-from reins.patches.span import Span
+from reins.engine.entries import KEY
+from reins.engine.layers.features import FeatureSite, channels_at
+from reins.engine.network import add_attention_layer, add_feature_layer
+from reins.engine.span import Span
+from reins.engine.unet import find_sites, unet_of
 from reins.tests import tiny
 from reins.tests.host.test_batch import hook_with
 from reins.tests.tiny import nearly, sample, text

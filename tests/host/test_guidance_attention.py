@@ -7,7 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from reins.patches.sites import find_transformers, unet_of
+from reins.engine.unet import find_transformers, unet_of
 from reins.tests import ip, tiny
 from reins.tests.host.test_guidance_family import conds, denoise, in_one_run
 from reins.tests.methods import nag, pag, pladis

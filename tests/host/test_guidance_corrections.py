@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
-from reins.models.frequency_bands import bands
-from reins.models.image_loss import LOSSES
-from reins.nodes.image_guidance import ImageGuidance
+from reins.models.guidance.frequency_bands import bands
+from reins.models.guidance.image_loss import LOSSES
+from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.tests import hs, tiny
 from reins.tests.host.test_guidance_family import KINDS, conds, denoise, in_one_run
 from reins.tests.methods import apg, cfg_zero, fdg, image, interval, pag

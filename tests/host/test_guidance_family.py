@@ -12,10 +12,10 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from comfy.samplers import KSAMPLER
-from reins.models.windows import windows
-from reins.patches.run import RUN, STEP, Run, Step
-from reins.patches.sites import find_transformers, unet_of
-from reins.patches.token_perturbation import shuffle_tokens
+from reins.engine.run import RUN, STEP, Run, Step
+from reins.engine.unet import find_transformers, unet_of
+from reins.models.guidance.windows import windows
+from reins.nodes.guidance.token_perturbation import shuffle_tokens
 from reins.tests import hs, ip, tiny
 from reins.tests.methods import swg as any_swg
 from reins.tests.methods import tpg, weak, weaker

@@ -6,10 +6,10 @@ import comfy.latent_formats
 import pytest
 import torch
 from comfy.model_base import ModelType
-from reins.nodes.image_guidance import ImageGuidance
-from reins.nodes.normalized_attention import NormalizedAttentionGuidance
-from reins.nodes.sliding_window import SlidingWindowGuidance
-from reins.nodes.weak_model import WeakModelGuidance
+from reins.nodes.guidance.image_guidance import ImageGuidance
+from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidance
+from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
+from reins.nodes.guidance.weak_model import WeakModelGuidance
 from reins.tests import tiny
 from reins.tests.host.test_guidance_family import denoise
 from reins.tests.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak

@@ -26,7 +26,7 @@ from reins.demo.training.guidance_numbers import (
     with_swg,
 )
 from reins.demo.training.numbers import load_base, repainted
-from reins.models.image_loss import LOSSES
+from reins.models.guidance.image_loss import LOSSES
 
 
 @pytest.fixture(scope="module")

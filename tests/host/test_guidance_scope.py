@@ -11,9 +11,9 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from reins.nodes.guidance_scope import GuidancePlot
-from reins.patches.guidance_plot import curves
-from reins.patches.scope import record_of
+from reins.engine.scope import record_of
+from reins.nodes.look.nodes import GuidancePlot
+from reins.nodes.look.plot import curves
 from reins.tests import tiny
 from reins.tests.host.test_guidance_family import denoise
 from reins.tests.methods import apg, cfg_zero, fdg, fit, image, interval, pag, rescale, sag, scope, swg, weak

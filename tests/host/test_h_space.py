@@ -21,12 +21,12 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from reins.models.h_space import effective_factor, levels_of_step
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.patches import h_direction as direction_module
-from reins.patches import h_space as module
-from reins.patches.groups import GROUPS
-from reins.patches.run import RUN
+from reins.engine.rows.groups import GROUPS
+from reins.engine.run import RUN
+from reins.models.h_space.steps import effective_factor, levels_of_step
+from reins.nodes.controlnext.nodes import ControlNeXtApply
+from reins.nodes.h_space import direction as direction_module
+from reins.nodes.h_space import edit as module
 from reins.tests import cn, hs, tiny, uc
 from reins.tests.host.test_batch import (
     VERSION,

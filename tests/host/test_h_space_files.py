@@ -12,9 +12,9 @@ import folder_paths
 import pytest
 import torch
 from comfy.samplers import KSAMPLER
-from reins.nodes.h_direction import METHODS, HDirectionCapture, HDirectionFromPrompts
-from reins.nodes.h_direction_files import HDirectionLoader, HDirectionSave
-from reins.patches.h_direction import BlockDirection, StoredDirection
+from reins.nodes.h_space.direction import BlockDirection, StoredDirection
+from reins.nodes.h_space.direction_node import METHODS, HDirectionCapture, HDirectionFromPrompts
+from reins.nodes.h_space.files_node import HDirectionLoader, HDirectionSave
 from reins.tests import hs, tiny
 from reins.tests.host.test_batch import VERSION, pass_through, windows
 from reins.tests.host.test_ip_adapter_files import Bomb

@@ -9,12 +9,12 @@ import comfy.k_diffusion.sampling as k_diffusion
 import numpy as np
 import pytest
 import torch
-from reins.models.h_space import effective_factor
-from reins.models.h_space_files import parse
-from reins.patches import asyrp as module
-from reins.patches.h_direction import StoredDirection
-from reins.patches.h_space import HEdit
-from reins.patches.h_space_load import _block
+from reins.models.h_space.files import parse
+from reins.models.h_space.steps import effective_factor
+from reins.nodes.h_space import asyrp as module
+from reins.nodes.h_space.direction import StoredDirection
+from reins.nodes.h_space.edit import HEdit
+from reins.nodes.h_space.load import _block
 from reins.tests import hs, tiny
 from reins.tests.hs import CASE, golden
 from reins.tests.tiny import nearly

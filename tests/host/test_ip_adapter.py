@@ -14,13 +14,13 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from reins.models.ip_adapter import ImageLayers
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.nodes.ip_adapter_conditioning import IPAdapterConditioning
-from reins.patches import ip_adapter as module
-from reins.patches.attention import attend
-from reins.patches.ip_adapter_load import make_ip_adapter
-from reins.patches.sites import find_sites
+from reins.engine.layers.attention import attend
+from reins.engine.unet import find_sites
+from reins.models.ip_adapter.network import ImageLayers
+from reins.nodes.ip_adapter import attention as module
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.conditioning_node import IPAdapterConditioning
+from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests import ip, tiny
 from reins.tests.host.test_batch import VERSION, hook_with, regrouped, tiled, windows
 from reins.tests.methods import METHODS, pag, sag
@@ -733,7 +733,7 @@ def test_types_of_style_and_composition_do_in_the_loop_what_they_say(settings, l
 
 def test_the_compatible_mode_shows_the_negative_a_black_picture():
     """A plus file, where black and nothing differ; of a model without a middle, so that nothing else does."""
-    from reins.nodes.ip_adapter_encode import IPAdapterEncode
+    from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 
     small = tiny.sd15(dtype=torch.float64, transformer_depth_middle=-1)
     made = ip.adapter(small, "plus")

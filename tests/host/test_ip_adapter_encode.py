@@ -10,12 +10,12 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from reins.models.ip_adapter_combine import combine
-from reins.nodes.face_embeds import FaceEmbeds
-from reins.nodes.ip_adapter import IPAdapterApply, IPAdapterSimple
-from reins.nodes.ip_adapter_encode import IPAdapterEncode
-from reins.patches import ip_adapter_encode as module
-from reins.patches.ip_adapter_encode import Pictures, encode_pictures
+from reins.models.ip_adapter.combine import combine
+from reins.nodes.ip_adapter import encode as module
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply, IPAdapterSimple
+from reins.nodes.ip_adapter.encode import Pictures, encode_pictures
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
+from reins.nodes.ip_adapter.faces_node import FaceEmbeds
 from reins.tests import ip
 from reins.tests.tiny import nearly, sample
 
@@ -187,7 +187,7 @@ def test_faces_are_projected_normalised_or_not_as_the_file_wants(sd15):
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_face_plus_looks_at_the_identity_and_the_picture(version, sd15):
-    from reins.patches.ip_adapter_load import make_ip_adapter
+    from reins.nodes.ip_adapter.load import make_ip_adapter
 
     made = make_ip_adapter(ip.file_for(sd15, "face plus"), "x.bin", version)
     face = torch.nn.functional.normalize(torch.randn(1, ip.FACE), dim=-1)
@@ -244,7 +244,7 @@ def test_bad_input_is_named_before_anything_runs(name, sd15):
 
 
 def test_the_message_about_a_wrong_encoder_names_the_one_to_load():
-    from reins.models.ip_adapter_files import take_apart
+    from reins.models.ip_adapter.files import take_apart
     from reins.tests.test_ip_adapter_files import RELEASED, table
 
     expected = {"image_embeds": {1024: "ViT-H", 1280: "ViT-bigG"}, "penultimate_hidden_states": {1280: "ViT-H"}}

@@ -10,13 +10,13 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from reins.nodes.image_tokens import LoadImageTokens, SaveImageTokens
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.nodes.ip_adapter_encode import IPAdapterEncode
-from reins.nodes.ip_adapter_loader import IPAdapterLoader
-from reins.patches.folders import path_of
-from reins.patches.ip_adapter_load import as_ip_adapter, in_file_order, make_ip_adapter
-from reins.patches.sites import find_transformers
+from reins.engine.folders import path_of
+from reins.engine.unet import find_transformers
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
+from reins.nodes.ip_adapter.load import as_ip_adapter, in_file_order, make_ip_adapter
+from reins.nodes.ip_adapter.load_node import IPAdapterLoader
+from reins.nodes.ip_adapter.tokens_node import LoadImageTokens, SaveImageTokens
 from reins.tests import ip, tiny
 from reins.tests.tiny import nearly, sample
 from safetensors.torch import save_file
@@ -374,7 +374,7 @@ def test_n_embeds_of_the_widely_used_pack_are_read_without_running_anything(toke
 
 
 def test_k_the_folder_of_another_pack_keeps_its_extensions_and_paths(monkeypatch):
-    from reins.patches import folders
+    from reins.engine import folders
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", (["/theirs"], {".theirs"}))
     folders._add("ipadapter", [Path("/ours")], folders.NETWORKS)

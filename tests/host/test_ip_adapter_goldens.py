@@ -11,17 +11,17 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
-from reins.models.ip_adapter import (
+from reins.engine.unet import unet_of
+from reins.models.ip_adapter.network import (
     FacePlusProjection,
     FaceProjection,
     FullProjection,
     LinearProjection,
     Resampler,
 )
-from reins.nodes.ip_adapter import IPAdapterApply
-from reins.nodes.ip_adapter_encode import IPAdapterEncode
-from reins.patches.ip_adapter_load import make_ip_adapter
-from reins.patches.sites import unet_of
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
+from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests.tiny import CPU
 from safetensors import safe_open
 from safetensors.torch import load_file

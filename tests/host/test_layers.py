@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reins.nodes.layers import parse_layers
-from reins.patches.sites import Site, find_sites
+from reins.engine.unet import Site, find_sites
+from reins.nodes.inputs.layers import parse_layers
 from reins.tests import tiny
 from reins.tests.methods import METHODS, interval, pag, rescale
 from reins.tests.tiny import nearly, sample

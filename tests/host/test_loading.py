@@ -7,7 +7,7 @@ import pickle
 import comfy.sampler_helpers
 import pytest
 import torch
-from reins.patches.loading import load_network, load_with, read_file
+from reins.engine.loading import load_network, load_with, read_file
 from reins.tests.tiny import sample
 from safetensors.torch import save_file
 from torch import nn

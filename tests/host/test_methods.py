@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_base import ModelType
-from reins.models.blur import gaussian_blur
-from reins.models.fade import linear
-from reins.patches.run import Run
-from reins.patches.span import Span
+from reins.engine.run import Run
+from reins.engine.span import Span
+from reins.models.guidance.blur import gaussian_blur
+from reins.models.guidance.fade import linear
 from reins.tests import tiny
 from reins.tests.host.test_batch import pass_through
 from reins.tests.methods import interval, pag, rescale, sag, seg

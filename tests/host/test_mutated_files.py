@@ -16,20 +16,19 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.demo.training.numbers import load_base
-from reins.models.h_space_files import Directions
-from reins.nodes.controlnext import ControlNeXtApply
-from reins.nodes.controlnext_loader import ControlNeXtLoader
-from reins.nodes.h_direction_files import HDirectionLoader
-from reins.nodes.image_tokens import LoadImageTokens
-from reins.nodes.ip_adapter_loader import IPAdapterLoader
-from reins.nodes.prompt_diffusion import PromptDiffusionLoader
-from reins.nodes.unicon import UniConApply
-from reins.nodes.unicon_loader import UniConLoader
-from reins.patches.folders import DEMO_WEIGHTS
-from reins.patches.h_direction import StoredDirection
-from reins.patches.h_space_load import save_direction
-from reins.patches.image_tokens import save_tokens
-from reins.patches.ip_adapter import ImageTokens
+from reins.engine.folders import DEMO_WEIGHTS
+from reins.models.h_space.files import Directions
+from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
+from reins.nodes.h_space.direction import StoredDirection
+from reins.nodes.h_space.files_node import HDirectionLoader
+from reins.nodes.h_space.load import save_direction
+from reins.nodes.ip_adapter.attention import ImageTokens
+from reins.nodes.ip_adapter.load_node import IPAdapterLoader
+from reins.nodes.ip_adapter.tokens import save_tokens
+from reins.nodes.ip_adapter.tokens_node import LoadImageTokens
+from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
+from reins.nodes.unicon.apply_node import UniConApply
+from reins.nodes.unicon.load_node import UniConLoader
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

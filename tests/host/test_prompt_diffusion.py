@@ -10,7 +10,7 @@ import comfy.controlnet
 import comfy.utils
 import pytest
 import torch
-from reins.patches.prompt_diffusion import PromptDiffusion
+from reins.nodes.prompt_diffusion.control import PromptDiffusion
 from reins.tests import cn, pd, tiny
 from reins.tests.host.test_batch import areas, masks
 from reins.tests.methods import pag, sag

@@ -9,9 +9,9 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
-from reins.models.prompt_diffusion_files import control_part
-from reins.nodes.prompt_diffusion import PromptDiffusionLoader
-from reins.patches.prompt_diffusion_load import Outline, _config, _network, make_prompt_diffusion
+from reins.models.prompt_diffusion.files import control_part
+from reins.nodes.prompt_diffusion.load import Outline, _config, _network, make_prompt_diffusion
+from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
 from reins.tests import cn, pd, tiny
 from reins.tests.host.test_ip_adapter_files import Bomb, truncated
 from reins.tests.tiny import nearly

@@ -10,7 +10,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from reins.nodes.prompt_diffusion import PromptDiffusionExample, PromptDiffusionLoader
+from reins.nodes.prompt_diffusion.nodes import PromptDiffusionExample, PromptDiffusionLoader
 from reins.tests import pd, tiny
 from reins.tests.tiny import nearly
 from safetensors import safe_open

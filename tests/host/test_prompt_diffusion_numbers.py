@@ -11,7 +11,7 @@ from reins.demo.training.control_net_numbers import load_steered
 from reins.demo.training.controlnext_numbers import HINTS, hinted, iou
 from reins.demo.training.prompt_diffusion import PromptDiffusionTask
 from reins.demo.training.prompt_diffusion_numbers import SEED, errors, load_in_context, scenes
-from reins.patches.loading import read_file
+from reins.engine.loading import read_file
 
 COUNT = 4 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL") else 8
 

@@ -11,8 +11,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from reins.patches import run as run_module
-from reins.patches.run import RUN, Run
+from reins.engine import run as run_module
+from reins.engine.run import RUN, Run
 from reins.tests import tiny
 from reins.tests.methods import METHODS, pag, sag
 from reins.tests.tiny import nearly, sample

@@ -15,8 +15,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.patches.run import Step
-from reins.patches.shared_control import sharing_controls
+from reins.engine.run import Step
+from reins.engine.shared_control import sharing_controls
 from reins.tests import cn, hs, ip, tiny, uc
 from reins.tests.host.test_batch import areas, controlled_together, masks, pass_through
 from reins.tests.methods import METHODS, nag, pag, pladis, sag, seg, tpg

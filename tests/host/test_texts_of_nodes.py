@@ -106,17 +106,14 @@ def test_a_help_page_explains_every_option_and_no_other(schema):
 
 def test_the_example_in_contributing_is_short_and_runs(monkeypatch, tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n# (\w+)/(\w+)\.py\n(.*?)```", text, re.DOTALL)
-    assert [floor for floor, *_ in blocks] == ["patches", "nodes"]
-    assert sum(len(code.splitlines()) for *_, code in blocks) < 60
-    for floor, name, code in blocks:
-        file = tmp_path / floor / f"{name}.py"
-        file.parent.mkdir()
-        file.write_text(code, encoding="utf-8")
-        package = importlib.import_module(f"reins.{floor}")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
-        module = importlib.import_module(f"reins.{floor}.{name}")
-        monkeypatch.delitem(sys.modules, module.__name__)
+    ((folder, name, code),) = re.findall(r"```python\n# (\w+/\w+)/(\w+)\.py\n(.*?)```", text, re.DOTALL)
+    assert folder == "nodes/guidance"
+    assert len(code.splitlines()) <= 50
+    (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    package = importlib.import_module("reins.nodes.guidance")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    module = importlib.import_module(f"reins.nodes.guidance.{name}")
+    monkeypatch.delitem(sys.modules, module.__name__)
     node = module.SoftAttentionGuidance
     model = tiny.sd15()
     with tiny.forwards(model) as rows:

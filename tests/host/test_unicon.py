@@ -10,8 +10,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from reins.nodes.unicon_joint import UniConJointLatent, UniConSplit
-from reins.nodes.unicon_sampler import UniConSampler
+from reins.nodes.unicon.joint_node import UniConJointLatent, UniConSplit
+from reins.nodes.unicon.two_clocks_node import UniConSampler
 from reins.tests import tiny, uc
 from reins.tests.methods import pag
 from reins.tests.tiny import nearly, sample, text

@@ -8,10 +8,9 @@ import pickle
 import comfy.utils
 import pytest
 import torch
-from reins.nodes.unicon_loader import UniConLoader, UniConSave, _choices
-from reins.patches.block_names import block_names
-from reins.patches.sites import unet_of
-from reins.patches.unicon_load import read_unicon
+from reins.engine.unet import block_names, unet_of
+from reins.nodes.unicon.load import read_unicon
+from reins.nodes.unicon.load_node import UniConLoader, UniConSave, _choices
 from reins.tests import tiny, uc
 from reins.tests.host.test_unicon_goldens import UNET
 from safetensors import safe_open

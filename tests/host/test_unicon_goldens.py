@@ -19,11 +19,11 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_base import ModelType
-from reins.models.two_clocks import Way, timetable
-from reins.nodes.unicon import UniConApply
-from reins.nodes.unicon_joint import UniConApplyJoint
-from reins.nodes.unicon_loader import UniConLoader
-from reins.nodes.unicon_sampler import UniConSampler
+from reins.models.unicon.two_clocks import Way, timetable
+from reins.nodes.unicon.apply_node import UniConApply
+from reins.nodes.unicon.joint_node import UniConApplyJoint
+from reins.nodes.unicon.load_node import UniConLoader
+from reins.nodes.unicon.two_clocks_node import UniConSampler
 from reins.tests import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

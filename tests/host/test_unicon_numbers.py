@@ -10,7 +10,7 @@ from reins.demo.evaluate import Settings, sample
 from reins.demo.judge import judge
 from reins.demo.training.unicon import UniConTask
 from reins.demo.training.unicon_numbers import depth_of, error, load_side_by_side, seen
-from reins.patches.loading import read_file
+from reins.engine.loading import read_file
 
 BRIEF, FULL = (bool(os.environ.get(name)) for name in ("REINS_BRIEF", "REINS_FULL"))
 COUNT = 4 if BRIEF else 64 if FULL else 8

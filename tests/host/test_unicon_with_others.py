@@ -15,8 +15,8 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_tomesd import TomePatchModel
-from reins.nodes.unicon_prompt import UniConPrompt
-from reins.patches.branch_run import _Roomier
+from reins.engine.partner_run import _Roomier
+from reins.nodes.unicon.prompt_node import UniConPrompt
 from reins.tests import cn, ip, tiny, uc
 from reins.tests.host.test_batch import VERSION, areas, hook_with, masks, one_by_one, pass_through, tiled, windows
 from reins.tests.host.test_unicon import halves, run_joint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.patches.weak_model import with_own_network
+from reins.nodes.guidance.weak_model import with_own_network
 from reins.tests import tiny
 from reins.tests.methods import weak, weaker
 from reins.tests.tiny import nearly, sample

@@ -17,8 +17,8 @@ Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requireme
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.judge import Verdict, judge  # noqa: E402
-from reins.demo.scenes import draw, render  # noqa: E402
-from reins.models.demo_model import word_indices  # noqa: E402
+from reins.demo.world.model import word_indices  # noqa: E402
+from reins.demo.world.scenes import draw, render  # noqa: E402
 from reins.tests.server.pictures import picture, pixel_hash  # noqa: E402
 
 if TYPE_CHECKING:

@@ -1,0 +1,226 @@
+"""Extra predictions: one more answer of the model per step, and how it enters the result.
+
+It shares x and sigma with the other predictions, so it joins the host's own batch as one more list of conds. Where the
+host's slot for that is skipped (Perp-Neg, Dual CFG) or belongs to another pack, the method calls the model by itself;
+the result is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from uuid import uuid5
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..models.guidance.fade import Fade
+from .entries import Entry, append, entries, install_wrapper, next_order
+from .layers.attention import PerturbedLayers
+from .network import install_layers, options_of_call
+from .run import RUN, Step, run_of, start_run
+from .scope import Args, add_post_cfg
+from .shared_control import sharing_controls
+from .span import Span, percent_at
+from .unet import Depth
+
+SLOT = "sampler_calc_cond_batch_function"
+CELL = 8  # pixels of a latent's cell, as the host counts them
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExtraPrediction(Entry):
+    """What the model is asked beside the positive and the negative; layers know its chunks by this entry's id."""
+
+    is_negative: bool = False  # whether it stands for the negative
+
+    @property
+    def first_change(self) -> Depth | None:
+        """Where the prediction first differs from that of the conds it is for; None where it may from the start."""
+        return None
+
+    def comes_first(self, args: Args) -> bool:
+        """Whether it has a call of its own, before the others."""
+        return False
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        """The conds that it is a prediction for; None where it is not wanted at this step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Term(ExtraPrediction):
+    """`scale * (positive - this prediction)`; `name` is for people."""
+
+    name: str
+    scale: float
+    span: Span
+    fade: Fade | None = None
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        return positive if self.factor(args) else None
+
+    def factor(self, args: Args) -> float:
+        """The scale at this step; 0 outside the range."""
+        if not in_span(self.span, args):
+            return 0.0
+        if self.fade is None:
+            return self.scale
+        percent = percent_at(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
+        return self.scale * self.fade(percent, *self.span)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionTerm(PerturbedLayers, Term):
+    """A term whose prediction is made with `apply` on the attentions `sites`; layers before them may be shared."""
+
+    share: bool = True
+
+    @property
+    def first_change(self) -> Depth | None:
+        return min(site.depth for site in self.sites) if self.share and self.sites else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CFGSpan(Entry):
+    """Outside of `span` the negative is neither evaluated nor used."""
+
+    span: Span
+
+
+def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
+    """A clone of `model` that is steered away from what it would predict with the term's layer on its attentions."""
+    model = model.clone()
+    term = replace(term, order=next_order(model))
+    append(model, term)
+
+    def add_to_result(args: Args) -> Tensor:
+        factor = term.factor(args)
+        if factor == 0 or args["cond"] is None:
+            return args["denoised"]
+        (perturbed,) = predictions(args, [term])
+        return args["denoised"] + (args["cond_denoised"] - perturbed) * factor
+
+    add_post_cfg(model, term.name, add_to_result)
+    install_layers(model)
+    install_guidance(model)
+    return model
+
+
+def install_guidance(model: ModelPatcher) -> None:
+    """Make a clone, of any kind of model, evaluate the terms and obey the CFG ranges of its list."""
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
+    model.model_options = with_slot(model.model_options)
+
+
+def with_slot(model_options: Args) -> Args:
+    """The options with ours in the host's slot for batches of conds, round what sits there."""
+    occupant = model_options.get(SLOT)
+    return model_options if getattr(occupant, "is_reins", False) else {**model_options, SLOT: _batch_with(occupant)}
+
+
+def in_span(span: Span, args: Args) -> bool:
+    """Whether this step lies in a range of percents."""
+    return span.contains(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
+
+
+def current_step(args: Args) -> Step:
+    """What our slot noted about this very call of the model; noted now where a guider skipped the slot."""
+    step = run_of(args["model_options"]).step
+    if step is None or step.x is not args["input"] or step.timestep is not args["sigma"]:
+        step = _note_step(args, args["cond"], args["uncond"])
+    return step
+
+
+def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
+    run = run_of(args["model_options"])
+    step = Step(x=args["input"], timestep=args["sigma"], sigma=run.sigma(args["sigma"]), cond=cond)
+    run.step = step
+    spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
+    step.guided = uncond is not None and all(span.contains(step.sigma, run, _to_sigma(args)) for span in spans)
+    return step
+
+
+def _to_sigma(args: Args) -> Callable[[float], float]:
+    return args["model"].model_sampling.percent_to_sigma
+
+
+def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
+    """The host's slot: its conds and ours in one batch; an earlier occupant is asked for the conds alone."""
+
+    def calc_cond_batch(args: Args) -> list[Tensor]:
+        conds, options = list(args["conds"]), args["model_options"]
+        uncond = conds[1] if len(conds) > 1 else None
+        step = _note_step(args, conds[0], uncond)
+        # The flag is set by nodes that need the negative in any case.
+        skipped = uncond is not None and not step.guided and not options.get("disable_cfg1_optimization")
+        if skipped:
+            conds[1] = None
+        options = options_of_call(options, step)
+        wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
+        _ask(args, step, {extra: found for extra, found in wanted.items() if extra.comes_first(args)})
+        if occupant is None:
+            extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
+            marked = [_marked(wanted[extra], extra, step) for extra in extras]
+            shared = sharing_controls(conds + marked, step)
+            out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
+            step.predictions = {extra.id: found for extra, found in zip(extras, out[len(conds) :], strict=True)}
+        else:
+            out = occupant({**args, "conds": conds, "model_options": options})
+        out = list(out[: len(conds)])
+        if skipped:
+            out[1] = out[0].clone()  # CFG of two equal predictions is the prediction, for every later hook too
+        return out
+
+    calc_cond_batch.is_reins = True
+    return calc_cond_batch
+
+
+def _may_join(model_options: Args) -> bool:
+    """Whether chunks can be told apart in one batch: not where another pack regroups rows around the model's call."""
+    return RUN in model_options["transformer_options"] and "model_function_wrapper" not in model_options
+
+
+def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:
+    positive, negative = conds[0], conds[1] if len(conds) > 1 else None
+    found = {
+        extra: extra.conds(args, positive, negative)
+        for extra in entries(args["model_options"]["transformer_options"], ExtraPrediction)
+    }
+    return {extra: of_extra for extra, of_extra in found.items() if of_extra is not None}
+
+
+def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
+    """These conds as chunks of their own, which only the layers of this extra prediction act on."""
+    marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
+    step.marks.update({entry["uuid"]: extra.id for entry in marked})
+    if extra.first_change is not None:
+        for entry, own in zip(cond, marked, strict=True):
+            step.twins[own["uuid"]], step.first_changes[own["uuid"]] = entry["uuid"], extra.first_change
+    if extra.is_negative:
+        step.negatives.update(entry["uuid"] for entry in marked)
+    return marked
+
+
+def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
+    """In a post-CFG function: what these extra predictions are at this step, (b, c, h, w) each."""
+    step = current_step(args)
+    if step.cond is args["cond"] and all(extra.id in step.predictions for extra in extras):
+        return [step.predictions.pop(extra.id) for extra in extras]
+    wanted = {extra: extra.conds(args, args["cond"], args["uncond"]) for extra in extras}
+    return _ask(args, step, wanted)
+
+
+def _ask(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list[Tensor]:
+    """The predictions for these conds by a call of their own."""
+    if not wanted:
+        return []
+    alone = step.for_another_call()
+    marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
+    options = options_of_call(args["model_options"], alone)
+    # The place of the first list is left free: in the second one the host, and so the pack, sees a negative.
+    conds = sharing_controls([None, *marked], alone)
+    _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
+    return out

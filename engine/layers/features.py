@@ -1,0 +1,144 @@
+"""Terms on the features that flow between the blocks of the host's UNet.
+
+All terms of a site are computed from the same feature and then added, so their order does not matter. They come before
+the patches that other packs put there: such a patch works on the steered feature, as it would on a plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor, nn
+
+from ..entries import Entry, entries
+from ..rows.groups import GROUPS, Group, options_of_chunks
+from ..span import WHOLE_RUN, Span
+from ..unet import ORDER, Depth
+
+
+class FeatureSite(NamedTuple):
+    """What leaves an input block after its skip was stored, or enters an output block before its skip joins."""
+
+    block: Literal["input", "output"]
+    number: int
+
+    @property
+    def depth(self) -> Depth:
+        """From here on a changed feature is seen: the block that takes it in."""
+        return Depth(ORDER[self.block], self.number + (self.block == "input"), 0)
+
+
+@dataclass(frozen=True)
+class FeatureCall:
+    """A feature (chunks * b, c, h, w), the number that stands for the noise level (chunks * b,), the host's options.
+
+    `embedding` (chunks * b, width) is what the network makes of that number, for layers that ask for it.
+    """
+
+    feature: Tensor
+    timesteps: Tensor
+    options: Mapping[str, Any]
+    embedding: Tensor | None = None
+
+    @property
+    def chunks(self) -> Sequence[Any]:
+        """The uuid of each chunk; code that has no conditioning sends one without."""
+        return self.options.get("uuids") or [None]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """The host's number of each chunk's conditioning."""
+        return self.options.get("cond_or_uncond") or [0] * len(self.chunks)
+
+    def only(self, chunks: Sequence[int]) -> FeatureCall:
+        """The same call for some of the chunks, by number."""
+        count = len(self.chunks)
+        feature, timesteps, embedding = (
+            None if rows is None else torch.cat([rows.chunk(count)[i] for i in chunks])
+            for rows in (self.feature, self.timesteps, self.embedding)
+        )
+        return FeatureCall(feature, timesteps, options_of_chunks(self.options, chunks), embedding)
+
+
+AddedTerm = Callable[[FeatureCall], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureLayer(Entry):
+    """A term that acts on every chunk, those of extra predictions included; None adds nothing."""
+
+    site: FeatureSite
+    apply: AddedTerm
+    span: Span = WHOLE_RUN
+    reads_embedding: bool = False
+
+
+def patches_with_layers(
+    options: Mapping[str, Any], in_span: Callable[[Span], bool], timesteps: Tensor
+) -> dict[str, list] | None:
+    """The host's lists of patches with the terms of this call before them; None where no term acts."""
+    acting = [entry for entry in entries(options, FeatureLayer) if in_span(entry.span)]
+    if not acting:
+        return None
+    by_site: dict[FeatureSite, list[AddedTerm]] = {}
+    for entry in acting:
+        by_site.setdefault(entry.site, []).append(entry.apply)
+    embeddings: list[Tensor] = []
+
+    def note_embedding(embedding: Tensor, width: int, options: Mapping[str, Any]) -> Tensor:
+        embeddings.append(embedding)
+        return embedding
+
+    def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
+        terms = by_site.get(options["block"])
+        if not terms:
+            return feature
+        call = FeatureCall(feature, timesteps, options, embeddings[-1] if embeddings else None)
+        return _on_open_rows(call, partial(_sum, terms))
+
+    def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return add(feature, options), skip
+
+    patches = dict(options.get("patches", {}))
+    for kind, patch in (("input_block_patch_after_skip", add), ("output_block_patch", add_before_skip)):
+        patches[kind] = [patch, *patches.get(kind, ())]
+    if any(entry.reads_embedding for entry in acting):
+        patches["emb_patch"] = [*patches.get("emb_patch", ()), note_embedding]
+    return patches
+
+
+def _sum(terms: Sequence[AddedTerm], call: FeatureCall) -> Tensor:
+    return sum((term for found in terms if (term := found(call)) is not None), call.feature)
+
+
+def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -> Tensor:
+    """The feature, steered on the rows that are open to all methods."""
+    groups: Sequence[Group] = call.options.get(GROUPS, ())
+    acting = [i for i, group in enumerate(groups) if group.is_open]
+    if len(acting) == len(groups):
+        return steered(call)
+    if not acting:
+        return call.feature
+    parts = list(call.feature.chunk(len(groups)))
+    for i, part in zip(acting, steered(call.only(acting)).chunk(len(acting)), strict=True):
+        parts[i] = part
+    return torch.cat(parts)
+
+
+def channels_at(unet: UNetModel, site: FeatureSite) -> int:
+    """How many channels the feature of a site has."""
+    if site.block == "input":
+        return _outputs(unet.input_blocks[site.number])
+    if site.number > 0:
+        return _outputs(unet.output_blocks[site.number - 1])
+    return _outputs(unet.input_blocks[-1] if unet.middle_block is None else unet.middle_block)
+
+
+def _outputs(block: nn.Module) -> int:
+    """Of a block, by the last of its layers that says it; transformers keep what they get."""
+    return next(layer.out_channels for layer in reversed(list(block)) if hasattr(layer, "out_channels"))

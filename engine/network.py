@@ -1,0 +1,151 @@
+"""What the pack does around a call of the host's UNet: one wrapper puts the layers of all methods into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .entries import KEY, append, install_wrapper, next_order
+from .layers.attention import MODULES, AttentionLayer, Layer, Rows, slots_with_layers
+from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
+from .layers.projections import projections_of
+from .layers.tokens import token_patches
+from .partners import call_with_partners, partners_in
+from .rows.groups import GROUPS
+from .rows.order import SAMPLING, extra_chunks_last
+from .run import RUN, STEP, Step, run_in, sigma_in, start_run
+from .shared_rows import sharing_forward
+from .span import WHOLE_RUN, Span
+from .unet import Site
+
+BUILT = "reins_built"
+
+
+def add_attention_layer(
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: Rows = "open",
+    depth: int = 0,
+) -> ModelPatcher:  # fmt: skip
+    """A clone of `model` with one more layer on some attentions; of one depth the last one added is the outermost."""
+    model = model.clone()
+    order = next_order(model)
+    append(model, AttentionLayer(order=order, sites=tuple(sites), apply=layer, span=span, rows=rows, depth=depth))
+    install_layers(model)
+    return model
+
+
+def add_feature_layer(
+    model: ModelPatcher, site: FeatureSite, term: AddedTerm, span: Span = WHOLE_RUN
+) -> ModelPatcher:  # fmt: skip
+    """A clone of `model` with one more term on the features of a site; terms do not see each other."""
+    model = model.clone()
+    append(model, FeatureLayer(order=next_order(model), site=site, apply=term, span=span))
+    install_layers(model)
+    return model
+
+
+def install_layers(model: ModelPatcher) -> None:
+    """Make a clone of a UNet model put the layers of its list into each call."""
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
+    for kind, wrapper in WRAPPERS.items():
+        install_wrapper(model, kind, wrapper)
+
+
+def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
+    """Options for one call of the model that belongs to `step`.
+
+    Code that samples without preparing the model's options has not put the wrappers there; then they are added.
+    """
+    options = {**model_options["transformer_options"], STEP: step}
+    return {**model_options, "transformer_options": options if RUN in options else with_wrappers(options, WRAPPERS)}
+
+
+def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with some of the pack's wrappers, each once."""
+    found = dict(transformer_options.get("wrappers", {}))
+    for kind, wrapper in wrappers.items():
+        found[kind] = {**found.get(kind, {}), KEY: [wrapper]}
+    return {**transformer_options, "wrappers": found}
+
+
+def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
+    """APPLY_MODEL wrapper: the chunks in their order, then the rows that partners add to them."""
+    if any(isinstance(value, dict) and GROUPS in value for value in arguments):
+        return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
+    return extra_chunks_last(_WithPartners(executor), *arguments, **conds)
+
+
+@dataclass
+class _WithPartners:
+    """The host's executor, which every call reaches with the rows of its partners."""
+
+    executor: Any
+
+    @property
+    def class_obj(self) -> Any:
+        return self.executor.class_obj
+
+    def __call__(
+        self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: dict[str, Any], **conds: Any
+    ) -> Tensor:  # fmt: skip
+        arguments = (x, t, c_concat, c_crossattn, control, options)
+        partners = partners_in(options, _span_test(options))
+        if not partners:
+            return self.executor(*arguments, **conds)
+        return call_with_partners(self.executor, partners, options[SAMPLING], *arguments, **conds)
+
+
+def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
+    """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots and lists."""
+    unet = executor.class_obj
+    if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
+        return executor(*arguments, **kwargs)
+    *inputs, options = arguments  # x, timesteps, context, y, control
+    if BUILT in options:  # a hook has brought the wrapper a second time
+        return executor(*arguments, **kwargs)
+    frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
+    with_layers = options_with_layers(options, unet, inputs[1], frames)
+    forward = sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
+    return forward(*inputs, with_layers, **kwargs)
+
+
+def options_with_layers(
+    options: dict[str, Any], unet: UNetModel, timesteps: Tensor, frames: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Options for one call of the network in which the layers of the list act."""
+    in_span = _span_test(options)
+    projections = projections_of(options, unet)
+    slots = slots_with_layers(options, in_span, frames, projections.outermost() if projections else {})
+    # A plain function: whoever copies these options does not copy the network.
+    options = {**options, BUILT: True, MODULES: lambda path: unet.get_submodule(path)}
+    if slots is not None:
+        options["patches_replace"] = slots
+    patches = patches_with_layers(options, in_span, timesteps)
+    if patches is not None:
+        options["patches"] = patches
+    if projections:
+        options["patches"] = projections.patches(options)
+    patches = token_patches(options)
+    if patches is not None:
+        options["patches"] = patches
+    return options
+
+
+def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
+    """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
+    run = run_in(options)
+
+    def in_span(span: Span) -> bool:
+        if span == WHOLE_RUN:
+            return True
+        return span.contains(sigma_in(options), run, options[SAMPLING].percent_to_sigma)
+
+    return in_span
+
+
+WRAPPERS = {WrappersMP.APPLY_MODEL: call_model, WrappersMP.DIFFUSION_MODEL: put_layers}

@@ -1,0 +1,177 @@
+"""A sampling run with partners: their size and conditioning are checked, memory is asked for their rows too, and the
+second half of what is sampled is scaled where it has a noise level of its own.
+
+The sampler knows one noise level. It is given u = y / c for a half y that shall run at c times that level: if y is
+y0 + c sigma noise, u is y0 / c + sigma noise, again a diffusion of the usual kind, so every sampler is right for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .entries import entries, install_wrapper
+from .partners import BATCH, Partner, ratio, size_fault
+
+logger = logging.getLogger(__name__)
+WRAPPER = "reins_partners"
+Callback = Callable[[int, Tensor, Tensor, int], object]
+
+
+def install_partners(model: ModelPatcher) -> None:
+    """Make a clone sample with the partners of its list."""
+    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, prepare_for_partners, WRAPPER)
+    install_wrapper(model, WrappersMP.CALC_COND_BATCH, with_room_for_partners, WRAPPER)
+    install_wrapper(model, WrappersMP.OUTER_SAMPLE, sample_halves, WRAPPER)
+
+
+def prepare_for_partners(
+    executor: Any, model: ModelPatcher, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
+) -> Any:  # fmt: skip
+    """PREPARE_SAMPLING wrapper: refuses what cannot be sampled, and asks the host for memory for the further rows."""
+    beside = [partner for partner in _partners(model) if partner.latent is not None]
+    for partner in beside:
+        if tuple(partner.latent.shape[1:]) != tuple(noise_shape[1:]):
+            raise ValueError(size_fault(partner.name, partner.latent.shape, noise_shape))
+    if any(_is_part(cond) for cond in _flat(conds)):
+        raise ValueError(
+            "UniCon shows image and condition to each other as a whole, but a prompt is for an area of the picture. "
+            "Remove the area (a mask without 'mask bounds' works), or UniCon."
+        )
+    if any("gligen" in cond for cond in _flat(conds)):
+        raise ValueError(
+            "GLIGEN places what it draws in the rows of the sampler alone, and UniCon adds rows to them. Remove one of "
+            "the two."
+        )
+    shape = [noise_shape[0] * (1 + len(beside)), *noise_shape[1:]]
+    return executor(model, shape, conds, *args, **kwargs)
+
+
+def with_room_for_partners(
+    executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> Any:  # fmt: skip
+    """CALC_COND_BATCH wrapper: batches that the host puts together leave room for the further rows."""
+    options = {**model_options.get("transformer_options", {}), BATCH: len(x)}
+    beside = sum(partner.latent is not None for partner in entries(options, Partner))
+    model_options = {**model_options, "transformer_options": options}
+    return executor(_Roomier(model, 1 + beside) if beside else model, conds, x, timestep, model_options)
+
+
+def sample_halves(
+    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None,
+    callback: Callback | None = None, disable_pbar: bool = False, seed: Any = None, **more: Any,
+) -> Tensor:  # fmt: skip
+    """OUTER_SAMPLE wrapper: the second half enters and leaves as it is, whatever level it runs at."""
+    model: ModelPatcher = executor.class_obj.model_patcher
+    half = next((partner for partner in _partners(model) if partner.role == "half"), None)
+    arguments = (sampler, sigmas, denoise_mask)
+    if half is None:
+        return executor(noise, latent_image, *arguments, callback, disable_pbar, seed, **more)
+    if len(noise) % 2:
+        raise ValueError(
+            f"UniCon Apply Joint samples images and as many conditions, but the latent has {len(noise)} rows. Make it "
+            f"with UniCon Joint Latent."
+        )
+    check_ratio(model, half.condition_noise)
+    scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
+    if scale != 1 and not latent_image.chunk(2)[1].any():
+        logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
+    scaled = _Scaled(model.model, scale)
+    preview = None if callback is None else _Preview(callback, scale)
+    latent_image = scaled.latent(latent_image, 1 / scale)
+    out = executor(noise, latent_image, *arguments, preview, disable_pbar, seed, **more)
+    if preview is not None:
+        preview.finish()
+    return scaled.latent(out, scale)
+
+
+class _Roomier:
+    """A model of the host that asks for more memory; all else, read or written, is the model's own."""
+
+    def __init__(self, model: Any, times: int) -> None:
+        self.__dict__.update(_model=model, _times=times)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
+
+    def memory_required(self, input_shape: Any, *args: Any, **kwargs: Any) -> float:
+        return self._model.memory_required([input_shape[0] * self._times, *input_shape[1:]], *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Changes the second half of latents in the model's own space."""
+
+    model: Any
+    scale: float
+
+    def latent(self, latent: Tensor, factor: float) -> Tensor:
+        """(2b, c, h, w) with the second half multiplied; latents without any content stay so."""
+        if self.scale == 1 or not latent.any():
+            return latent
+        return self.model.process_latent_out(second_half(self.model.process_latent_in(latent), factor))
+
+
+@dataclass
+class _Preview:
+    """Shows images with their conditions beside them; in the end it leaves the true result, which nodes read."""
+
+    callback: Callback
+    scale: float
+    last: tuple[int, Tensor, Tensor, int] | None = None
+
+    def __call__(self, step: int, denoised: Tensor, x: Tensor, total: int) -> object:
+        denoised = second_half(denoised, self.scale)
+        self.last = (step, denoised, x, total)
+        return self.callback(step, torch.cat(denoised.chunk(2), -1), x, total)
+
+    def finish(self) -> None:
+        if self.last is not None:
+            self.callback(*self.last)
+
+
+def second_half(rows: Tensor, factor: float) -> Tensor:
+    """(2b, ...) with the second half multiplied by a factor."""
+    if factor == 1:
+        return rows
+    first, second = rows.chunk(2)
+    return torch.cat([first, second * factor])
+
+
+def is_flow(model: ModelPatcher) -> bool:
+    """Whether noise levels of a model are shares, not multiples: scaling one of them is then no diffusion."""
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
+def check_ratio(model: ModelPatcher, condition_noise: float) -> None:
+    """ValueError where a second half cannot have a noise level of its own."""
+    if condition_noise < 1 and is_flow(model):
+        raise ValueError(
+            "condition_noise below 1 needs a model with eps or v prediction, but this one is a flow model. Set it to 1."
+        )
+
+
+def _partners(model: ModelPatcher) -> Iterable[Partner]:
+    return list(entries(model.model_options["transformer_options"], Partner))
+
+
+def _flat(conds: Any) -> Iterator[Mapping[str, Any]]:
+    lists = conds.values() if isinstance(conds, Mapping) else conds
+    for of_one in lists:
+        yield from of_one or ()
+
+
+def _is_part(cond: Mapping[str, Any]) -> bool:
+    """Whether a conditioning is for an area; one with a mask gets an area from the mask's bounds."""
+    return cond.get("area") is not None or bool("mask" in cond and cond.get("set_area_to_bounds"))

@@ -1,0 +1,46 @@
+"""A painted mask on the grid of a layer: cut to the area of each chunk, one for each image of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .conds import Area, ChunkInfo
+from .images import clamped
+
+
+def on_grid(
+    mask: Tensor, grid: tuple[int, int], chunks: Sequence[ChunkInfo | None], images: Sequence[Sequence[int]]
+) -> Tensor:  # fmt: skip
+    """(chunks, 1 or b, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
+
+    `images` are those of each chunk's rows. Image i has mask i, those beyond the last mask have the last. A chunk of
+    an area sees its part of the mask; each part is resized once, bilinearly, straight to the grid (h, w).
+    """
+    masks = [mask if len(mask) == 1 else mask[clamped(rows, len(mask))] for rows in images]
+    return torch.stack([_resized(_part(own, info), grid) for own, info in zip(masks, chunks, strict=True)])
+
+
+def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:
+    if info is None or info.area is None:
+        return mask
+    (top, bottom), (left, right) = _ends(mask, info.area, info.size)
+    return mask[..., top:bottom, left:right]
+
+
+def _ends(mask: Tensor, area: Area, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """First and last pixel of the mask that an area covers, in each direction; never none."""
+    ends = []
+    for pixels, cells, start, length in zip(
+        mask.shape[-2:], size, (area.top, area.left), (area.h, area.w), strict=True
+    ):  # fmt: skip
+        first = min(round(start * pixels / cells), pixels - 1)
+        ends.append((first, max(first + 1, round((start + length) * pixels / cells))))
+    return ends
+
+
+def _resized(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    return functional.interpolate(mask[:, None], size=grid, mode="bilinear").flatten(2).movedim(1, 2)

@@ -1,0 +1,66 @@
+"""Order and labels of the chunks of a batch, as the model and other packs see them.
+
+Extra predictions travel as further chunks of the host's batch. The host puts the last list of conds first and numbers
+them from 2; other packs look for the first 0 (positive) and 1 (negative). So the extra chunks move to the end and are
+shown as what they stand for. One model call later the output is back in the host's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..run import STEP, Step
+from .conds import ROWS, true_chunks
+
+SAMPLING = "reins_sampling"
+
+
+def extra_chunks_last(
+    executor: Any, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
+    control: dict | None = None, transformer_options: dict[str, Any] = {}, **conds: Any,  # noqa: B006
+) -> Tensor:  # fmt: skip
+    """APPLY_MODEL wrapper (its signature is the host's); also tells the layers below the model's sigma table."""
+    transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
+    rows = conds.pop(ROWS, None)
+    if rows is not None:
+        transformer_options = true_chunks(transformer_options, rows)
+    step: Step | None = transformer_options.get(STEP)
+    uuids = transformer_options.get("uuids", [])
+    marked = [step is not None and uuid in step.marks for uuid in uuids]
+    if not any(marked):
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
+    order = sorted(range(len(uuids)), key=marked.__getitem__)  # stable
+    labels = [
+        int(uuid in step.negatives) if extra else label
+        for uuid, extra, label in zip(uuids, marked, transformer_options["cond_or_uncond"], strict=True)
+    ]
+    options = {
+        **transformer_options,
+        "uuids": [uuids[i] for i in order],
+        "cond_or_uncond": [labels[i] for i in order],
+    }
+    if order == list(range(len(order))):
+        return executor(x, t, c_concat, c_crossattn, control, options, **conds)
+    arguments = (x, t, c_concat, c_crossattn, control)
+    x, t, c_concat, c_crossattn, control = (reorder(value, order, len(x)) for value in arguments)
+    conds = {name: reorder(value, order, len(x)) for name, value in conds.items()}
+    denoised = executor(x, t, c_concat, c_crossattn, control, options, **conds)
+    return reorder(denoised, sorted(range(len(order)), key=order.__getitem__), len(x))
+
+
+def reorder(value: Any, order: Sequence[int], rows: int) -> Any:
+    """Put the chunks of all tensors with `rows` rows into `order`; containers are copied, all else stays as it is."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] != rows:
+            return value
+        chunks = value.chunk(len(order))
+        return torch.cat([chunks[i] for i in order])
+    if isinstance(value, dict):
+        return {key: reorder(item, order, rows) for key, item in value.items()}
+    if isinstance(value, list):
+        return [reorder(item, order, rows) for item in value]
+    return value

@@ -1,0 +1,172 @@
+"""State that is born when a sampling run starts and dies with it, also after an error or an interrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import Sampler
+from torch import Tensor
+
+from .entries import KEY
+from .unet import Depth
+
+RUN, STEP = "reins_run", "reins_step"
+Made = TypeVar("Made")
+
+
+class AttentionMap(NamedTuple):
+    """How much the cells of one chunk were attended, (b, h, w).
+
+    `label` is the chunk's place among the conds: positive and negative may share a uuid. `size` is that of the latent
+    which the network saw; `window` the context window, if there are any.
+    """
+
+    chunk: UUID
+    label: int
+    received: Tensor
+    size: tuple[int, int]
+    window: Any
+
+
+@dataclass(eq=False)
+class Step:
+    """One call of the model by the sampler: which chunks are extra predictions, and what came of them."""
+
+    x: Tensor
+    timestep: Tensor
+    sigma: float
+    cond: list | None = None
+    guided: bool = False  # whether the negative takes part
+    marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> extra prediction
+    negatives: set[UUID] = field(default_factory=set)  # chunks of extra predictions that stand for the negative
+    twins: dict[UUID, UUID] = field(default_factory=dict)  # chunk of an extra prediction -> the chunk it repeats
+    first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
+    controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
+    predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
+    maps: list[AttentionMap] = field(default_factory=list)
+    notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other, by a key of their own
+
+    def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:
+        """What a chunk is a prediction for: extra predictions for the same conditioning have the same origin.
+
+        The label belongs to it, for positive and negative may share a uuid; that of an extra chunk is not read.
+        """
+        if chunk not in self.twins:
+            return chunk, label
+        return self.twins[chunk], int(chunk in self.negatives)
+
+    def for_another_call(self) -> Step:
+        """The same place in the run, with the layers' notes but nothing else, for a call of our own."""
+        return Step(x=self.x, timestep=self.timestep, sigma=self.sigma, notes=self.notes)
+
+
+class Run:
+    """Scratch space of one sampling run."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
+        self.sampler: Sampler | None = None
+        self.sigmas: tuple[float, ...] = ()  # of the steps, the last one included
+        self.seed = 0
+        self.is_hooked = False  # whether weights may change within the run
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with nothing kept; for a run that is a copy of another one too."""
+        self._made: dict[Hashable, Any] = {}
+        self._sigma: tuple[Tensor, float] | None = None
+        self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
+        self._closers: list[Callable[[], None]] = []
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what `make()` gave for `key` in this run; it is called at the first request only."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Like `once`, within one step: as long as the sampler's tensor is this very one, or sigma this number.
+
+        Layers that know the step by its tensor and those that know it by its number do not disturb each other.
+        """
+        last, made = self._at.get(type(now), (None, {}))
+        if last is not now and not (isinstance(now, float) and last == now):
+            made = {}
+            self._at[type(now)] = now, made
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    def sigma(self, sigmas: Tensor) -> float:
+        """The noise level of the sampler's tensor; it is read from the device once, however many ask for it."""
+        if self._sigma is None or self._sigma[0] is not sigmas:
+            self._sigma = sigmas, float(sigmas[0])
+        return self._sigma[1]
+
+    def position(self, sigma: float) -> int:
+        """Which step of the sampler a noise level belongs to: its own, or the one whose first level lies above."""
+        return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Call `close` when the run is over, whatever ends it."""
+        self._closers.append(close)
+
+    def clear(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+        self.step = self._sigma = None
+        self._made.clear()
+        self._at.clear()
+
+    def __deepcopy__(self, memo: dict) -> Run:
+        """A model cloned in the middle of a run starts empty: tensors of a run are never copied."""
+        return Run()
+
+
+def run_of(model_options: dict[str, Any]) -> Run:
+    """The run that these options belong to; `start_run` puts it there.
+
+    Code that prepares options for one call of the host's sampling function, but has no guider, gets a run that lives
+    in those options. A model's own options, handed to that function unprepared, belong to no run and keep nothing.
+    """
+    options = model_options.get("transformer_options", {})
+    if RUN not in options and KEY in options.get("wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}):
+        options[RUN] = Run()
+    return run_in(options)
+
+
+def run_in(transformer_options: Mapping[str, Any]) -> Run:
+    """The run that a call of the network belongs to; one of its own, which keeps nothing, where there is none."""
+    return transformer_options.get(RUN) or Run()
+
+
+def sigma_in(transformer_options: Mapping[str, Any]) -> float:
+    """The noise level of a call of the network; read from the device where no step has noted it."""
+    step: Step | None = transformer_options.get(STEP)
+    return run_in(transformer_options).sigma(transformer_options["sigmas"]) if step is None else step.sigma
+
+
+def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper: give the guider's options a run, and empty it whatever happens."""
+    guider = executor.class_obj
+    options = guider.model_options
+    if RUN in options["transformer_options"]:
+        return executor(*args, **kwargs)
+    run = Run()
+    run.sampler, sigmas = args[2:4]
+    run.sigmas = tuple(sigmas.tolist())
+    run.seed = (args[7] if len(args) > 7 else kwargs.get("seed")) or 0
+    conds = [(name, cond) for name, of_list in getattr(guider, "conds", {}).items() for cond in of_list]
+    run.names = {cond["uuid"]: name for name, cond in conds if "uuid" in cond}
+    run.is_hooked = any(cond.get("hooks") is not None for _, cond in conds)
+    guider.model_options = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = options
+        run.clear()

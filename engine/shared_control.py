@@ -1,0 +1,86 @@
+"""A ControlNet's answer for the positive serves extra predictions too: they have its picture, noise level and text.
+
+The host asks a ControlNet once for each batch, with a row for every chunk. Where chunks of extra predictions repeat
+others, a stand-in asks for the rows that differ and repeats the residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.controlnet
+import torch
+from comfy.controlnet import ControlBase
+from torch import Tensor
+
+from .rows.groups import of_chunks
+from .run import Step
+
+CondLists = list[list[dict] | None]
+
+
+def sharing_controls(conds: CondLists, step: Step) -> CondLists:
+    """The lists of conds with stand-ins for their ControlNets, where any chunk repeats another one."""
+    if not step.twins:
+        return conds
+    made: dict[int, SharedControl] = {}
+
+    def with_stand_in(cond: dict) -> dict:
+        control = cond.get("control")
+        if control is None or not is_known(control):
+            return cond
+        return {**cond, "control": made.setdefault(id(control), SharedControl(control, step))}
+
+    return [of_list if of_list is None else [with_stand_in(cond) for cond in of_list] for of_list in conds]
+
+
+def is_known(control: ControlBase | None) -> bool:
+    """Whether each network of a chain is asked by the host's own code, which treats all rows alike."""
+    if control is None:
+        return True
+    asked_by_host = getattr(type(control).get_control, "__module__", "") == comfy.controlnet.__name__
+    return asked_by_host and is_known(control.previous_controlnet)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedControl:
+    """Stands in the place of a ControlNet, or of a chain of them, for one call of the model by the sampler.
+
+    On several GPUs the host asks it for the ControlNet of each, gets the real one, and nothing is shared.
+    """
+
+    control: ControlBase
+    step: Step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "control"), name)
+
+    def get_control(
+        self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
+    ) -> dict[str, list] | None:  # fmt: skip
+        """The residuals, as the host asks for them."""
+        uuids, labels = transformer_options["uuids"], transformer_options["cond_or_uncond"]
+        origins = [self.step.origin(uuid, label) for uuid, label in zip(uuids, labels, strict=True)]
+        kept = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
+        if len(kept) == chunks:
+            return self.control.get_control(x, t, cond, chunks, transformer_options)
+        few_x, few_t, few = (of_chunks(value, kept, chunks, len(x)) for value in (x, t, transformer_options))
+        narrow = {name: of_chunks(value, kept, chunks, len(x)) for name, value in cond.items()}
+        found = self.control.get_control(few_x, few_t, {**narrow, "transformer_options": few}, len(kept), few)
+        self.step.controlled.update(uuids)
+        sources = [kept.index(origins.index(origin)) for origin in origins]
+        return None if found is None else _repeated(found, sources, len(kept))
+
+
+def _repeated(residuals: Mapping[str, list], sources: Sequence[int], chunks: int) -> dict[str, list]:
+    """Residuals with rows for all chunks; one row for all stays so."""
+
+    def all_rows(residual: Tensor | None) -> Tensor | None:
+        if residual is None or len(residual) == 1 or len(residual) % chunks:
+            return residual
+        parts = residual.chunk(chunks)
+        return torch.cat([parts[i] for i in sources])
+
+    return {name: [all_rows(residual) for residual in of_name] for name, of_name in residuals.items()}

@@ -1,0 +1,138 @@
+"""The attentions of the host's UNet, named as the host names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import comfy.model_base
+import comfy.supported_models
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample, VideoResBlock
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+Kind = Literal["attn1", "attn2"]  # self-attention, text attention
+Block = Literal["input", "middle", "output"]
+ORDER: Mapping[Block, int] = {"input": 0, "middle": 1, "output": 2}
+
+
+class Depth(NamedTuple):
+    """How far a call of the network has come; depths compare in execution order."""
+
+    block: int  # of ORDER
+    number: int
+    layer: int  # 0: where the block begins, 1: where its transformers do
+
+
+class Site(NamedTuple):
+    """One attention of the UNet."""
+
+    kind: Kind
+    block: Block
+    number: int
+    index: int  # transformer inside the block
+
+    @property
+    def depth(self) -> Depth:
+        return Depth(ORDER[self.block], self.number, 1)
+
+
+class Transformer(NamedTuple):
+    """One transformer block of the UNet: its two attentions, and what its text attention was built for."""
+
+    block: Block
+    number: int
+    index: int
+    path: str  # in the network, e.g. input_blocks.1.1.transformer_blocks.0
+    width: int  # of its queries
+    context: int  # of the text that it reads
+
+    def site(self, kind: Kind) -> Site:
+        return Site(kind, self.block, self.number, self.index)
+
+
+def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
+    """All attentions of a kind in execution order; ValueError for a model that is not the host's UNet."""
+    return [
+        Site(kind, block, number, index)
+        for block, number, index, _, transformer in _transformers(unet_of(model))
+        if getattr(transformer, kind) is not None
+    ]
+
+
+def find_transformers(unet: UNetModel) -> list[Transformer]:
+    """All transformer blocks with a text attention, in execution order."""
+    return [
+        Transformer(block, number, index, path, module.attn2.to_q.out_features, module.attn2.to_k.in_features)
+        for block, number, index, path, module in _transformers(unet)
+        if module.attn2 is not None
+    ]
+
+
+def unet_of(model: ModelPatcher) -> UNetModel:
+    """The network of a model; ValueError where it is not the host's UNet."""
+    unet = model.get_model_object("diffusion_model")
+    unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"This node steers a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "
+            f"{type(model.model).__name__} ({type(unet).__name__}). Connect a UNet model or remove the node."
+        )
+    return unet
+
+
+def _transformers(unet: UNetModel) -> Iterator[tuple[Block, int, int, str, nn.Module]]:
+    for block, number, path, module in _blocks(unet):
+        for place, layer in enumerate(module):
+            if isinstance(layer, SpatialTransformer):
+                for index, transformer in enumerate(layer.transformer_blocks):
+                    yield block, number, index, f"{path}.{place}.transformer_blocks.{index}", transformer
+
+
+def _blocks(unet: UNetModel) -> Iterator[tuple[Block, int, str, nn.Module]]:
+    for number, module in enumerate(unet.input_blocks):
+        yield "input", number, f"input_blocks.{number}", module
+    if unet.middle_block is not None:
+        yield "middle", 0, "middle_block", unet.middle_block
+    for number, module in enumerate(unet.output_blocks):
+        yield "output", number, f"output_blocks.{number}", module
+
+
+def family_of(unet: UNetModel, model: ModelPatcher) -> str:
+    """SD1.x, SD2.x, SDXL or SVD, by the blocks of the network and by the host's class; a description for others."""
+    if any(isinstance(layer, VideoResBlock) for block in unet.input_blocks for layer in block):
+        return "SVD"
+    if isinstance(model.model.model_config, comfy.supported_models.SD20):
+        return "SD2.x"
+    if unet.num_classes is None:
+        return "SD1.x"
+    return "SDXL" if isinstance(model.model, comfy.model_base.SDXL) else "of another family"
+
+
+def block_names(unet: UNetModel) -> dict[str, Transformer]:
+    """All transformer blocks in execution order, e.g. by down_blocks.1.attentions.0.transformer_blocks.0.
+
+    Read from the blocks themselves: the host's own table takes it that all levels have as many blocks as the first.
+    """
+    places = {
+        "input": _places(unet.input_blocks, Downsample, "down_blocks"),
+        "middle": ["mid_block.attentions.0"],
+        "output": _places(unet.output_blocks, Upsample, "up_blocks"),
+    }
+    return {
+        f"{places[block.block][block.number]}.transformer_blocks.{block.index}": block
+        for block in find_transformers(unet)
+    }
+
+
+def _places(blocks: nn.ModuleList, turn: type[nn.Module], name: str) -> list[str]:
+    """The name of the attention that each block would have; a level ends with the layer that changes the size."""
+    places, level, place = [], 0, 0
+    for block in blocks:
+        places.append(f"{name}.{level}.attentions.{place}")
+        has_attention = any(hasattr(layer, "transformer_blocks") for layer in block)
+        place += has_attention
+        if any(isinstance(layer, turn) for layer in block):
+            level, place = level + 1, 0
+    return places

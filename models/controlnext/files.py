@@ -1,0 +1,200 @@
+"""ControlNeXt files, known by their content, and the variants in which the official code uses them.
+
+A control file tells its layout. SDXL, SD1.5-Training and SVD v2 share one, so the variant is settled by the model that
+the file is applied to. Training checkpoints hold the control network and the trained part of the UNet, by prefix.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from ..foreign_files import SHOWN, few, kind_among, without_wrapping
+from .cross_normalization import Order
+from .network import MIDDLE_GROUPS, STEM_GROUPS, Layout, Stage
+
+Weights = Mapping[str, Tensor]
+Family = Literal["SD1.x", "SDXL", "SVD"]
+Place = Literal["first", "first half", "deepest", "middle"]
+CONTROL, UNET = ("controlnext.", "controlnet."), ("unet.",)  # in training checkpoints
+WRAPPED = ("module.", "_orig_mod.")  # by training frameworks
+SCALE = "scale"  # the learnt gain of two releases
+
+# Tensors by which a user who chose another kind of file is told what it is.
+OTHERS = {
+    "an ordinary ControlNet: use Load ControlNet Model": (
+        r"control_model\..*|(zero_convs|input_hint_block|controlnet_cond_embedding|controlnet_down_blocks)\..*"
+        r"|lora_controlnet"
+    ),
+    "a T2I-Adapter: use Load ControlNet Model": r"(adapter\.)?body\..*",
+    "a ControlNet-LLLite: use the node that was made for it": r"lllite_.*",
+    "an IP-Adapter: use Load IP-Adapter": r"(image_proj|ip_adapter)\..*",
+    "weights of a UNet: if they are a ControlNeXt's, choose it as unet_name": (
+        r"(model\.)?(diffusion_model\.)?((down|up|input|output)_blocks?|mid(dle)?_block|conv_in|conv_out|time_embed)\..*"
+    ),
+}
+
+
+class Variant(NamedTuple):
+    """How the official code of one release uses its file.
+
+    The gain of the added term is `factor`, times the learnt scale, which goes through a sigmoid in SVD v1. `uncond` is
+    the gain of the negative where the official pipeline has another one.
+    """
+
+    family: Family
+    place: Place
+    order: Order
+    factor: float = 1.0
+    sigmoid: bool = False
+    uncond: float | None = None
+    stem_padding: int = 1
+    first_frame_in_windows: bool = False
+
+    def gain(self, scale: float) -> float:
+        return self.factor * ((1 + math.tanh(scale / 2)) / 2 if self.sigmoid else scale)
+
+
+SVD_V1_FACTOR = 1.3
+VARIANTS: Mapping[str, Variant] = {
+    "sd15": Variant("SD1.x", "middle", Order(pool_first=True, eps=1e-12)),
+    "sd15-training": Variant("SD1.x", "first half", Order(pool_first=True, eps=1e-12)),
+    "sdxl": Variant("SDXL", "first", Order(pool_first=False, eps=1e-12)),
+    # the scale of the negative is zeroed before the sigmoid
+    "svd-v1": Variant(
+        "SVD", "deepest", Order(pool_first=False, eps=1e-5),
+        factor=SVD_V1_FACTOR, sigmoid=True, uncond=SVD_V1_FACTOR / 2, stem_padding=0,
+    ),
+    "svd-v2": Variant(
+        "SVD", "first half", Order(pool_first=False, eps=1e-5),
+        factor=0.2, uncond=0.0, stem_padding=0, first_frame_in_windows=True,
+    ),
+}  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """A control file taken apart; `variants` are those that have its layout."""
+
+    layout: Layout
+    weights: dict[str, Tensor]
+    scale: float
+    variants: tuple[str, ...]
+
+
+def control_part(weights: Weights, name: str) -> Parts:
+    """The control network of a file called `name`; ValueError that names what the file is or lacks."""
+    found = without_wrapping(weights, WRAPPED)
+    part = _after(found, CONTROL) or found
+    if not _is_control(part):
+        raise ValueError(_refusal(part, name))
+    content = dict(part)
+    scale = _number(content.pop(SCALE, None), name)
+    layout, variants = _layout(content, name)
+    return Parts(layout, content, scale, variants)
+
+
+def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
+    """The tensors for the UNet in a file called `name`, prefixes of training and of checkpoints removed. ValueError."""
+    found = without_wrapping(weights, WRAPPED)
+    found = {key: value for key, value in found.items() if not key.startswith(CONTROL)}
+    part = {**found, **_after(found, UNET)}
+    part = {key: value for key, value in part.items() if not key.startswith(UNET)}
+    if not part or _is_control(part):
+        raise ValueError(
+            f"{name} holds the control network of a ControlNeXt and no weights of the UNet. Choose it as control_name "
+            f"alone, and none as unet_name."
+        )
+    return _after(part, ("model.diffusion_model.", "diffusion_model.")) or part
+
+
+def holds_both(weights: Weights) -> bool:
+    """Whether a file is a training checkpoint with a control network and weights of the UNet."""
+    found = without_wrapping(weights, WRAPPED)
+    return bool(_after(found, CONTROL) and _after(found, UNET))
+
+
+def _is_control(weights: Weights) -> bool:
+    return "time_embedding.linear_1.weight" in weights and any(key.startswith("down_res.") for key in weights)
+
+
+def _number(scale: Tensor | None, name: str) -> float:
+    """The learnt gain; 1 where the release has none."""
+    if scale is None:
+        return 1.0
+    if scale.numel() != 1 or not math.isfinite(scale.item()):
+        raise ValueError(
+            f"{name}: scale should be one finite number, but is {scale.flatten()[:SHOWN].tolist()}. Download the file "
+            f"again."
+        )
+    return scale.item()
+
+
+def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
+    """By the official numbers of stages; every width follows from a shape."""
+    count = 1 + max(int(match[1]) for key in weights if (match := re.match(r"down_res\.(\d+)\.", key)))
+    has_stem = any(key.startswith("embedding.") for key in weights)
+    groups = {(False, 3): (1, 8, 8), (True, 2): (4, 8), (True, 3): (4, 8, 8)}.get((has_stem, count))
+    if groups is None:
+        raise ValueError(
+            f"{name} should have 3 stages, or a stem and 2 or 3 stages, as all released ControlNeXt have, but has "
+            f"{count}{' and a stem' if has_stem else ''}. Choose a file of a release."
+        )
+    stages = []
+    for i, of_stage in enumerate(groups):
+        outputs, inputs = _shape(weights, f"down_res.{i}.conv1.weight", name)[:2]
+        stages.append(Stage(inputs, outputs, of_stage))
+    layout = Layout(
+        stem=tuple(_shape(weights, f"embedding.{i}.weight", name)[0] for i in (0, 3, 6)) if has_stem else (),
+        stages=tuple(stages),
+        time=tuple(reversed(_shape(weights, "time_embedding.linear_1.weight", name))),
+        outputs=_shape(weights, "mid_convs.1.weight", name)[0],
+        residual_middle=has_stem,
+        pooled_stem=has_stem and count == 3,
+    )
+    _check_groups(layout, name)
+    if not has_stem:
+        return layout, ("sd15",)
+    return layout, ("svd-v1",) if count == 3 else ("sd15-training", "sdxl", "svd-v2")
+
+
+def _check_groups(layout: Layout, name: str) -> None:
+    """ValueError for widths that the groups of the normalisations do not divide."""
+    normed = [(width, STEM_GROUPS) for width in layout.stem]
+    normed += [(width, stage.groups) for stage in layout.stages for width in stage[:2]]
+    normed += [(layout.stages[-1].outputs, MIDDLE_GROUPS)] if layout.residual_middle else []
+    odd = [f"{width} by {groups}" for width, groups in normed if width % groups]
+    if odd:
+        raise ValueError(
+            f"{name} has widths that its groups of channels do not divide ({', '.join(odd[:SHOWN])}). Choose a file "
+            f"that ControlNeXt's code made."
+        )
+
+
+def _shape(weights: Weights, key: str, name: str) -> tuple[int, ...]:
+    if key not in weights:
+        raise ValueError(f"{name} is a ControlNeXt but lacks {key}. Download the file again.")
+    shape, wanted = tuple(weights[key].shape), 2 if "linear" in key else 4
+    if len(shape) != wanted or 0 in shape:
+        raise ValueError(f"{name}: {key} should have {wanted} dimensions but is {shape}. Download the file again.")
+    return shape
+
+
+def _refusal(weights: Weights, name: str) -> str:
+    if (what := kind_among(weights, OTHERS)) is not None:
+        return f"{name} is not a ControlNeXt but {what}."
+    return (
+        f"{name} is not a ControlNeXt: it should hold time_embedding.* and down_res.*, but holds "
+        f"{few(weights)}. Choose a file of a ControlNeXt release."
+    )
+
+
+def _after(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """What stands behind the first of the prefixes that there is."""
+    for prefix in prefixes:
+        if found := {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}:
+            return without_wrapping(found, WRAPPED)
+    return {}

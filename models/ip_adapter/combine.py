@@ -1,0 +1,73 @@
+"""Several pictures as one: ways to combine what an image encoder says of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..numbers import finite
+from ..sphere import slerp
+
+Combine = Literal["concat", "average", "norm average", "add", "subtract", "slerp"]
+COMBINES: tuple[Combine, ...] = ("concat", "average", "norm average", "add", "subtract", "slerp")
+
+
+def parse_weights(text: str, count: int) -> Tensor:
+    """(count,) weights of a comma list, 1 for what is not named; ValueError."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        found = [finite(part) for part in parts]
+    except ValueError:
+        raise ValueError(f"image_weights: {text!r} is not a list of numbers. Write one per image: 1, 0.5, 2.") from None
+    if len(found) > count:
+        raise ValueError(f"image_weights has {len(found)} numbers for {count} images. Give one per image or fewer.")
+    return torch.tensor(found + [1.0] * (count - len(found)))
+
+
+def combine(embeds: Tensor, weights: Tensor, how: Combine) -> Tensor:
+    """(1, ..., c) from (images, ..., c) and weights (images,); "concat" is not for here."""
+    weighted = embeds * _per_image(weights, embeds)
+    match how:
+        case "add":
+            return weighted.sum(0, keepdim=True)
+        case "subtract":
+            return weighted[:1] - weighted[1:].mean(0, keepdim=True) if len(embeds) > 1 else weighted
+        case "slerp":
+            return _slerp_all(embeds, _share(weights, how))
+    share = _per_image(_share(weights, how), embeds)
+    if how == "average":
+        return (embeds * share).sum(0, keepdim=True)
+    lengths = embeds.norm(dim=-1, keepdim=True)
+    mean = (embeds / lengths.clamp_min(1e-12) * share).sum(0, keepdim=True)
+    return mean * (lengths * share).sum(0, keepdim=True)
+
+
+def _share(weights: Tensor, how: str) -> Tensor:
+    if (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(
+            f"image_weights: {how} shares one picture out, so weights must be 0 or more and not all 0, but they are "
+            f"{', '.join(f'{weight:g}' for weight in weights.tolist())}. Use add or subtract for negative ones."
+        )
+    return weights / weights.sum()
+
+
+def _per_image(weights: Tensor, embeds: Tensor) -> Tensor:
+    return weights.to(embeds).view(-1, *[1] * (embeds.ndim - 1))
+
+
+def _slerp_all(embeds: Tensor, share: Tensor) -> Tensor:
+    """From picture to picture along great circles; of two, weights a and b stop at b / (a + b) of the way."""
+    found, gone = embeds[:1], share[:1].sum()
+    for i in range(1, len(embeds)):
+        gone = gone + share[i]
+        if share[i] > 0:
+            found = slerp(found, embeds[i : i + 1], float(share[i] / gone))
+    return found
+
+
+def as_copies(weights: Tensor) -> Tensor | None:
+    """(images,): what to add to the attention's logits so that an image of weight w counts as w copies of it."""
+    _share(weights, "concat")
+    return None if (weights == weights[0]).all() else weights.log()

@@ -1,0 +1,192 @@
+"""IP-Adapter files, known by their content: which kind it is, what it wants, and the tensors of its parts.
+
+A file has two groups: the projection of the picture, and k and v for each text attention. Released files and training
+dumps spell the groups differently; FaceID files also carry a LoRA in the second group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from .network import FacePlusProjection, FaceProjection, FullProjection, LinearProjection, Resampler
+
+Weights = Mapping[str, Tensor]
+PROJECTION = ("image_proj_model.", "image_proj.")
+LAYERS = ("ip_adapter.", "adapter_modules.")
+TRAINED_WITH = ("unet.",)  # in training dumps: the frozen model itself
+LAYER = re.compile(r"(\d+)\.to_[kv]_ip\.weight")
+LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+KOLORS_TEXT = 4096  # width of Kolors' text before its model makes it 2048
+FACE_WIDTH = 512  # of ArcFace, by which a resampler of faces is told from one of pictures
+
+# How a user finds the encoder that a file wants: (what is read of it, its width) -> its name.
+ENCODERS = {
+    ("image_embeds", 1024): "CLIP-ViT-H-14-laion2B-s32B-b79K",
+    ("image_embeds", 1280): "CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    ("image_embeds", 768): "clip-vit-large-patch14",
+    ("image_embeds", 96): "the CLIP_VISION of the Demo Model node",
+    ("penultimate_hidden_states", 1280): "CLIP-ViT-H-14-laion2B-s32B-b79K",
+    ("penultimate_hidden_states", 1664): "CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    ("penultimate_hidden_states", 1024): "clip-vit-large-patch14-336",
+}
+
+
+class Kind(NamedTuple):
+    """What a file is and what its projection takes; `tokens` is 0 where there is one per hidden state.
+
+    `context` is the width of a token: that of the text, but for the faces of Kolors, whose model narrows both.
+    """
+
+    name: Literal["linear", "plus", "full", "face", "face plus", "face resampler"]
+    tokens: int
+    context: int
+    reads: Literal["image_embeds", "penultimate_hidden_states"] | None  # of the image encoder
+    width: int = 0  # of what it reads
+    face: int = 0  # width of a face's identity
+    shortcut: bool = False  # the picture's answer is added to the identity (FaceID plus v2)
+
+    @property
+    def encoder(self) -> str:
+        return ENCODERS.get((self.reads, self.width), f"an encoder whose {self.reads} are {self.width} wide")
+
+
+class Parts(NamedTuple):
+    """A file taken apart; `sizes` are (hidden, context) of each text attention."""
+
+    kind: Kind
+    make_projection: Callable[..., nn.Module]
+    projection: dict[str, Tensor]
+    layers: dict[str, Tensor]
+    sizes: list[tuple[int, int]]
+    lora: dict[str, Tensor]  # by number of the attention, e.g. 0.to_q_lora.down.weight
+
+
+def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts:
+    """The parts of a file called `name`; ValueError for anything that is not an IP-Adapter."""
+    projection, adapter = _group(weights, PROJECTION), _group(weights, LAYERS)
+    left_over = [key for key in weights if not key.startswith((*PROJECTION, *LAYERS, *TRAINED_WITH))]
+    layers = {key: value for key, value in adapter.items() if LAYER.fullmatch(key)}
+    if not projection or not layers or left_over:
+        found = left_over or list(weights)
+        raise ValueError(
+            f"{name} is not an IP-Adapter: it should hold image_proj.* and ip_adapter.<n>.to_k_ip.weight, but holds "
+            f"{', '.join(found[:4])}{', ...' if len(found) > 4 else ''}. Choose a file from an IP-Adapter release."
+        )
+    lora = {key: value for key, value in adapter.items() if LORA.fullmatch(key)}
+    unknown = [key for key in adapter if key not in layers and key not in lora]
+    if unknown:
+        raise ValueError(
+            f"{name} has tensors that no known IP-Adapter has: {', '.join(unknown[:4])}. Download it again."
+        )
+    sizes = _sizes(layers, name)
+    kind, make = _kind(projection, name)
+    if kind.context not in (sizes[0][1], KOLORS_TEXT):
+        raise ValueError(
+            f"{name}: its projection makes tokens {kind.context} wide, but its layers read {sizes[0][1]} numbers. The "
+            f"two parts are of different files; download it again."
+        )
+    if kind.name == "face plus":
+        kind = kind._replace(shortcut=_has_shortcut(kind, name, face_version))
+    return Parts(kind, make, projection, layers, sizes, lora)
+
+
+def _group(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items()
+        for prefix in prefixes
+        if key.startswith(prefix)
+    }
+
+
+def _sizes(layers: Weights, name: str) -> list[tuple[int, int]]:
+    numbers = sorted({int(LAYER.fullmatch(key)[1]) for key in layers})
+    expected = list(range(1, 2 * len(numbers), 2))
+    missing = [
+        f"ip_adapter.{n}.to_{part}_ip.weight"
+        for n in sorted({*expected, *numbers})
+        for part in "kv"
+        if f"{n}.to_{part}_ip.weight" not in layers
+    ]
+    if missing or numbers != expected:
+        wrong = missing or [f"ip_adapter.{n}" for n in numbers if n not in expected]
+        raise ValueError(
+            f"{name} is incomplete: k and v should have the odd numbers 1 to {expected[-1]} without a gap; see "
+            f"{', '.join(wrong[:4])}. Download the file again."
+        )
+    context = (*layers["1.to_k_ip.weight"].shape, 0)[1]
+    for key, value in layers.items():
+        if value.ndim != 2 or 0 in value.shape or value.shape[1] != context:
+            raise ValueError(
+                f"{name}: ip_adapter.{key} should be a matrix over {context} numbers but is {tuple(value.shape)}. "
+                f"Download the file again."
+            )
+    return [tuple(layers[f"{n}.to_k_ip.weight"].shape) for n in numbers]
+
+
+def _kind(projection: Weights, name: str) -> tuple[Kind, Callable[..., nn.Module]]:
+    """By the shapes of the projection alone; what must be a matrix and is not shows as a missing part."""
+    shape = {key: tuple(value.shape) for key, value in projection.items()}
+
+    def matrix(key: str) -> tuple[int, int] | None:
+        return shape[key] if len(shape.get(key, ())) == 2 else None
+
+    norm = (
+        next((shape[key][0] for key in ("norm.weight", "proj.3.weight", "norm_out.weight") if shape.get(key)), 1) or 1
+    )
+    make: Callable[..., nn.Module]
+    if linear := matrix("proj.weight"):
+        kind = Kind("linear", linear[0] // norm, norm, "image_embeds", linear[1])
+        make = partial(LinearProjection, linear[1], kind.tokens, norm)
+    elif (first := matrix("proj.0.weight")) and "proj.3.weight" in shape:
+        kind = Kind("full", 0, norm, "penultimate_hidden_states", first[1])
+        make = partial(FullProjection, first[1], first[0], norm)
+    elif (first := matrix("proj.0.weight")) and (last := matrix("proj.2.weight")):
+        kind, make = _face(shape, (first[1], first[0], last[0] // norm, norm))
+    elif (
+        (enter := matrix("proj_in.weight"))
+        and len(shape.get("latents", ())) == 3
+        and (inner := matrix("layers.0.0.to_q.weight"))
+    ):
+        tokens = shape["latents"][1]
+        if enter[1] == FACE_WIDTH:
+            kind = Kind("face resampler", tokens, norm, None, face=enter[1])
+        else:
+            kind = Kind("plus", tokens, norm, "penultimate_hidden_states", enter[1])
+        make = partial(Resampler, enter[1], tokens, enter[0], inner[0], norm, depth=_depth(shape, "layers."))
+    else:
+        raise ValueError(
+            f"{name} is an IP-Adapter of a kind that is not known here: its projection holds "
+            f"{', '.join(list(shape)[:6])}. Known are linear, plus, full-face, FaceID, FaceID plus and portrait files."
+        )
+    return kind, make
+
+
+def _face(
+    shape: Mapping[str, tuple[int, ...]], sizes: tuple[int, int, int, int]
+) -> tuple[Kind, Callable[..., nn.Module]]:
+    """FaceID and, where there is a perceiver, FaceID plus; `sizes` are those of FaceProjection."""
+    face, _, tokens, context = sizes
+    prefix = "perceiver_resampler."
+    enter, inner = shape.get(f"{prefix}proj_in.weight"), shape.get(f"{prefix}layers.0.0.to_q.weight")
+    if not enter or not inner:
+        return Kind("face", tokens, context, None, face=face), partial(FaceProjection, *sizes)
+    width, depth = enter[-1], _depth(shape, f"{prefix}layers.")
+    kind = Kind("face plus", tokens, context, "penultimate_hidden_states", width, face=face)
+    return kind, partial(FacePlusProjection, *sizes, clip_width=width, perceiver_inner=inner[0], depth=depth)
+
+
+def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+
+
+def _has_shortcut(kind: Kind, name: str, face_version: str) -> bool:
+    """Nothing in the tensors of a FaceID plus file tells v1 from v2; SDXL and Kolors only ever had v2."""
+    if face_version == "auto":
+        return "plusv2" in re.sub(r"[-_ ]", "", name.lower()) or kind.context >= 2048
+    return face_version == "v2"

@@ -1,0 +1,152 @@
+"""Guidance by a picture (the cheap form of Universal Guidance, 2302.07121): a loss on what the model predicts.
+
+The gradient is that of the loss alone, at the guided prediction, and not carried back through the network. With an
+image the loss is on the colours that the host's own previews show of a latent, a linear map; with a latent on itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn import functional
+
+from ...engine.guidance import in_span, install_guidance
+from ...engine.rows.images import clamped
+from ...engine.run import run_of
+from ...engine.scope import Args, add_post_cfg
+from ...engine.span import Span
+from ...models.guidance.image_loss import LOSSES, Loss, loss_gradient
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
+from ..inputs.sockets import checked_image, checked_latent
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A picture to be like: values (n, c, h, w) of any size, and how they are had of a latent.
+
+    `colours` (latent channels, c) and `offset` (c,) make them of a latent's cell; None for the latent itself.
+    """
+
+    values: Tensor
+    colours: Tensor | None = None
+    offset: Tensor | None = None
+
+    def shown(self, latent: Tensor) -> Tensor:
+        """What the loss sees of a latent (b, c, h, w)."""
+        if self.colours is None:
+            return latent
+        colours, offset = self.colours.to(latent), self.offset.to(latent)
+        return torch.einsum("bchw,cr->brhw", latent, colours) + offset[:, None, None]
+
+    def carried_back(self, gradient: Tensor) -> Tensor:
+        """A gradient of what is shown as one of the latent, so that a step of length 1 does not overshoot."""
+        if self.colours is None:
+            return gradient
+        colours = self.colours.to(gradient)
+        longest = torch.linalg.matrix_norm(self.colours.float(), 2) ** 2
+        return torch.einsum("brhw,cr->bchw", gradient, colours) / longest.to(gradient)
+
+    def fitted(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """(b, c, h, w): one for each picture that is sampled, at its size; beyond the last it is the last."""
+        h, w = shape[-2:]
+        smaller = h < self.values.shape[-2] or w < self.values.shape[-1]
+        sized = functional.interpolate(self.values.float(), (h, w), mode="area" if smaller else "bilinear")
+        return sized[clamped(range(shape[0]), len(sized))].to(like)
+
+
+def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: float, span: Span) -> ModelPatcher:
+    """A clone of `model` whose result so far is moved down the gradient of a loss against the target."""
+
+    def move(args: Args) -> Tensor:
+        denoised = args["denoised"]
+        if args["cond"] is None or not in_span(span, args):
+            return denoised
+        if denoised.ndim != 4:
+            raise RuntimeError(
+                f"Image Guidance takes latents of pictures, of four dimensions, but found {denoised.ndim}. Remove it "
+                f"from this model."
+            )
+        shown = target.shown(denoised)
+        key = (target, tuple(shown.shape), shown.dtype, shown.device)
+        wanted = run_of(args["model_options"]).once(key, lambda: target.fitted(shown.shape, shown))
+        return denoised - scale * target.carried_back(loss_gradient(shown, wanted, loss))
+
+    model = model.clone()
+    add_post_cfg(model, f"image: {loss}", move)
+    install_guidance(model)
+    return model
+
+
+class ImageGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_ImageGuidance",
+            display_name="Image Guidance",
+            category="reins/guidance",
+            description="Pulls the result towards the colours, the rough layout or the edges of a given picture. No "
+            "training and no evaluation: a gradient on the predicted picture (a cheap form of Universal Guidance).",
+            search_aliases=["universal guidance", "loss guidance", "colour transfer", "color match", "palette"],
+            inputs=[
+                model_input(),
+                io.Image.Input("image", optional=True, tooltip="The picture to be like, by the colours of a preview."),
+                io.Latent.Input("latent", optional=True, tooltip="The same as a latent, exactly; instead of image."),
+                make_input(
+                    io.Combo, "loss", options=list(LOSSES), default="colour histogram",
+                    tooltip="colour histogram: which colours there are and how many, wherever. low frequencies: the "
+                    "blurred picture, place by place. edges: how steep the picture is at each place.",
+                ),
+                make_input(
+                    io.Float, "scale", default=1.0, min=0.0, max=2.0, step=0.01,
+                    tooltip="How far each step is pulled; 1 is about all the way, and 2 too far. 0 turns the node off.",
+                ),
+                *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, loss: str, scale: float, start_percent: float, end_percent: float,
+        image: Tensor | None = None, latent: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if (image is None) == (latent is None):
+            raise ValueError(
+                f"Image Guidance needs an image or a latent to be like, but {'neither' if image is None else 'both'} "
+                f"are connected. Connect one of them."
+            )
+        target = _of_latent(model, latent) if image is None else _of_image(model, image)
+        if scale == 0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(add_image_guidance(model, target, loss, scale, Span(start_percent, end_percent)))
+
+
+def _of_latent(model: ModelPatcher, latent: Any) -> Target:
+    samples = checked_latent(latent, "latent")
+    wanted = model.model.latent_format.latent_channels
+    if samples.shape[1] != wanted:
+        raise ValueError(
+            f"latent should have {wanted} channels for this model, but has {samples.shape[1]}. Encode the picture with "
+            f"the VAE of this model."
+        )
+    return Target(model.model.process_latent_in(samples))
+
+
+def _of_image(model: ModelPatcher, image: Tensor) -> Target:
+    """The host's previews show a cell as the colour `latent @ factors + bias`, from -1 to 1."""
+    latent_format = model.model.latent_format
+    if latent_format.latent_rgb_factors is None:
+        raise ValueError(
+            f"The colours of {type(latent_format).__name__} latents are not known, so image cannot be compared with "
+            f"them. Connect VAE Encode to latent in its place."
+        )
+    factors = torch.tensor(latent_format.latent_rgb_factors)
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+    offset = torch.zeros(factors.shape[1]) if bias is None else torch.tensor(bias)
+    return Target(checked_image(image, "image")[..., :3].movedim(-1, 1) * 2 - 1, factors, offset)

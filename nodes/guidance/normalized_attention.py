@@ -1,0 +1,232 @@
+"""Normalized Attention Guidance (2505.21179): a negative prompt inside the text attention, also without CFG.
+
+The negative's keys and values are made in the call of the network by its own matrices, so that LoRA counts, and kept
+for the run. Layers below (sparse attention, another pack's) act on both texts; what adds to the attention (IP-Adapter)
+lies above and is not pushed away from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...engine.layers.attention import Attend, Call, module_in, only_on
+from ...engine.network import SAMPLING, add_attention_layer
+from ...engine.rows import masks as row_masks
+from ...engine.rows.conds import ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
+from ...engine.rows.groups import TOKENS
+from ...engine.rows.images import clamped, images_of
+from ...engine.run import run_in, sigma_in
+from ...engine.span import WHOLE_RUN, Span
+from ...engine.unet import Site, find_transformers, unet_of
+from ...models.guidance.normalized_attention import normalized_guidance
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
+from ..inputs.sockets import checked_mask, finite_tensor
+
+DEPTH = 1  # the text attention itself, above what changes how it attends
+
+Rows = tuple[tuple[int, ...], ...]  # of each chunk the images of its rows
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeText:
+    """One entry of a negative prompt: text (1 or n, tokens, c), and what it weighs beside the others, where and when.
+
+    `area` is (h, w, top, left), in cells or as shares of the picture.
+    """
+
+    text: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None  # (m, height, width)
+    area: tuple[float, float, float, float] | None = None
+    is_share: bool = False
+    span: Span = WHOLE_RUN
+
+    @property
+    def is_everywhere(self) -> bool:
+        return self.mask is None and self.area is None
+
+    def weights(
+        self, grid: tuple[int, int], infos: Sequence[ChunkInfo | None], size: tuple[int, int], images: Rows
+    ) -> Tensor:
+        """(chunks, 1 or b, tokens, 1)."""
+        shown = torch.ones(1, *size) if self.mask is None else self.mask.float()
+        if self.area is not None:
+            shown = shown * self._inside(shown.shape[-2:], size)
+        return row_masks.on_grid(shown * self.strength, grid, infos, images)
+
+    def _inside(self, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """1 in the area and 0 elsewhere, of a mask's `shape`; the latent has `size` cells."""
+        h, w, top, left = self.area
+        units = (shape[0], shape[1]) if self.is_share else (shape[0] / size[0], shape[1] / size[1])
+        inside = torch.zeros(*shape)
+        rows = slice(round(top * units[0]), round((top + h) * units[0]))
+        columns = slice(round(left * units[1]), round((left + w) * units[1]))
+        inside[rows, columns] = 1
+        return inside
+
+
+@dataclass(frozen=True, eq=False)
+class NormalizedAttention:
+    """The layer, on the positive's chunks of the attentions at `paths`."""
+
+    texts: Sequence[NegativeText]
+    paths: Mapping[Site, str]
+    scale: float
+    tau: float
+    alpha: float
+
+    def __call__(self, call: Call, below: Attend) -> Tensor:
+        texts = self._active(call)
+        if not texts:
+            return below(call)
+        return only_on(positives, lambda call, below: self._guided(call, below, texts))(call, below)
+
+    def _active(self, call: Call) -> list[NegativeText]:
+        if all(text.span == WHOLE_RUN for text in self.texts):
+            return list(self.texts)
+        run, sigma = run_in(call.options), sigma_in(call.options)
+        to_sigma = call.options[SAMPLING].percent_to_sigma
+        return [text for text in self.texts if text.span.contains(sigma, run, to_sigma)]
+
+    def _guided(self, call: Call, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
+        positive = below(call)
+        negative = self._negative(call, below, texts, positive)
+        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
+
+    def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
+        """What all texts give, weighed; where none is, what the positive gives, which guides nothing."""
+        count, rows = len(call.chunks), len(call.q) // len(call.chunks)
+        images = tuple(tuple(images_of(call.options, i, rows)) for i in range(count))
+        found = []
+        for text in texts:
+            k, v = self._keys(call, text, images)
+            options = {**call.options, TOKENS: [text.text.shape[1]] * count}
+            found.append(below(Call(call.q, k, v, options)))
+        if len(found) == 1 and texts[0].is_everywhere:
+            return found[0]
+        weights = [self._weights(call, text, images) for text in texts]
+        total = sum(weights)
+        mean = sum(w * out for w, out in zip(weights, found, strict=True)) / total.clamp_min(1e-6)
+        return torch.where(total > 1e-6, mean, positive)
+
+    def _keys(self, call: Call, text: NegativeText, images: Rows) -> tuple[Tensor, Tensor]:
+        """k and v (rows, tokens, c) of a text."""
+        run = run_in(call.options)
+        site = Site("attn2", *call.options["block"], call.options["block_index"])
+
+        def project() -> tuple[Tensor, Tensor]:
+            attention, context = module_in(call.options, self.paths[site]), text.text.to(call.k)
+            return attention.to_k(context), attention.to_v(context)
+
+        key = (self, text, site, call.k.dtype, call.k.device)
+        k, v = project() if run.is_hooked else run.once(key, project)
+        rows = [row for of_chunk in images for row in clamped(of_chunk, len(k))]
+        return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
+
+    def _weights(self, call: Call, text: NegativeText, images: Rows) -> Tensor:
+        """(rows, tokens, 1)."""
+        if text.is_everywhere:
+            return call.q.new_full((1, 1, 1), text.strength)
+        infos = tuple(info_of(call.options, chunk) for chunk in call.chunks)
+        check_whole(call.options, infos, "mask", "the negative of Normalized Attention Guidance")
+        shown = tuple(call.options["original_shape"][-2:])
+        size = next((info.size for info in infos if info is not None), shown)
+        grid, per_chunk = call.grid(call.q), len(call.q) // len(call.chunks)
+
+        def make() -> Tensor:
+            found = text.weights(grid, infos, size, images)
+            return found.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
+
+        return run_in(call.options).once((self, text, "weights", grid, infos, size, images, call.q.dtype), make)
+
+
+def positives(call: Call) -> list[int]:
+    """The chunks that are not for a negative prompt, by number."""
+    labels = call.options.get("cond_or_uncond") or [0] * len(call.chunks)
+    return [i for i, label in enumerate(labels) if not is_negative(call.options, label)]
+
+
+def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
+    """A clone of `model` that is guided away from these texts in its text attention."""
+    model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    install_chunk_infos(model)
+    return model
+
+
+class NormalizedAttentionGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_NormalizedAttentionGuidance",
+            display_name="Normalized Attention Guidance (NAG)",
+            category="reins/guidance",
+            description="A negative prompt that works without CFG, as few-step models need it: pushes away from it "
+            "inside the text attention (NAG). No further evaluation.",
+            search_aliases=["NAG", "negative prompt", "normalized attention", "turbo", "lightning"],
+            inputs=[
+                model_input(),
+                io.Conditioning.Input("negative", tooltip="What should not be seen; all its entries count."),
+                make_input(
+                    io.Float, "scale", default=2.0, min=0.0, max=100.0, step=0.01,
+                    tooltip="How far the attention is pushed away from the negative. 0 turns the node off.",
+                ),
+                make_input(
+                    io.Float, "tau", default=2.5, min=1.0, max=100.0, step=0.01,
+                    tooltip="The attention gets at most so many times longer than without the push.",
+                ),
+                make_input(
+                    io.Float, "alpha", default=0.5, min=0.0, max=1.0, step=0.01,
+                    tooltip="How much of the pushed attention is mixed in. 0 turns the node off.",
+                ),
+                *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, negative: list, scale: float, tau: float, alpha: float, start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        blocks = find_transformers(unet_of(model))
+        if not blocks:
+            raise ValueError("Normalized Attention Guidance needs text attention, but this model has none. Remove it.")
+        texts = [_entry(*entry, blocks[0].context) for entry in _checked(negative)]
+        if scale == 0 or alpha == 0:
+            return io.NodeOutput(model)
+        paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
+        guidance = NormalizedAttention(texts, paths, scale, tau, alpha)
+        return io.NodeOutput(add_normalized_attention(model, guidance, Span(start_percent, end_percent)))
+
+
+def _checked(negative: Any) -> list:
+    if not isinstance(negative, list) or not negative:
+        raise ValueError("negative should be a prompt, but holds none. Connect a CLIP Text Encode.")
+    return negative
+
+
+def _entry(text: Any, said: dict[str, Any], width: int) -> NegativeText:
+    if not isinstance(text, Tensor) or text.ndim != 3 or text.shape[-1] != width or 0 in text.shape:
+        found = tuple(text.shape) if isinstance(text, Tensor) else type(text).__name__
+        raise ValueError(
+            f"negative should be a text of {width} numbers per token, as the model reads it, but is {found}. Encode it "
+            f"with the CLIP of this model."
+        )
+    area = said.get("area")
+    is_share = area is not None and area[0] == "percentage"
+    mask = checked_mask(said.get("mask"), "The mask of negative")
+    return NegativeText(
+        text=finite_tensor(text, "negative", "finite numbers"),
+        strength=said.get("strength", 1.0) * (said.get("mask_strength", 1.0) if mask is not None else 1.0),
+        mask=mask,
+        area=None if area is None else tuple(area[1:] if is_share else area),
+        is_share=is_share,
+        span=Span(said.get("start_percent", 0.0), said.get("end_percent", 1.0)),
+    )

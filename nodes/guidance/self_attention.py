@@ -1,0 +1,229 @@
+"""Self-Attention Guidance (2210.00939)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from einops import rearrange
+from torch import Tensor
+
+from ...engine.guidance import Args, current_step, in_span, install_guidance
+from ...engine.layers.attention import Attend, Call
+from ...engine.network import add_attention_layer, options_of_call
+from ...engine.rows.groups import GROUPS, Group
+from ...engine.rows.images import images_of_window
+from ...engine.run import STEP, AttentionMap, Step
+from ...engine.scope import add_post_cfg
+from ...engine.span import Span
+from ...engine.unet import Site, find_sites
+from ...models.guidance.self_attention import attention_received, degrade, enlarge, kernel_length
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Scale of the guidance, and how the attended places are blurred (`blur_sigma` in cells of the latent)."""
+
+    scale: float
+    blur_sigma: float
+    threshold: float
+    kernel_size: int
+    span: Span
+
+
+def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Settings) -> ModelPatcher:
+    """A clone of `model` that is steered away from its prediction for a picture blurred where `site` looks."""
+
+    def add_to_result(args: Args) -> Tensor:
+        if args["cond"] is None or not in_span(settings.span, args):
+            return args["denoised"]
+        degraded = _degraded(args, settings)
+        if degraded is None:
+            return args["denoised"]
+        return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
+
+    model = add_attention_layer(model, [site], watch, settings.span, rows="sampled")
+    install_guidance(model)
+    add_post_cfg(model, "SAG", add_to_result)
+    return model
+
+
+def watch(call: Call, below: Attend) -> Tensor:
+    """Note how much each place is attended, for the chunks of a step that are not extra predictions."""
+    step: Step | None = call.options.get(STEP)
+    if step is not None and _rows_are_whole_pictures(call, step):
+        plain = [i for i, chunk in enumerate(call.chunks) if chunk not in step.marks]
+        if plain:
+            _note_maps(call.only(plain), step)
+    return below(call)
+
+
+def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
+    """Whether each chunk has a row per picture; other packs may cut pictures into tiles, or split batches again."""
+    chunks = len(set(_host_chunks(call)))
+    window = call.options.get("context_window")
+    # 0.33 may put one picture more before a window, as an anchor
+    per_chunk = (len(step.x),) if window is None else (len(window.index_list), len(window.index_list) + 1)
+    return len(call.q) == len(call.k) and len(call.k) in [rows * chunks for rows in per_chunk]
+
+
+def _note_maps(call: Call, step: Step) -> None:
+    h, w = call.grid(call.k)
+    received = attention_received(call.q, call.k, call.options["n_heads"])
+    maps = call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
+    size, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
+    parts: dict[int, list[Tensor]] = {}
+    named: dict[int, tuple[Any, int]] = {}
+    for place, chunk, label, found in zip(
+        _host_chunks(call), call.chunks, call.options["cond_or_uncond"], maps, strict=True
+    ):  # fmt: skip
+        parts.setdefault(place, []).append(found)
+        named.setdefault(place, (chunk, label))  # of two branches the first has the name of the conditioning
+    step.maps += [AttentionMap(*named[place], torch.cat(found), size, window) for place, found in parts.items()]
+
+
+def _host_chunks(call: Call) -> Sequence[int]:
+    """The number of the host's chunk that each chunk of the call is of: with partners it may have two branches."""
+    groups: Sequence[Group] | None = call.options.get(GROUPS)
+    return range(len(call.chunks)) if groups is None else [group.chunk for group in groups]
+
+
+@dataclass(frozen=True)
+class _Degraded:
+    """The pass that CFG uses (the negative's, or the positive's without one), with its picture blurred."""
+
+    conds: list[Any]  # as calc_cond_batch takes them: the negative keeps its place, hence its label
+    denoised: Tensor
+    change: Tensor  # of the prediction, (b, c, h, w)
+
+    def predict(self, args: Args) -> Tensor:
+        """The model's prediction for the degraded picture with the same noise (equation 7)."""
+        sampling, x = args["model"].model_sampling, args["input"]
+        # Only the share of the picture in x changes: all of it for eps, v and EDM, 1 - sigma for flow.
+        x = x + sampling.noise_scaling(args["sigma"], torch.zeros_like(x), self.change)
+        return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
+
+
+def _degraded(args: Args, settings: Settings) -> _Degraded | None:
+    step = current_step(args)
+    # At cfg 1 another node may have asked for the negative all the same.
+    guided = step.guided and args["uncond"] is not None and not isclose(args["cond_scale"], 1.0)
+    choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
+    for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
+        received = _received(conds, step, args)
+        if received is not None:  # None: this step is in the time range of none of the conds
+            blurred = degrade(denoised, received, settings.blur_sigma, settings.threshold, settings.kernel_size)
+            return _Degraded(conds, blurred, blurred - denoised)
+    return None
+
+
+def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
+    """How much each cell of the latent is attended in a pass, (b, h, w); None where no cond of it is active."""
+    label, x, timestep = len(conds) - 1, args["input"], args["sigma"]
+    ours = {(cond["uuid"], label) for cond in conds[-1]}
+    maps = [found for found in step.maps if (found.chunk, found.label) in ours]
+    if not maps:
+        alone = step.for_another_call()
+        options = options_of_call(args["model_options"], alone)
+        comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, options)
+        maps = alone.maps
+    return combine(maps, conds[-1], x, timestep)
+
+
+class SelfAttentionGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_SelfAttentionGuidance",
+            display_name="Self-Attention Guidance (SAG)",
+            category="reins/guidance",
+            description="Brings out detail where the model looks: blurs the attended places, predicts again and steers "
+            "away from that (SAG). One more evaluation per step, in a second call.",
+            search_aliases=["SAG", "self attention guidance", "guidance", "detail"],
+            inputs=[
+                model_input(), scale_input(0.75, minimum=-2.0, maximum=5.0),
+                make_input(
+                    io.Float, "blur_sigma", default=1.0, min=0.0, max=10.0, step=0.1,
+                    tooltip="Width of the blur in cells of the latent (8 pixels each). 0: no blur, hence no guidance.",
+                ),
+                make_input(
+                    io.Float, "threshold", default=1.0, min=0.0, max=10.0, step=0.01,
+                    tooltip="How attended a place must be to be blurred: 1 is the average, higher blurs less of the "
+                    "picture, 0 all of it.",
+                ),
+                *percent_inputs(),
+                make_input(
+                    io.Int, "kernel_size", default=0, min=0, max=63, advanced=True,
+                    tooltip="Length of the blur kernel in cells; even numbers count as the next odd one. 0: long "
+                    "enough for the whole Gaussian. 9: what ComfyUI's own SAG node and diffusers use.",
+                ),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, scale: float, blur_sigma: float, threshold: float, start_percent: float,
+        end_percent: float, kernel_size: int = 0,
+    ) -> io.NodeOutput:  # fmt: skip
+        site = next((site for site in find_sites(model, "attn1") if site.block == "middle"), None)
+        if site is None:
+            raise ValueError(
+                "Self-Attention Guidance reads the self-attention of the UNet's middle block, but this model has none "
+                "there. Use Perturbed-Attention Guidance with another layer instead."
+            )
+        if scale == 0 or blur_sigma == 0 or kernel_length(blur_sigma, kernel_size) == 1:
+            return io.NodeOutput(model)
+        settings = Settings(scale, blur_sigma, threshold, kernel_size, Span(start_percent, end_percent))
+        return io.NodeOutput(add_self_attention_guidance(model, site, settings))
+
+
+TILED = (
+    "Self-Attention Guidance needs to see where the network looks in the whole picture, but another node cuts the "
+    "picture or its attention into tiles. Remove that node (tiled diffusion, HyperTile) from the model."
+)
+
+
+def combine(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
+    """How much each cell of the latent x (b, c, h, w) is attended in a pass, (b, h, w); None if no cond is active.
+
+    Areas, masks and strengths weigh the maps as the host weighs the predictions, so the order of conds is without
+    effect. Where nothing was predicted the map is 0. RuntimeError if the network never saw a cond's whole picture.
+    """
+    total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
+    rest: Tensor | None = None
+    active = False
+    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
+        chunk = comfy.samplers.get_area_and_mult(cond, x, timestep)
+        if chunk is None:
+            continue
+        active = True
+        if "default" in cond:
+            rest = torch.relu(1 - weights) if rest is None else rest
+        h, w, top, left = chunk.area or (*x.shape[-2:], 0, 0)
+        mult = chunk.mult[:, 0] if rest is None else rest[:, top : top + h, left : left + w]
+        received, seen = _over_windows([found for found in maps if found.chunk == cond["uuid"]], x, (h, w))
+        total[:, top : top + h, left : left + w] += received * (mult * seen)
+        weights[:, top : top + h, left : left + w] += mult * seen
+    if active and not maps:
+        raise RuntimeError(TILED)
+    return total / weights.clamp_min(1e-37) if active else None
+
+
+def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The mean over context windows of a chunk's maps, (b, h, w), and which images have one, (b, 1, 1)."""
+    received, counts = x.new_zeros((len(x), *size)), x.new_zeros((len(x), 1, 1))
+    for found in maps:
+        if found.size != size:
+            raise RuntimeError(TILED)
+        rows = list(range(len(x))) if found.window is None else images_of_window(found.window, len(found.received))
+        received[rows] += enlarge(found.received.to(x), size)
+        counts[rows] += 1
+    return received / counts.clamp_min(1), (counts > 0).to(x)

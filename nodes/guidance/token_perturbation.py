@@ -1,0 +1,85 @@
+"""Token Perturbation Guidance (2506.10036): a prediction whose tokens are shuffled in some transformer blocks.
+
+The paper shuffles the tokens that enter a block. What a block does to its tokens it does to each place alike, so that
+shuffling them after its self-attention, where the host offers them to patches, gives the same output; no forward of the
+network is replaced for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...engine.guidance import Term, add_term
+from ...engine.layers.tokens import PerturbedTokens
+from ...engine.run import STEP, Step, run_in
+from ...engine.span import Span
+from ...engine.unet import Depth, Site, find_sites
+from ..inputs.layers import parse_layers
+from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenTerm(PerturbedTokens, Term):
+    """A term whose prediction is made with `change` on the tokens of `sites`; layers before them may be shared."""
+
+    share: bool = True
+
+    @property
+    def first_change(self) -> Depth | None:
+        return min(site.depth for site in self.sites) if self.share else None
+
+
+def shuffle_tokens(tokens: Tensor, site: Site, options: Mapping[str, Any]) -> Tensor:
+    """The tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
+    run, step = run_in(options), options[STEP]
+    count, device = tokens.shape[1], tokens.device
+    order = run.once_at(step.sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, step, site, count))
+    return tokens[:, order.to(device)]
+
+
+def _order(seed: int, step: Step, site: Site, count: int) -> Tensor:
+    name = struct.pack("<Qd", seed % 2**64, step.sigma) + repr(tuple(site)).encode()
+    own_seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(own_seed))
+
+
+class TokenPerturbationGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_TokenPerturbationGuidance",
+            display_name="Token Perturbation Guidance (TPG)",
+            category="reins/guidance",
+            description="Steers away from a prediction whose parts are shuffled inside the network (TPG): structure, "
+            "with and without CFG. Its random numbers are its own; one more evaluation per step.",
+            search_aliases=["TPG", "token perturbation", "shuffle", "guidance", "structure"],
+            inputs=[
+                model_input(), scale_input(3.0), *percent_inputs(), layers_input("transformer blocks to shuffle"),
+                share_input(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
+        share_layers: bool = True,
+    ) -> io.NodeOutput:  # fmt: skip
+        term = TokenTerm(
+            name="TPG",
+            scale=scale,
+            span=Span(start_percent, end_percent),
+            sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
+            change=shuffle_tokens,
+            share=share_layers,
+        )
+        return io.NodeOutput(add_term(model, term) if scale else model)

@@ -1,0 +1,216 @@
+"""AutoGuidance (2406.02507): away from what a weaker model predicts for the same prompt and the same noisy latent.
+
+The weak model is the host's: loaded beside the model, called with its own options, so that its LoRA, adapters and
+quantisation count. Two patchers of one network cannot both be loaded; then the weak one gets a network of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...engine.entries import Entry, append, entries, install_wrapper, next_order
+from ...engine.guidance import current_step, in_span, install_guidance
+from ...engine.loading import load_with
+from ...engine.run import RUN, STEP, Run, Step, run_of
+from ...engine.scope import Args, add_post_cfg
+from ...engine.span import Span
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
+
+WRAPPER = "reins_weak_model"
+SHAPE = ("model_channels", "channel_mult", "num_res_blocks")  # of a UNet that takes the same residuals
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeakModel(Entry):
+    """Another model of the same latents, and whether it is another patcher of the very same network."""
+
+    model: ModelPatcher
+    is_shared: bool
+
+    def predict(self, args: Args) -> Tensor:
+        """(b, c, h, w): its prediction for the positive."""
+        run = run_of(args["model_options"])
+        options = run.once((self, "options"), lambda: self._prepared(args, run))
+        key = (self, "conds", tuple(cond["uuid"] for cond in args["cond"]))
+        conds = run.once(key, lambda: self._conds(args))
+        now = Step(x=args["input"], timestep=args["sigma"], sigma=current_step(args).sigma)
+        options = {**options, "transformer_options": {**options["transformer_options"], STEP: now}}
+        return comfy.samplers.calc_cond_batch(self.model.model, [conds], args["input"], args["sigma"], options)[0]
+
+    def _prepared(self, args: Args, run: Run) -> Args:
+        options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
+        comfy.sampler_helpers.prepare_model_patcher(self.model, {}, options)
+        own = copy(run)  # the same sampling run with caches of its own, for its weights are others
+        own.forget()
+        own.names = {cond["uuid"]: "positive" for cond in args["cond"]}
+        given = args["model_options"]["transformer_options"]
+        kept = {name: given[name] for name in ("sample_sigmas",) if name in given}
+        options["transformer_options"] = {**options["transformer_options"], **kept, RUN: own}
+        run.at_end(own.clear)
+        if not self.is_shared:
+            self.model.pre_run()
+            run.at_end(self.model.cleanup)
+        return options
+
+    def _conds(self, args: Args) -> list[dict]:
+        """The positive as this model takes it. What stands on it for the other one's weights is left out."""
+        model, x = self.model.model, args["input"]
+        dropped = ("hooks",) if same_shape(model, args["model"]) else ("hooks", "control")
+        conds = [{key: value for key, value in cond.items() if key not in dropped} for cond in args["cond"]]
+        if type(model) is type(args["model"]):
+            return conds
+        return comfy.samplers.encode_model_conds(model.extra_conds, conds, x, x.device, "positive")
+
+
+def same_shape(model: Any, other: Any) -> bool:
+    """Whether the residuals of one model's ControlNet fit the other."""
+    return all(_said(model, name) == _said(other, name) for name in SHAPE)
+
+
+def _said(model: Any, name: str) -> Any:
+    return model.model_config.unet_config.get(name)
+
+
+def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: Span) -> ModelPatcher:
+    """A clone of `model` that is steered away from what `weak` predicts for the positive."""
+    is_shared = model.is_clone(weak) and _same_weights(model, weak)
+    if model.is_clone(weak) and not is_shared:
+        weak = with_own_network(weak)
+    entry = WeakModel(model=weak, is_shared=is_shared, order=next_order(model))
+
+    def add_to_result(args: Args) -> Tensor:
+        if args["cond"] is None or not in_span(span, args):
+            return args["denoised"]
+        return args["denoised"] + scale * (args["cond_denoised"] - entry.predict(args))
+
+    beside = [*weak.model_patches_models(), *weak.get_nested_additional_models()]
+    networks = beside if is_shared else [weak, *beside]
+    model = load_with(model, *networks) if networks else model.clone()
+    append(model, entry)
+    add_post_cfg(model, "weak model", add_to_result)
+    install_guidance(model)
+    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_weights, WRAPPER)
+    return model
+
+
+def check_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+    """PREPARE_SAMPLING wrapper: ValueError where a network that two models share was changed for one of them."""
+    for entry in entries(model.model_options["transformer_options"], WeakModel):
+        if entry.is_shared and not _same_weights(model, entry.model):
+            raise ValueError(
+                "The weak model should have the weights it had at Weak Model Guidance, but a LoRA or another change of "
+                "the weights comes after that node. Put it before the node, on the way to model."
+            )
+    return executor(model, *args, **kwargs)
+
+
+def _same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:
+    """By the patches themselves: a hook on a prompt gives a patcher another uuid, and changes no weight for good."""
+    keys = model.patches.keys()
+    same = keys == other.patches.keys() and all(_same(model.patches[key], other.patches[key]) for key in keys)
+    return same and model.object_patches == other.object_patches
+
+
+def _same(patches: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(patches) == len(others) and all(a is b for a, b in zip(patches, others, strict=True))
+
+
+def with_own_network(model: ModelPatcher) -> ModelPatcher:
+    """A clone with the same patches on a copy of the network, which lies where the host keeps what is not in use."""
+    if getattr(model, "cached_patcher_init", None) is not None:  # newer hosts can read the file again
+        load, arguments, *part = model.cached_patcher_init
+        found = load(*arguments)
+        fresh = found[part[0]] if part else found
+        own = model.clone(model_override=fresh.get_clone_model_override())
+        own.hook_backup, own.clone_base_uuid = {}, uuid4()
+        own.parent = None  # of another network: the host would take it for its owner
+        return own
+    loaded = comfy.model_management.current_loaded_models
+    for i in reversed(range(len(loaded))):  # a network in use has its weights changed in place
+        if loaded[i].model is not None and model.is_clone(loaded[i].model):
+            loaded.pop(i).model_unload()
+    own = model.clone()
+    own.parent = None
+    kept = (model.model.model_config, getattr(model.model, "current_patcher", None))  # not to be copied
+    own.model = deepcopy(model.model, {id(value): value for value in kept})
+    for name in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):
+        if hasattr(own, name):
+            setattr(own, name, {})
+    if hasattr(own, "pinned"):
+        own.pinned = set()
+    if hasattr(own, "clone_base_uuid"):
+        own.clone_base_uuid = uuid4()
+    return own
+
+
+class WeakModelGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_WeakModelGuidance",
+            display_name="Weak Model Guidance (AutoGuidance)",
+            category="reins/guidance",
+            description="Steers away from what a weaker model makes of the same prompt: a smaller or less trained one, "
+            "or the same without a LoRA or quantised (AutoGuidance). One evaluation of the weak model per step.",
+            search_aliases=["autoguidance", "weak model", "bad version of itself", "guidance"],
+            inputs=[
+                model_input(),
+                make_input(
+                    io.Model, "weak_model",
+                    tooltip="The weaker model, for the same kind of latents, with its own LoRA and patches.",
+                ),
+                scale_input(2.0), *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float
+    ) -> io.NodeOutput:
+        _check(model, weak_model)
+        if scale == 0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent)))
+
+
+def _check(model: ModelPatcher, weak: ModelPatcher) -> None:
+    """ValueError where the two models do not speak of the same latents, noise or text."""
+    found, wanted = (type(patcher.model.latent_format).__name__ for patcher in (weak, model))
+    if found != wanted:
+        raise ValueError(
+            f"weak_model should take the same latents as model ({wanted}), but takes {found}. Choose a weaker model of "
+            f"the same family."
+        )
+    flows = [isinstance(patcher.get_model_object("model_sampling"), CONST) for patcher in (weak, model)]
+    if flows[0] != flows[1]:
+        raise ValueError(
+            "weak_model and model should be noised in the same way, but one is a flow model and the other is not. "
+            "Choose a weaker model of the same family."
+        )
+    channels = [patcher.model.model_config.unet_config.get("in_channels") for patcher in (weak, model)]
+    if channels[0] != channels[1]:
+        raise ValueError(
+            f"weak_model should take {channels[1]} channels, as model does, but takes {channels[0]}: one of the two is "
+            f"for inpainting. Choose a weaker model of the same kind."
+        )
+    widths = [patcher.model.model_config.unet_config.get("context_dim") for patcher in (weak, model)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"weak_model should read a text of {widths[1]} numbers per token, as model does, but reads {widths[0]}. "
+            f"Choose a weaker model of the same family."
+        )

@@ -1,0 +1,92 @@
+"""A ControlNet for windows of the picture: each chunk of a window sees its part of the hint.
+
+The host would shrink the whole hint into each window. One stand-in for all windows keeps them in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.controlnet
+import comfy.utils
+import torch
+from comfy.controlnet import ControlBase
+from torch import Tensor
+
+from ...engine.rows.conds import info_of
+from ...engine.run import Run
+from ...engine.shared_control import is_known
+from ...models.guidance.windows import Window
+
+
+def windowed(control: ControlBase | None, whole: Window, run: Run) -> dict[str, ControlBase]:
+    """What a conditioning for a window says of its ControlNet, whose hint is for the area `whole` of the latent.
+
+    RuntimeError for one that cannot be cut.
+    """
+    if control is None:
+        return {}
+    if not is_known(control):
+        raise RuntimeError(
+            f"Sliding Window Guidance cannot cut the hint of a {type(control).__name__} of another pack into windows. "
+            f"Remove one of the two."
+        )
+    stand_in = run.once((windowed, id(control), whole), lambda: WindowedControl(control, whole))
+    return {"control": stand_in}
+
+
+@dataclass(frozen=True, eq=False)
+class WindowedControl:
+    """Stands in the place of a ControlNet, or of a chain of them, for the windows of one run."""
+
+    control: ControlBase
+    whole: Window
+    made: dict[Any, ControlBase] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "control"), name)
+
+    def get_control(
+        self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
+    ) -> dict[str, list] | None:  # fmt: skip
+        """The residuals, as the host asks for them."""
+        infos = [info_of(transformer_options, uuid) for uuid in transformer_options["uuids"]]
+        areas = tuple(Window(*info.area) for info in infos)
+        key = (areas, len(x))
+        if key not in self.made:
+            self.made[key] = _cut(self.control, self.whole, areas, len(x) // chunks)
+        return self.made[key].get_control(x, t, cond, chunks, transformer_options)
+
+
+def _cut(control: ControlBase, whole: Window, areas: Sequence[Window], per_chunk: int) -> ControlBase:
+    """A copy of a chain, with the same networks, whose hints have a row for each row of the windows."""
+    narrow = copy(control)
+    ratio = control.compression_ratio
+    if getattr(control, "vae", None) is not None:
+        ratio *= control.vae.spacial_compression_encode()
+    method = control.upscale_algorithm
+    narrow.cond_hint_original = _parts(control.cond_hint_original, whole, areas, per_chunk, ratio, method)
+    narrow.extra_concat_orig = [
+        _parts(extra, whole, areas, per_chunk, ratio, method) for extra in control.extra_concat_orig
+    ]
+    narrow.cond_hint = None
+    if hasattr(control, "control_input"):  # what a T2I-Adapter made of its whole hint
+        narrow.control_input = None
+    if control.previous_controlnet is not None:
+        narrow.previous_controlnet = _cut(control.previous_controlnet, whole, areas, per_chunk)
+    return narrow
+
+
+def _parts(hint: Tensor, whole: Window, areas: Sequence[Window], per_chunk: int, ratio: int, method: str) -> Tensor:
+    """The hint as the host would fit it to the area it is for, cut into windows: (chunks * b, c, height, width)."""
+    fitted = comfy.utils.common_upscale(hint, whole.w * ratio, whole.h * ratio, method, "center")
+    rows = fitted.expand(per_chunk, -1, -1, -1) if len(fitted) == 1 else fitted
+    rows = torch.cat([rows] * (per_chunk // len(rows)) + [rows[: per_chunk % len(rows)]])
+    parts = []
+    for area in areas:
+        top, left = (area.top - whole.top) * ratio, (area.left - whole.left) * ratio
+        parts.append(rows[..., top : top + area.h * ratio, left : left + area.w * ratio])
+    return torch.cat(parts)

@@ -1,0 +1,139 @@
+"""Captures a direction in h-space: the model samples, and at each step it is noted how h differs between two prompts.
+
+Or how h varies from picture to picture: its principal components, for which no prompts are needed (as in the work on
+directions found without supervision, e.g. 2303.11073).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import comfy.sample
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...engine.entries import append
+from ...engine.guidance import Args, current_step, install_guidance
+from ...engine.layers.features import FeatureCall
+from ...engine.network import add_feature_layer
+from ...engine.run import STEP, Step
+from ...engine.span import WHOLE_RUN
+from ...engine.unet import family_of, unet_of
+from ...models.h_space.files import directions
+from ...models.h_space.steps import principal_direction
+from .direction import FAMILY, SITE, PromptDirection, StoredDirection, note_h, noted_h
+from .edit import Edit, ask_for_prompts, entries_of
+
+SEEDS = 2**64  # as many as the host takes
+PLAIN = uuid4()  # under which the layer notes h of the positive
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is to be captured: `samples` runs of `steps` from a latent, seeded one after the other."""
+
+    positive: list
+    latent: Mapping[str, Any]
+    seed: int
+    steps: int
+    samples: int
+    pool: bool
+    scheduler: str = "normal"
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """What the runs of one capture leave: for each h of its pictures (b, c, h, w), step by step."""
+
+    runs: list[list[Tensor]] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+
+    def add(self, h: Tensor, sigma: float, pool: bool) -> None:
+        kept = h.float().mean((2, 3), keepdim=True) if pool else h.float()
+        self.runs[-1].append(kept.cpu())
+        if len(self.runs) == 1:
+            self.sigmas.append(sigma)
+
+    def stacked(self) -> Tensor:
+        """(samples * b, t, c, h, w)"""
+        return torch.cat([torch.stack(steps, 1) for steps in self.runs])
+
+
+def capture_difference(model: ModelPatcher, request: Request, prompts: PromptDirection) -> StoredDirection:
+    """The mean of what a target prompt has in h and a source prompt has not, at the pictures of the positive."""
+    edit = Edit(direction=prompts, strength=0.0, span=WHOLE_RUN, both=False)
+    steered = add_feature_layer(model, SITE, edit)
+    for rows in entries_of(edit)[1:]:
+        append(steered, rows)
+    recorder = _Recorder()
+
+    def difference(args: Args, step: Step) -> Tensor:
+        ask_for_prompts(args, step, [edit])
+        source, target = (_found(step, side) for side in (prompts.source_id, prompts.target_id))
+        return target - source
+
+    _run(steered, request, recorder, difference)
+    return _direction(model, request, recorder, recorder.stacked().mean(0), prompts.name)
+
+
+def capture_component(model: ModelPatcher, request: Request, number: int) -> StoredDirection:
+    """One standard deviation along a principal component of h over the samples."""
+
+    def note(call: FeatureCall) -> None:
+        step: Step | None = call.options.get(STEP)
+        for h, chunk in zip(call.feature.chunk(len(call.chunks)), call.chunks, strict=True):
+            if step is not None and chunk not in step.marks:
+                note_h(step, PLAIN, None, h)
+
+    recorder = _Recorder()
+    _run(add_feature_layer(model, SITE, note), request, recorder, lambda args, step: _found(step, PLAIN))
+    found = principal_direction(recorder.stacked(), number)
+    return _direction(model, request, recorder, found, f"component {number}")
+
+
+def _found(step: Step, side: UUID) -> Tensor:
+    h = noted_h(step, side, None)
+    if h is None:
+        raise RuntimeError(
+            "H-Space Direction Capture needs all pictures in one call of the model, but another node sends them in "
+            "parts (context windows, tiled diffusion). Remove that node."
+        )
+    return h
+
+
+def _run(model: ModelPatcher, request: Request, recorder: _Recorder, what: Callable[[Args, Step], Tensor]) -> None:
+    bar = comfy.utils.ProgressBar(request.steps * request.samples)
+
+    def record(args: Args) -> Tensor:
+        step = current_step(args)
+        recorder.add(what(args, step), step.sigma, request.pool)
+        bar.update(1)
+        return args["denoised"]
+
+    install_guidance(model)
+    model.set_model_sampler_post_cfg_function(record)
+    latent = comfy.sample.fix_empty_latent_channels(model, request.latent["samples"])
+    for number in range(request.samples):
+        recorder.runs.append([])
+        seed = (request.seed + number) % SEEDS
+        comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, seed), request.steps, 1.0, "euler", request.scheduler,
+            request.positive, request.positive, latent, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+
+
+def _direction(
+    model: ModelPatcher, request: Request, recorder: _Recorder, dh: Tensor, name: str
+) -> StoredDirection:  # fmt: skip
+    said = {
+        FAMILY: family_of(unet_of(model), model),
+        "latent": "x".join(str(size) for size in request.latent["samples"].shape[-2:]),
+        "steps": str(request.steps), "samples": str(request.samples), "seed": str(request.seed), "cfg": "1",
+        "sampler": f"euler, {request.scheduler}", "pooled": str(request.pool), "what": name,
+    }  # fmt: skip
+    return StoredDirection(name, directions(dh, torch.tensor(recorder.sigmas), name), said)

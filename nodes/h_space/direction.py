@@ -1,0 +1,165 @@
+"""Directions in h-space, the bottleneck of a UNet (Asyrp, 2210.10960), and where they come from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+from torch.nn import functional
+
+from ...engine.layers.features import FeatureSite, channels_at
+from ...engine.rows.conds import ChunkInfo
+from ...engine.run import Run, Step
+from ...engine.unet import family_of, unet_of
+from ...models.h_space.files import Directions
+from ...models.h_space.steps import at_sigma
+
+logger = logging.getLogger(__name__)
+SITE = FeatureSite("output", 0)  # after the middle block and its control, before the first skip joins
+FAMILY = "family"
+
+
+class Place(NamedTuple):
+    """The rows of one chunk where h is edited: h (b, c, h, w), embedding (b, width), what the chunk shows, and when."""
+
+    h: Tensor
+    embedding: Tensor | None
+    info: ChunkInfo | None
+    window: Any  # what tells the context windows of a step apart
+    sigma: float
+    run: Run
+    step: Step | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(self.h.shape[-2:])
+
+
+class HDirection(Protocol):
+    """What h may be moved along."""
+
+    name: str
+    channels: int | None  # None: those of any model
+
+    def at(self, place: Place) -> Tensor | None:
+        """The change of h, (1 or b, c, h, w); None where it is not known yet in this step."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredDirection:
+    """Directions for some noise levels, from a file or captured; `said` is the file's metadata."""
+
+    name: str
+    directions: Directions
+    said: Mapping[str, str]
+
+    @property
+    def channels(self) -> int:
+        return self.directions.dh.shape[1]
+
+    def at(self, place: Place) -> Tensor:
+        like = place.h
+
+        def prepare() -> Tensor:
+            whole = at_sigma(self.directions.dh, self.directions.sigmas, place.sigma)[None]
+            return on_grid(whole.to(like.device), place.info, place.grid).to(like.dtype)
+
+        key = (self, place.grid, place.info, like.dtype, like.device)
+        return place.run.once_at(place.sigma, key, prepare)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDirection:
+    """A delta block: a small network that reads h and the time (equation 9)."""
+
+    name: str
+    network: ModelPatcher
+    channels: int
+    time: int | None
+
+    def at(self, place: Place) -> Tensor:
+        weights = next(self.network.model.parameters())
+        embedding = None if place.embedding is None else place.embedding.to(weights.dtype)
+        return self.network.model(place.h.to(weights.dtype), embedding).to(place.h.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptDirection:
+    """The difference that two prompts make to h at the same noisy picture, found anew at each step."""
+
+    name: str
+    positive: list  # what else is said beside the two texts
+    source: list
+    target: list
+    source_id: UUID
+    target_id: UUID
+    channels: None = None
+
+    def at(self, place: Place) -> Tensor | None:
+        found = [noted_h(place.step, side, place.window) for side in (self.source_id, self.target_id)]
+        if any(h is None for h in found):
+            return None
+        source, target = found
+        return on_grid(target - source, place.info, place.grid).to(place.h.dtype)
+
+
+def note_h(step: Step, side: UUID, window: Any, h: Tensor) -> None:
+    step.notes[(side, window)] = h
+
+
+def noted_h(step: Step | None, side: UUID, window: Any) -> Tensor | None:
+    return None if step is None else step.notes.get((side, window))
+
+
+def on_grid(change: Tensor, info: ChunkInfo | None, grid: tuple[int, int]) -> Tensor:
+    """The part of a whole picture's change (1 or b, c, h, w) that a chunk shows, bilinearly on its own grid."""
+    if change.shape[-2:] == (1, 1):
+        return change
+    if info is not None and info.area is not None:
+        h, w, top, left = info.area
+        change = _resized(change, info.size)[..., top : top + h, left : left + w]
+    return _resized(change, grid)
+
+
+def _resized(change: Tensor, size: tuple[int, int]) -> Tensor:
+    if change.shape[-2:] == tuple(size):
+        return change
+    return functional.interpolate(change.float(), size=tuple(size), mode="bilinear", antialias=True)
+
+
+def check_direction(direction: HDirection, model: ModelPatcher) -> None:
+    """ValueError where a direction is none of this model's h."""
+    unet = unet_of(model)
+    channels = channels_at(unet, SITE)
+    if direction.channels not in (None, channels):
+        raise ValueError(
+            f"The h-space of this model has {channels} channels, but the direction {direction.name} has "
+            f"{direction.channels}: it was made for another kind of model. Capture one on this model."
+        )
+    time = unet.time_embed[0].out_features
+    if isinstance(direction, BlockDirection) and direction.time not in (None, time):
+        raise ValueError(
+            f"The time embedding of this model has {time} numbers, but the delta block {direction.name} reads "
+            f"{direction.time}: it was made for another kind of model. Capture a direction on this model."
+        )
+    made_on = direction.said.get(FAMILY) if isinstance(direction, StoredDirection) else None
+    family = family_of(unet, model)
+    if made_on not in (None, family):
+        logger.warning(
+            "The direction %s was captured on a model that is %s; on this one, which is %s, it may mean nothing.",
+            direction.name, made_on, family,
+        )  # fmt: skip
+
+
+def as_direction(found: Any) -> HDirection:
+    if not isinstance(found, StoredDirection | BlockDirection | PromptDirection):
+        raise ValueError(
+            f"direction should come from one of the nodes for h-space directions, but is {type(found).__name__}. "
+            f"Connect such a node."
+        )
+    return found

@@ -1,0 +1,298 @@
+"""Asyrp (2210.10960): edits of the bottleneck h of a UNet while it samples.
+
+The edit is asymmetric where the sampler takes plain steps: the predicted picture is the edited one, the direction back
+to the noise is not. For this the model predicts both at each step, and what the edit changes is added so often that the
+sampler's own step becomes the paper's (models/h_space.py). Samplers that combine several predictions would mix edited
+and plain ones, so there h is edited in every prediction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST
+from comfy.samplers import KSAMPLER
+from einops import rearrange
+from torch import Tensor
+
+from ...engine.entries import append, entries, next_order
+from ...engine.guidance import Args, ExtraPrediction, current_step, in_span, install_guidance, predictions
+from ...engine.layers.features import FeatureCall, FeatureLayer
+from ...engine.loading import load_with
+from ...engine.network import install_layers
+from ...engine.rows import masks as row_masks
+from ...engine.rows.conds import check_whole, info_of, install_chunk_infos, is_negative
+from ...engine.rows.images import images_in_window, images_of
+from ...engine.run import STEP, Run, Step, run_in, run_of, sigma_in
+from ...engine.scope import add_post_cfg
+from ...engine.span import Span
+from ...engine.unet import Depth
+from ...models.h_space.steps import effective_factor, following_level, levels_of_step, scaled_to
+from .direction import SITE, BlockDirection, HDirection, Place, PromptDirection, note_h
+
+logger = logging.getLogger(__name__)
+ETAS = {"sample_euler": 0.0, "sample_euler_ancestral": 1.0}  # samplers of plain steps, and how much noise they renew
+TEXT = ("c_crossattn", "y")  # of what the host makes of a prompt: the text, and the numbers that go with it
+PARTIAL = ("area", "mask", "strength", "timestep_start", "timestep_end")  # what keeps a prompt to a part
+UNFINISHED = "h_space_unfinished"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """Settings of one edit, and the term that it adds to h."""
+
+    direction: HDirection
+    strength: float
+    span: Span
+    asymmetric: bool = True
+    both: bool = True  # the negative too
+    relative: bool = True  # to the length of h
+    mask: Tensor | None = None  # (m, height, width)
+
+    def __call__(self, call: FeatureCall) -> Tensor | None:
+        """The change of h on the chunks that are edited; the rows of the direction's own prompts are noted."""
+        step: Step | None = call.options.get(STEP)
+        marks = [None if step is None else step.marks.get(chunk) for chunk in call.chunks]
+        features = call.feature.chunk(len(marks))
+        if isinstance(self.direction, PromptDirection):
+            for i, mark in enumerate(marks):
+                if mark in (self.direction.source_id, self.direction.target_id):
+                    note_h(step, mark, _window(call, len(features[i])), features[i])
+        edited = self._edited(call, marks)
+        terms = [self._term(call, i, step) if i in edited else None for i in range(len(marks))]
+        if all(term is None for term in terms):
+            return None
+        return torch.cat(
+            [torch.zeros_like(h) if term is None else term for h, term in zip(features, terms, strict=True)]
+        )
+
+    def _edited(self, call: FeatureCall, marks: Sequence[UUID | None]) -> list[int]:
+        run = run_in(call.options)
+        if self.is_asymmetric(run):
+            mine = {POSITIVE.id, NEGATIVE.id} if self.both else {POSITIVE.id}
+            return [i for i, mark in enumerate(marks) if mark in mine]
+        if self.asymmetric:
+            run.once(_warn_of_symmetry, lambda: _warn_of_symmetry(run))
+        prompts = {rows.id for rows in entries(call.options, PromptRows)}
+        return [
+            i for i, (mark, label) in enumerate(zip(marks, call.labels, strict=True))
+            if mark not in prompts and (self.both or not is_negative(call.options, label))
+        ]  # fmt: skip
+
+    def _term(self, call: FeatureCall, chunk: int, step: Step | None) -> Tensor | None:
+        h, info = call.feature.chunk(len(call.chunks))[chunk], info_of(call.options, call.chunks[chunk])
+        embedding = None if call.embedding is None else call.embedding.chunk(len(call.chunks))[chunk]
+        run = run_in(call.options)
+        place = Place(h, embedding, info, _window(call, len(h)), sigma_in(call.options), run, step)
+        change = self.direction.at(place)
+        if change is None:
+            if step is None or not self.is_asymmetric(run):
+                raise RuntimeError(
+                    "An h-space direction from prompts needs the model to be asked for them first, but this guider or "
+                    "another node calls it by itself. Set mode to asymmetric with Euler, or capture the direction."
+                )
+            step.notes[UNFINISHED] = True  # the prompts come in a later part of a split batch
+            return None
+        if self.relative:
+            change = scaled_to(change, h)
+        change = (change * self.strength).expand(h.shape)
+        return change if self.mask is None else change * self._mask_rows(call, chunk, h)
+
+    def _mask_rows(self, call: FeatureCall, chunk: int, h: Tensor) -> Tensor:
+        """(1 or b, 1, h, w)."""
+        info, images = info_of(call.options, call.chunks[chunk]), tuple(images_of(call.options, chunk, len(h)))
+        check_whole(call.options, [info], "mask", "an H-Space Edit")
+        grid = tuple(h.shape[-2:])
+
+        def make() -> Tensor:
+            (rows,) = row_masks.on_grid(self.mask, grid, [info], [images])
+            return rearrange(rows, "b (h w) one -> b one h w", h=grid[0]).to(h)
+
+        return run_in(call.options).once((self, grid, info, images, h.dtype, h.device), make)
+
+    def is_asymmetric(self, run: Run) -> bool:
+        """Whether this run's sampler lets the edit be so."""
+        return self.asymmetric and run.once((self, "asymmetric"), lambda: eta_of(run) is not None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HEdit(FeatureLayer):
+    """An edit as an entry of a model."""
+
+    apply: Edit
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditedPrediction(ExtraPrediction):
+    """The positive or the negative with all asymmetric edits of the model."""
+
+    @property
+    def first_change(self) -> Depth:
+        return SITE.depth
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        edits = active_edits(args)
+        if self.is_negative:
+            return negative if any(edit.both for edit in edits) else None
+        return positive if edits else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptRows(ExtraPrediction):
+    """One of the two prompts of a direction at the noisy picture of this step, of which h is noted."""
+
+    text: list
+    direction: PromptDirection
+
+    def comes_first(self, args: Args) -> bool:
+        run = run_of(args["model_options"])
+        return not all(edit.is_asymmetric(run) for edit in self._acting(args))
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        if not positive or not self._acting(args):
+            return None
+        said = run_of(args["model_options"]).once((self, "text"), lambda: self._encoded(args))
+        whole = next((cond for cond in positive if cond.get("area") is None), positive[0])
+        kept = {key: value for key, value in whole.items() if key not in PARTIAL}
+        return [{**kept, "model_conds": {**whole["model_conds"], **said}, "uuid": self.id}]
+
+    def _acting(self, args: Args) -> list[Edit]:
+        """The edits along this direction at this step; several nodes may share one."""
+        terms = [entry.apply for entry in entries(args["model_options"]["transformer_options"], FeatureLayer)]
+        edits = [term for term in terms if isinstance(term, Edit) and term.direction is self.direction]
+        return [edit for edit in edits if in_span(edit.span, args)]
+
+    def _encoded(self, args: Args) -> dict[str, Any]:
+        """The text as the model takes it, with all that is said beside it."""
+        text, own = self.text[0]
+        told = comfy.sampler_helpers.convert_cond([[text, {**self.direction.positive[0][1], **own}]])
+        x = args["input"]
+        (encoded,) = comfy.samplers.encode_model_conds(args["model"].extra_conds, told, x, x.device, "positive")
+        return {name: cond for name, cond in encoded["model_conds"].items() if name in TEXT}
+
+
+def _fixed(name: str, **settings: Any) -> EditedPrediction:
+    """The same entry on all models: several edits share one prediction."""
+    return EditedPrediction(id=uuid5(NAMESPACE_URL, f"reins/h-space/{name}"), **settings)
+
+
+POSITIVE, NEGATIVE = _fixed("positive"), _fixed("negative", is_negative=True)
+
+
+def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
+    """A clone of `model` whose h is edited while it samples."""
+    model = load_with(model, edit.direction.network) if isinstance(edit.direction, BlockDirection) else model.clone()
+    order = next_order(model)
+    for entry in [*entries_of(edit), POSITIVE, NEGATIVE]:
+        append(model, replace(entry, order=order))
+
+    def add_to_result(args: Args) -> Tensor:
+        acting = active_edits(args)
+        if not acting or acting[-1] is not edit or args["cond"] is None:  # edits share a prediction: the last one adds
+            return args["denoised"]
+        return args["denoised"] + _factor(args) * _change(args, acting)
+
+    add_post_cfg(model, "H-Space Edit", add_to_result)
+    install_layers(model)
+    install_guidance(model)
+    install_chunk_infos(model)
+    return model
+
+
+def entries_of(edit: Edit) -> list[HEdit | PromptRows]:
+    """What an edit leaves on a model: itself, and the two prompts that it may need."""
+    direction = edit.direction
+    layer = HEdit(site=SITE, apply=edit, span=edit.span, reads_embedding=isinstance(direction, BlockDirection))
+    if not isinstance(direction, PromptDirection):
+        return [layer]
+    sides = {direction.source_id: direction.source, direction.target_id: direction.target}
+    return [
+        layer,
+        *(PromptRows(id=side, text=text, direction=direction) for side, text in sides.items()),
+    ]
+
+
+def active_edits(args: Args) -> list[Edit]:
+    """The asymmetric edits of a model that act at this step."""
+    run = run_of(args["model_options"])
+    edits = [entry.apply for entry in entries(args["model_options"]["transformer_options"], HEdit)]
+    return [edit for edit in edits if edit.is_asymmetric(run) and in_span(edit.span, args)]
+
+
+def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
+    """What edits change in the guided prediction, by the host's own guidance without what comes after it."""
+    step = current_step(args)
+    ask_for_prompts(args, step, edits)
+    guided = step.guided and args["uncond"] is not None
+    wanted = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in edits) else [])]
+    if step.notes.pop(UNFINISHED, False):
+        for extra in wanted:
+            step.predictions.pop(extra.id, None)
+    positive, *negative = predictions(args, wanted)
+    if not guided:
+        return positive - args["cond_denoised"]
+    edited = _combined(args, positive, negative[0] if negative else args["uncond_denoised"])
+    return edited - _combined(args, args["cond_denoised"], args["uncond_denoised"])
+
+
+def ask_for_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
+    """The prompts of directions, where the host's slot was not asked for them."""
+    noted = {key[0] for key in step.notes if isinstance(key, tuple)}
+    rows = entries(args["model_options"]["transformer_options"], PromptRows)
+    used = [edit.direction for edit in edits]
+    missing = [prompt for prompt in rows if prompt.direction in used and prompt.id not in noted]
+    if missing:
+        predictions(args, missing)
+
+
+def _combined(args: Args, positive: Tensor, negative: Tensor) -> Tensor:
+    options = {key: value for key, value in args["model_options"].items() if key != "sampler_post_cfg_function"}
+    return comfy.samplers.cfg_function(
+        args["model"], positive, negative, args["cond_scale"], args["input"], args["sigma"], options, args["cond"],
+        args["uncond"],
+    )  # fmt: skip
+
+
+def _factor(args: Args) -> float:
+    """How often the change counts, for the step that the sampler takes from here."""
+    run, sigma = run_of(args["model_options"]), current_step(args).sigma
+    run.once(_factor, lambda: logger.info("H-Space Edit is asymmetric, as in the paper (%s).", _sampler_of(run)))
+    following = following_level(sigma, run.sigmas)
+    if not following:
+        return 1.0
+    is_flow = isinstance(args["model"].model_sampling, CONST)
+    return effective_factor(sigma, levels_of_step(sigma, following, eta_of(run), is_flow).down, is_flow)
+
+
+def _warn_of_symmetry(run: Run) -> None:
+    if run.sampler is not None:
+        logger.warning(
+            "H-Space Edit is symmetric here and much weaker: the steps of the sampler %s are not Euler's. Take euler, "
+            "ddim or euler_ancestral, or in the place of this node Asyrp Sampler, for the asymmetric edit.",
+            _sampler_of(run),
+        )
+
+
+def eta_of(run: Run) -> float | None:
+    """How much noise the run's sampler renews; None where its steps are not Euler's (DDIM is Euler in the host)."""
+    options = run.sampler.extra_options if isinstance(run.sampler, KSAMPLER) else {}
+    name = _sampler_of(run)
+    return None if name not in ETAS or options.get("s_churn") else options.get("eta", ETAS[name])
+
+
+def _sampler_of(run: Run) -> str:
+    sampler = run.sampler
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+
+
+def _window(call: FeatureCall, rows: int) -> Any:
+    images = images_in_window(call.options, rows)
+    return None if images is None else tuple(images)

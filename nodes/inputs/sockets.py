@@ -1,0 +1,76 @@
+"""The pack's own socket types, and checks of pictures and masks that come in through the host's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+ControlNeXtSocket = io.Custom("CONTROLNEXT")
+IPAdapterSocket = io.Custom("IPADAPTER")
+ImageTokensSocket = io.Custom("IMAGE_TOKENS")
+UniConSocket = io.Custom("UNICON")
+HDirectionSocket = io.Custom("H_DIRECTION")
+FaceEmbedsSocket = io.Custom("FACE_EMBEDS")
+PeerEmbedsSocket = io.Custom("EMBEDS")  # of the widely used IPAdapter pack
+
+
+def checked_image(image: Tensor, name: str) -> Tensor:
+    """Pictures (b, h, w, c) as they are; ValueError for another shape, none at all, or NaN."""
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape:
+        raise ValueError(
+            f"{name} should be pictures of shape (images, height, width, 3), but is {_shape(image)}. Connect an IMAGE."
+        )
+    return finite_tensor(image, name)
+
+
+def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
+    """(m, h, w), from a mask with or without a batch; ValueError for another shape, NaN, or a mask that is all 0."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ValueError(f"{name} should have shape (masks, height, width), but is {_shape(mask)}. Connect a MASK.")
+    mask = finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
+    if not mask.any():
+        raise ValueError(
+            f"{name} should be 1 where the node acts, but it is 0 everywhere, as that of a picture without "
+            f"transparency is. Paint it, or disconnect it to act everywhere."
+        )
+    return mask
+
+
+def checked_latent(latent: Any, name: str) -> Tensor:
+    """The samples (b, c, h, w) of a LATENT; ValueError for video, several packed in one, or NaN."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or 0 in samples.shape:
+        raise ValueError(
+            f"{name} should be the latent of pictures, of shape (pictures, channels, height, width), but is "
+            f"{_shape(samples)}. Connect a VAE Encode."
+        )
+    return finite_tensor(samples, name, "finite numbers")
+
+
+def checked_prompt(conditioning: Any, name: str) -> Tensor:
+    """The text (1 or n, tokens, width) of a CONDITIONING; ValueError where it is not one prompt."""
+    count = len(conditioning) if isinstance(conditioning, list) else 0
+    text = conditioning[0][0] if count == 1 else None
+    if not isinstance(text, Tensor) or text.ndim != 3:
+        raise ValueError(
+            f"{name} should be one prompt, but holds {count}. Connect one text; Conditioning (Concat) joins several."
+        )
+    return finite_tensor(text, name, "finite numbers")
+
+
+def finite_tensor(values: Tensor, name: str, numbers: str = "numbers from 0 to 1") -> Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{name} should hold {numbers}, but some are not finite (NaN). Look at what made it: a failed "
+            f"VAE decode is a common cause."
+        )
+    return values
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

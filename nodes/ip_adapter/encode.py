@@ -1,0 +1,213 @@
+"""From pictures to image tokens: the host's image encoder, then the adapter's projection.
+
+The uncond of the paper is an encoding of zeros: zero embeddings, or a picture that is zero after normalisation (the
+mean colour). The widely used pack encodes a black picture instead; both are made.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import comfy.clip_vision
+import comfy.model_management
+import torch
+from comfy.clip_vision import ClipVisionModel
+from torch import Tensor
+from torch.nn import functional
+
+from ...models.ip_adapter.combine import Combine, as_copies, combine, parse_weights
+from .attention import ImageTokens, IPAdapter
+
+Fit = Literal["crop", "squash", "pad"]
+Uncond = Literal["paper", "black"]
+AT_ONCE = 16  # pictures in one call of the encoder
+
+
+class Encoding(NamedTuple):
+    """What an image encoder says of b pictures; a part that is not known is None."""
+
+    image_embeds: Tensor | None  # (b, c)
+    penultimate_hidden_states: Tensor | None  # (b, n, c)
+
+
+class Pictures(NamedTuple):
+    """Pictures (b, h, w, 3) in 0..1, how they are made square, and a mask (1 or b, h, w) of what counts."""
+
+    image: Tensor
+    fit: Fit = "crop"
+    mask: Tensor | None = None
+
+
+class Request(NamedTuple):
+    """What the tokens are made of: an encoding or a face or both, and how several pictures become one."""
+
+    positive: Encoding | None
+    negative: Encoding | None = None
+    faces: Tensor | None = None  # (b, c)
+    clip_vision: ClipVisionModel | None = None
+    weights: str = ""
+    combine: Combine = "concat"
+    uncond: Uncond = "paper"
+
+
+# The encoding of an empty picture never changes, and lives as long as its encoder.
+_EMPTY: WeakKeyDictionary[ClipVisionModel, dict[Uncond, Encoding]] = WeakKeyDictionary()
+
+
+def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
+    """What the encoder says of pictures, fitted and masked; what the mask hides is the mean colour."""
+    pixels = _fitted(pictures.image[..., :3], pictures.fit, encoder, normalise=True)
+    if pictures.mask is not None:
+        if len(pictures.mask) not in (1, len(pictures.image)):
+            raise ValueError(
+                f"mask should be one for all images or one for each, but there are {len(pictures.mask)} for "
+                f"{len(pictures.image)} images. Connect as many masks as images."
+            )
+        mask = pictures.mask[..., None].expand(-1, -1, -1, 3)
+        mask = functional.interpolate(mask.movedim(-1, 1), size=pictures.image.shape[1:3], mode="bilinear")
+        pixels = pixels * _fitted(mask.movedim(1, -1), pictures.fit, encoder, normalise=False)
+    return _encode(encoder, pixels)
+
+
+def _fitted(image: Tensor, fit: Fit, encoder: ClipVisionModel, normalise: bool) -> Tensor:
+    """(b, 3, size, size); the host's own resizing, with its mean and deviation or without."""
+    mean, std = (encoder.image_mean, encoder.image_std) if normalise else ([0.0] * 3, [1.0] * 3)
+    if fit == "pad":
+        image = _padded(image, mean)
+    return comfy.clip_vision.clip_preprocess(image, encoder.image_size, mean, std, crop=fit != "squash")
+
+
+def _padded(image: Tensor, colour: list[float]) -> Tensor:
+    """(b, s, s, 3): the picture in the middle of a square of the mean colour, which says nothing."""
+    b, h, w, _ = image.shape
+    side = max(h, w)
+    square = image.new_tensor(colour).expand(b, side, side, 3).clone()
+    top, left = (side - h) // 2, (side - w) // 2
+    square[:, top : top + h, left : left + w] = image
+    return square
+
+
+def _encode(encoder: ClipVisionModel, pixels: Tensor) -> Encoding:
+    """As the host's encode_image does from its pixel values on, but of any pixel values."""
+    comfy.model_management.load_model_gpu(encoder.patcher)
+    keep = comfy.model_management.intermediate_device()
+    embeds, hidden = [], []
+    for some in pixels.split(AT_ONCE):
+        out = encoder.model(pixel_values=some.to(encoder.load_device).float(), intermediate_output=-2)
+        embeds.append(out[2].to(keep).float())
+        hidden.append(out[1].to(keep).float())
+    return Encoding(torch.cat(embeds), torch.cat(hidden))
+
+
+def empty_picture(encoder: ClipVisionModel, uncond: Uncond) -> Encoding:
+    """The encoding of a picture without content; made once for each encoder."""
+    made = _EMPTY.setdefault(encoder, {})
+    if uncond not in made:
+        size = encoder.image_size
+        if uncond == "paper":
+            made[uncond] = _encode(encoder, torch.zeros(1, 3, size, size))
+        else:
+            made[uncond] = encode_pictures(encoder, Pictures(torch.zeros(1, size, size, 3)))
+    return made[uncond]
+
+
+def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
+    """The tokens of a request; ValueError where the file wants something else."""
+    seen = _read(adapter, request.positive)
+    faces = _checked_faces(adapter, request.faces)
+    if seen is not None and faces is not None and len(seen) != len(faces):
+        raise ValueError(
+            f"{adapter.name} wants one picture for each face, but got {len(seen)} pictures and {len(faces)} faces. "
+            f"Connect the cut-out faces of Face Embeds to both inputs."
+        )
+    count = len(seen) if seen is not None else len(faces)
+    weights = parse_weights(request.weights, count)
+    if request.combine == "concat":
+        as_copies(weights)  # refuses what is no share
+    elif count > 1 or request.combine == "add":
+        seen, faces = (
+            None if part is None else combine(part, weights, request.combine) for part in (seen, faces)
+        )  # fmt: skip
+        weights = weights.new_ones(1)
+    unconds = {
+        uncond: _project(adapter, _negative(adapter, request, uncond, seen), _no_face(faces))
+        for uncond in ("paper", "black")
+    }
+    cond = _project(adapter, seen, faces)
+    for other in unconds.values():
+        if other.shape[1] != cond.shape[1]:
+            raise ValueError(
+                f"{adapter.name} makes a token of each part of a picture: the image has {cond.shape[1]} and its "
+                f"negative {other.shape[1]}. Encode both with one image encoder."
+            )
+    return ImageTokens(
+        cond=cond, uncond=unconds[request.uncond], black=unconds["black"],
+        weights=weights, made_by=adapter.name, fingerprint=adapter.fingerprint,
+    )  # fmt: skip
+
+
+def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
+    """The part of an encoding that the file reads. ValueError for another encoder's."""
+    kind = adapter.kind
+    if kind.reads is None:
+        return None
+    found = None if encoding is None else getattr(encoding, kind.reads)
+    if found is None:
+        raise ValueError(
+            f"{adapter.name} reads the {kind.reads} of an image encoder, but none was given. Connect an image and "
+            f"{kind.encoder} as clip_vision, or its CLIP_VISION_OUTPUT."
+        )
+    if not len(found):
+        raise ValueError(f"{adapter.name} wants at least one image, but the {kind.reads} hold none. Connect an image.")
+    if found.shape[-1] != kind.width:
+        raise ValueError(
+            f"{adapter.name} wants {kind.reads} {kind.width} wide, but this image encoder's are {found.shape[-1]} "
+            f"wide. Load {kind.encoder} as clip_vision."
+        )
+    return found.float()
+
+
+def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:
+    """(b, c), or (1, faces, c) for a file that reads all faces of a person at once; unit length where it wants it."""
+    kind = adapter.kind
+    if not kind.face:
+        return None
+    if faces is None:
+        raise ValueError(
+            f"{adapter.name} is a FaceID file and wants the identity of a face. Connect Face Embeds as face_embeds."
+        )
+    shape = tuple(faces.shape) if isinstance(faces, Tensor) else type(faces).__name__
+    if not isinstance(faces, Tensor) or faces.ndim != 2 or not len(faces) or faces.shape[1] != kind.face:
+        raise ValueError(
+            f"{adapter.name} wants face_embeds of shape (faces, {kind.face}), but they are {shape}. Make them with "
+            f"Face Embeds."
+        )
+    if kind.name == "face resampler":
+        return faces.float()[None]
+    return functional.normalize(faces.float(), dim=-1)
+
+
+def _negative(adapter: IPAdapter, request: Request, uncond: Uncond, seen: Tensor | None) -> Tensor | None:
+    if seen is None:
+        return None
+    if request.negative is not None:
+        return _read(adapter, request.negative).mean(0, keepdim=True)
+    if adapter.kind.reads == "penultimate_hidden_states" and request.clip_vision is not None:
+        return _read(adapter, empty_picture(request.clip_vision, uncond))
+    return torch.zeros_like(seen[:1])
+
+
+def _no_face(faces: Tensor | None) -> Tensor | None:
+    return None if faces is None else torch.zeros_like(faces[:1])
+
+
+def _project(adapter: IPAdapter, seen: Tensor | None, faces: Tensor | None) -> Tensor:
+    """(b, tokens, context)."""
+    comfy.model_management.load_models_gpu([adapter.projection])
+    device = adapter.projection.load_device
+    inputs = [part.to(device) for part in (faces, seen) if part is not None]
+    shortcut = {"shortcut": 1.0 if adapter.kind.shortcut else None} if adapter.kind.name == "face plus" else {}
+    with torch.no_grad():
+        tokens = adapter.projection.model(*inputs, **shortcut)
+    return tokens.to(comfy.model_management.intermediate_device())

@@ -1,0 +1,94 @@
+"""Pictures, or what an image encoder said of them, as the tokens of an IP-Adapter (2308.06721)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.clip_vision import ClipVisionModel
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..inputs.schema import make_input, schema
+from ..inputs.sockets import FaceEmbedsSocket, ImageTokensSocket, PeerEmbedsSocket, checked_image, checked_mask
+from .encode import Encoding, Pictures, Request, encode_pictures, make_tokens
+from .inputs_node import clip_vision_input, combining_inputs, ipadapter_input
+from .load import as_ip_adapter
+
+
+class IPAdapterEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_IPAdapterEncode",
+            display_name="IP-Adapter Encode",
+            category="reins/ip-adapter",
+            description="Turns one or several pictures, or a face, into image tokens for IP-Adapter Apply.",
+            search_aliases=["ipadapter encoder", "image embeds", "image prompt", "combine embeds"],
+            inputs=[
+                ipadapter_input(),
+                clip_vision_input(optional=True),
+                make_input(
+                    io.Image, "image", optional=True,
+                    tooltip="The reference. A batch of several is combined as chosen below.",
+                ),
+                io.MultiType.Input(
+                    "clip_vision_output", [io.ClipVisionOutput, PeerEmbedsSocket], optional=True,
+                    tooltip="Instead of clip_vision and image: what an encoder has said already. Embeds of the widely "
+                    "used IPAdapter pack are taken too.",
+                ),
+                make_input(
+                    io.Image, "negative_image", optional=True,
+                    tooltip="What the result shall move away from, for the negative. A noisy picture works well.",
+                ),
+                FaceEmbedsSocket.Input(
+                    "face_embeds", optional=True, tooltip="For FaceID files: the identities from Face Embeds."
+                ),
+                *combining_inputs(),
+                make_input(
+                    io.Mask, "mask", optional=True, tooltip="Which part of the reference counts; the rest is hidden."
+                ),
+            ],
+            outputs=[ImageTokensSocket.Output(tooltip="For IP-Adapter Apply or Save Image Tokens.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, ipadapter: Any, clip_vision: ClipVisionModel | None = None, image: Tensor | None = None,
+        clip_vision_output: Any = None, negative_image: Tensor | None = None, face_embeds: Tensor | None = None,
+        image_weights: str = "", combine: str = "concat", uncond: str = "paper", fit: str = "crop",
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        adapter = as_ip_adapter(ipadapter)
+        encoder = clip_vision or adapter.clip_vision
+        positive = as_encoding(clip_vision_output)
+        if image is not None and adapter.kind.reads:
+            positive = encoded(encoder, Pictures(checked_image(image, "image"), fit, checked_mask(mask, "mask")))
+        elif mask is not None:
+            raise ValueError("mask hides a part of image, but no image is connected. Connect one, or remove the mask.")
+        negative = None
+        if negative_image is not None and adapter.kind.reads:
+            negative = encoded(encoder, Pictures(checked_image(negative_image, "negative_image"), fit))
+        request = Request(positive, negative, face_embeds, encoder, image_weights, combine, uncond)
+        return io.NodeOutput(make_tokens(adapter, request))
+
+
+def encoded(encoder: ClipVisionModel | None, pictures: Pictures) -> Encoding:
+    if encoder is None:
+        raise ValueError(
+            "An image needs a clip_vision to be encoded. Connect Load CLIP Vision, or a clip_vision_output."
+        )
+    return encode_pictures(encoder, pictures)
+
+
+def as_encoding(found: Any) -> Encoding | None:
+    """The host's CLIP_VISION_OUTPUT, or a bare tensor: embeddings (b, c) or hidden states (b, n, c). ValueError."""
+    if found is None:
+        return None
+    if isinstance(found, Tensor):
+        if found.ndim not in (2, 3):
+            raise ValueError(
+                f"clip_vision_output should hold embeddings (images, width) or hidden states (images, tokens, width), "
+                f"but is {tuple(found.shape)}. Encode the image again."
+            )
+        return Encoding(found, None) if found.ndim == 2 else Encoding(None, found)
+    return Encoding(getattr(found, "image_embeds", None), getattr(found, "penultimate_hidden_states", None))

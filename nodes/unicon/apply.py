@@ -1,0 +1,156 @@
+"""Puts a UniCon on a model: its partner, what it does in the blocks, and guidance by the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+from uuid import UUID, uuid4
+
+import comfy.sample
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...engine.entries import append, entries, next_order
+from ...engine.guidance import AttentionTerm, add_term
+from ...engine.layers.attention import Attend, Call
+from ...engine.layers.projections import ProjectionLayer
+from ...engine.loading import load_with
+from ...engine.network import install_layers
+from ...engine.partner_run import check_ratio, install_partners, is_flow
+from ...engine.partners import Partner
+from ...engine.rows.conds import install_chunk_infos
+from ...engine.span import Span
+from ...engine.unet import find_transformers, unet_of
+from .load import match_model
+from .side_by_side import Places, SideBySide, UniCon
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much image and condition see of each other, and the scale of guidance by that."""
+
+    strength_x: float = 1.0
+    strength_y: float = 1.0
+    condition_guidance: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A given picture, `latent` (n, c, h, w), beside the one that is sampled, with its prompts (1 or n, tokens, c)."""
+
+    role: Literal["image", "condition"]
+    latent: Tensor
+    positive: Tensor
+    negative: Tensor
+    sigma: float
+    seed: int
+    batch_index: Sequence[int] | None
+    opens: bool
+    span: Span
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The prompts (1 or n, tokens, c) of the conditions in a latent of two halves, and their noise at the start."""
+
+    positive: Tensor
+    negative: Tensor
+    condition_noise: float
+    opens: bool
+
+
+def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: Settings) -> ModelPatcher:
+    """A clone of `model` that samples beside a given picture. ValueError where file, picture or prompts do not fit."""
+    places = match_model(unicon, model)
+    channels = model.model.latent_format.latent_channels
+    if beside.latent.shape[1] != channels:
+        raise ValueError(
+            f"The partner has {beside.latent.shape[1]} channels, but the model's latents have {channels}. Encode it "
+            f"with the VAE of the model."
+        )
+    if beside.sigma > 1 and is_flow(model):
+        raise ValueError(
+            f"partner_sigma of a flow model is from 0 (clean) to 1 (noise), but is {beside.sigma:g}. Lower it."
+        )
+    partner = Partner(
+        role=beside.role,
+        name=unicon.name,
+        positive=beside.positive,
+        negative=beside.negative,
+        latent=model.model.process_latent_in(beside.latent.float()),
+        noise=comfy.sample.prepare_noise(beside.latent, beside.seed, beside.batch_index).float(),
+        sigma=beside.sigma,
+        opens=beside.opens,
+        span=beside.span,
+    )
+    acts = settings.strength_x if beside.role == "condition" else settings.strength_x or settings.strength_y
+    return _add(model, unicon, places, partner, settings) if acts else model
+
+
+def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, settings: Settings) -> ModelPatcher:
+    """A clone of `model` that samples images and conditions. ValueError where file, model or prompts do not fit."""
+    places = match_model(unicon, model)
+    check_ratio(model, halves.condition_noise)
+    partner = Partner(
+        role="half",
+        name=unicon.name,
+        positive=halves.positive,
+        negative=halves.negative,
+        condition_noise=halves.condition_noise,
+        opens=halves.opens,
+    )
+    return _add(model, unicon, places, partner, settings) if settings.strength_x or settings.strength_y else model
+
+
+def _add(
+    model: ModelPatcher, unicon: UniCon, places: Places, partner: Partner, settings: Settings
+) -> ModelPatcher:  # fmt: skip
+    _check_roles(model, partner)
+    _check_prompts(model, partner)
+    off: UUID | None = uuid4() if settings.condition_guidance else None
+    model = load_with(model, unicon.network)
+    partner = replace(partner, off=off, order=next_order(model))
+    around = SideBySide(unicon.network.model, partner.id, places, settings.strength_x, settings.strength_y)
+    append(model, partner)
+    append(model, ProjectionLayer(order=next_order(model), sites=places.paths, around=around))
+    install_layers(model)
+    install_chunk_infos(model)
+    install_partners(model)
+    if off is not None:
+        # Where its chunk is marked, the partner stays away (branches.py): no attention is changed.
+        term = AttentionTerm(
+            id=off, name="UniCon", scale=settings.condition_guidance, span=partner.span, sites=(), apply=_unchanged
+        )
+        model = add_term(model, term)
+    return model
+
+
+def _check_prompts(model: ModelPatcher, partner: Partner) -> None:
+    """ValueError for prompts that another text encoder made."""
+    width = find_transformers(unet_of(model))[0].context
+    for text in (partner.positive, partner.negative):
+        if text.shape[-1] != width:
+            raise ValueError(
+                f"The prompts of {partner.name} have {text.shape[-1]} numbers per token, but the model reads {width}. "
+                f"Use the text encoder of the model."
+            )
+
+
+def _check_roles(model: ModelPatcher, partner: Partner) -> None:
+    """ValueError for partners between which it would be open which rows are the image."""
+    earlier = [found.role for found in entries(model.model_options["transformer_options"], Partner)]
+    if "image" in [*earlier, partner.role] and earlier:
+        raise ValueError(
+            "A UniCon with partner_role image makes the sampled picture the condition, so it must be the only UniCon "
+            "of a model. Remove the others, or set partner_role to condition."
+        )
+    if partner.role == "half" and "half" in earlier:
+        raise ValueError(
+            "UniCon Apply Joint can be on a model once: the latent has one half for the condition. Add further "
+            "conditions with UniCon Apply."
+        )
+
+
+def _unchanged(call: Call, below: Attend) -> Tensor:
+    return below(call)
