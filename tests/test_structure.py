@@ -105,6 +105,34 @@ def test_the_test_of_imports_sees_a_wrong_one(path, line, tmp_path):
     assert len(arrows(Path(path), wrong)) == 1
 
 
+def node_classes(path: Path) -> list[str]:
+    """The nodes of a file."""
+    classes = (item for item in _definitions(path) if isinstance(item, ast.ClassDef))
+    return [item.name for item in classes if any(ast.unparse(base).endswith("ComfyNode") for base in item.bases)]
+
+
+def _definitions(path: Path) -> list[ast.ClassDef | ast.FunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [item for item in tree.body if isinstance(item, (ast.ClassDef, ast.FunctionDef))]
+
+
+GUIDANCE = [path for path in sorted((ROOT / "nodes" / "guidance").glob("*.py")) if path.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", GUIDANCE, ids=name_of)
+def test_a_guidance_method_is_one_file_whose_node_comes_first(path):
+    assert node_classes(path) == [_definitions(path)[0].name]
+
+
+OTHERS = [path for path in FILES if path.parent.name != "guidance" and node_classes(path)]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=name_of)
+def test_the_nodes_of_other_families_lie_in_files_named_after_them(path):
+    assert path.stem.endswith("_node") or path.stem == "nodes"
+    assert path.parent.parent.name in ("nodes", "demo")
+
+
 def test_the_drawn_world_stands_on_torch_alone():
     names = {name.split(".")[0] for name, _ in imports(DEMO_WORLD / "scenes.py")}
     assert names - set(sys.stdlib_module_names) == {"torch"}

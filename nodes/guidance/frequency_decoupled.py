@@ -14,15 +14,6 @@ from ...models.guidance.frequency_bands import weighed
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
 
-def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[GuidedStep], Tensor]:
-    """What the method adds to CFG: u + sum of factor * cfg * band(c - u) in the place of u + cfg * (c - u)."""
-
-    def correct(step: GuidedStep) -> Tensor:
-        return step.cfg * weighed(step.positive - step.negative, low - 1, high - 1, levels)
-
-    return correct
-
-
 class FrequencyDecoupledGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -55,6 +46,15 @@ class FrequencyDecoupledGuidance(io.ComfyNode):
             return io.NodeOutput(model)
         correct = frequency_decoupled(scale_low, scale_high, levels)
         return io.NodeOutput(add_correction(model, "FDG", Span(start_percent, end_percent), correct))
+
+
+def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[GuidedStep], Tensor]:
+    """What the method adds to CFG: u + sum of factor * cfg * band(c - u) in the place of u + cfg * (c - u)."""
+
+    def correct(step: GuidedStep) -> Tensor:
+        return step.cfg * weighed(step.positive - step.negative, low - 1, high - 1, levels)
+
+    return correct
 
 
 def _factor(name: str, default: float, what: str) -> io.Input:

@@ -26,6 +26,50 @@ from ..inputs.schema import make_input, model_input, model_output, percent_input
 from ..inputs.sockets import checked_image, checked_latent
 
 
+class ImageGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_ImageGuidance",
+            display_name="Image Guidance",
+            category="reins/guidance",
+            description="Pulls the result towards the colours, the rough layout or the edges of a given picture. No "
+            "training and no evaluation: a gradient on the predicted picture (a cheap form of Universal Guidance).",
+            search_aliases=["universal guidance", "loss guidance", "colour transfer", "color match", "palette"],
+            inputs=[
+                model_input(),
+                io.Image.Input("image", optional=True, tooltip="The picture to be like, by the colours of a preview."),
+                io.Latent.Input("latent", optional=True, tooltip="The same as a latent, exactly; instead of image."),
+                make_input(
+                    io.Combo, "loss", options=list(LOSSES), default="colour histogram",
+                    tooltip="colour histogram: which colours there are and how many, wherever. low frequencies: the "
+                    "blurred picture, place by place. edges: how steep the picture is at each place.",
+                ),
+                make_input(
+                    io.Float, "scale", default=1.0, min=0.0, max=2.0, step=0.01,
+                    tooltip="How far each step is pulled; 1 is about all the way, and 2 too far. 0 turns the node off.",
+                ),
+                *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, loss: str, scale: float, start_percent: float, end_percent: float,
+        image: Tensor | None = None, latent: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if (image is None) == (latent is None):
+            raise ValueError(
+                f"Image Guidance needs an image or a latent to be like, but {'neither' if image is None else 'both'} "
+                f"are connected. Connect one of them."
+            )
+        target = _of_latent(model, latent) if image is None else _of_image(model, image)
+        if scale == 0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(add_image_guidance(model, target, loss, scale, Span(start_percent, end_percent)))
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A picture to be like: values (n, c, h, w) of any size, and how they are had of a latent.
@@ -81,50 +125,6 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
     add_post_cfg(model, f"image: {loss}", move)
     install_guidance(model)
     return model
-
-
-class ImageGuidance(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="Reins_ImageGuidance",
-            display_name="Image Guidance",
-            category="reins/guidance",
-            description="Pulls the result towards the colours, the rough layout or the edges of a given picture. No "
-            "training and no evaluation: a gradient on the predicted picture (a cheap form of Universal Guidance).",
-            search_aliases=["universal guidance", "loss guidance", "colour transfer", "color match", "palette"],
-            inputs=[
-                model_input(),
-                io.Image.Input("image", optional=True, tooltip="The picture to be like, by the colours of a preview."),
-                io.Latent.Input("latent", optional=True, tooltip="The same as a latent, exactly; instead of image."),
-                make_input(
-                    io.Combo, "loss", options=list(LOSSES), default="colour histogram",
-                    tooltip="colour histogram: which colours there are and how many, wherever. low frequencies: the "
-                    "blurred picture, place by place. edges: how steep the picture is at each place.",
-                ),
-                make_input(
-                    io.Float, "scale", default=1.0, min=0.0, max=2.0, step=0.01,
-                    tooltip="How far each step is pulled; 1 is about all the way, and 2 too far. 0 turns the node off.",
-                ),
-                *percent_inputs(),
-            ],
-            outputs=[model_output()],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, model: ModelPatcher, loss: str, scale: float, start_percent: float, end_percent: float,
-        image: Tensor | None = None, latent: Any = None,
-    ) -> io.NodeOutput:  # fmt: skip
-        if (image is None) == (latent is None):
-            raise ValueError(
-                f"Image Guidance needs an image or a latent to be like, but {'neither' if image is None else 'both'} "
-                f"are connected. Connect one of them."
-            )
-        target = _of_latent(model, latent) if image is None else _of_image(model, image)
-        if scale == 0:
-            return io.NodeOutput(model)
-        return io.NodeOutput(add_image_guidance(model, target, loss, scale, Span(start_percent, end_percent)))
 
 
 def _of_latent(model: ModelPatcher, latent: Any) -> Target:

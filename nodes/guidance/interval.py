@@ -13,23 +13,6 @@ from ...engine.span import Span
 from ..inputs.schema import model_input, model_output, percent_inputs, schema
 
 
-def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:
-    """A clone of `model` that uses the negative inside `span` only, and does not evaluate it elsewhere."""
-
-    def positive_outside(args: Args) -> Tensor:
-        """For guiders that skip the slot, and CFG functions that do not return c for u = c: the result is right."""
-        if in_span(span, args) or args["cond"] is None:
-            return args["denoised"]
-        return args["cond_denoised"]
-
-    model = model.clone()
-    append(model, CFGSpan(order=next_order(model), span=span))
-    install_guidance(model)
-    # First of all, so that what earlier nodes add to the result is kept.
-    put_first(model, positive_outside)
-    return model
-
-
 class GuidanceInterval(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -47,3 +30,20 @@ class GuidanceInterval(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, start_percent: float, end_percent: float) -> io.NodeOutput:
         return io.NodeOutput(limit_cfg(model, Span(start_percent, end_percent)))
+
+
+def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:
+    """A clone of `model` that uses the negative inside `span` only, and does not evaluate it elsewhere."""
+
+    def positive_outside(args: Args) -> Tensor:
+        """For guiders that skip the slot, and CFG functions that do not return c for u = c: the result is right."""
+        if in_span(span, args) or args["cond"] is None:
+            return args["denoised"]
+        return args["cond_denoised"]
+
+    model = model.clone()
+    append(model, CFGSpan(order=next_order(model), span=span))
+    install_guidance(model)
+    # First of all, so that what earlier nodes add to the result is kept.
+    put_first(model, positive_outside)
+    return model

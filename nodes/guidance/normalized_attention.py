@@ -34,6 +34,52 @@ DEPTH = 1  # the text attention itself, above what changes how it attends
 Rows = tuple[tuple[int, ...], ...]  # of each chunk the images of its rows
 
 
+class NormalizedAttentionGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_NormalizedAttentionGuidance",
+            display_name="Normalized Attention Guidance (NAG)",
+            category="reins/guidance",
+            description="A negative prompt that works without CFG, as few-step models need it: pushes away from it "
+            "inside the text attention (NAG). No further evaluation.",
+            search_aliases=["NAG", "negative prompt", "normalized attention", "turbo", "lightning"],
+            inputs=[
+                model_input(),
+                io.Conditioning.Input("negative", tooltip="What should not be seen; all its entries count."),
+                make_input(
+                    io.Float, "scale", default=2.0, min=0.0, max=100.0, step=0.01,
+                    tooltip="How far the attention is pushed away from the negative. 0 turns the node off.",
+                ),
+                make_input(
+                    io.Float, "tau", default=2.5, min=1.0, max=100.0, step=0.01,
+                    tooltip="The attention gets at most so many times longer than without the push.",
+                ),
+                make_input(
+                    io.Float, "alpha", default=0.5, min=0.0, max=1.0, step=0.01,
+                    tooltip="How much of the pushed attention is mixed in. 0 turns the node off.",
+                ),
+                *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, negative: list, scale: float, tau: float, alpha: float, start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        blocks = find_transformers(unet_of(model))
+        if not blocks:
+            raise ValueError("Normalized Attention Guidance needs text attention, but this model has none. Remove it.")
+        texts = [_entry(*entry, blocks[0].context) for entry in _checked(negative)]
+        if scale == 0 or alpha == 0:
+            return io.NodeOutput(model)
+        paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
+        guidance = NormalizedAttention(texts, paths, scale, tau, alpha)
+        return io.NodeOutput(add_normalized_attention(model, guidance, Span(start_percent, end_percent)))
+
+
 @dataclass(frozen=True, eq=False)
 class NegativeText:
     """One entry of a negative prompt: text (1 or n, tokens, c), and what it weighs beside the others, where and when.
@@ -158,52 +204,6 @@ def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention,
     model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
     install_chunk_infos(model)
     return model
-
-
-class NormalizedAttentionGuidance(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="Reins_NormalizedAttentionGuidance",
-            display_name="Normalized Attention Guidance (NAG)",
-            category="reins/guidance",
-            description="A negative prompt that works without CFG, as few-step models need it: pushes away from it "
-            "inside the text attention (NAG). No further evaluation.",
-            search_aliases=["NAG", "negative prompt", "normalized attention", "turbo", "lightning"],
-            inputs=[
-                model_input(),
-                io.Conditioning.Input("negative", tooltip="What should not be seen; all its entries count."),
-                make_input(
-                    io.Float, "scale", default=2.0, min=0.0, max=100.0, step=0.01,
-                    tooltip="How far the attention is pushed away from the negative. 0 turns the node off.",
-                ),
-                make_input(
-                    io.Float, "tau", default=2.5, min=1.0, max=100.0, step=0.01,
-                    tooltip="The attention gets at most so many times longer than without the push.",
-                ),
-                make_input(
-                    io.Float, "alpha", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="How much of the pushed attention is mixed in. 0 turns the node off.",
-                ),
-                *percent_inputs(),
-            ],
-            outputs=[model_output()],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, model: ModelPatcher, negative: list, scale: float, tau: float, alpha: float, start_percent: float,
-        end_percent: float,
-    ) -> io.NodeOutput:  # fmt: skip
-        blocks = find_transformers(unet_of(model))
-        if not blocks:
-            raise ValueError("Normalized Attention Guidance needs text attention, but this model has none. Remove it.")
-        texts = [_entry(*entry, blocks[0].context) for entry in _checked(negative)]
-        if scale == 0 or alpha == 0:
-            return io.NodeOutput(model)
-        paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
-        guidance = NormalizedAttention(texts, paths, scale, tau, alpha)
-        return io.NodeOutput(add_normalized_attention(model, guidance, Span(start_percent, end_percent)))
 
 
 def _checked(negative: Any) -> list:

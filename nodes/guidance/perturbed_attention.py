@@ -15,16 +15,6 @@ from ..inputs.layers import parse_layers
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
 
 
-def identity_attention(call: Call, below: Attend) -> Tensor:
-    """The attention map becomes the identity, so each token keeps its own value (equation 13)."""
-    if call.q.shape != call.v.shape:
-        raise RuntimeError(
-            f"Perturbed-Attention Guidance needs one query per value, but found {call.q.shape[1]} queries and "
-            f"{call.v.shape[1]} values: another patch merges tokens. Remove it from the model."
-        )
-    return call.v
-
-
 class PerturbedAttentionGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,3 +47,13 @@ class PerturbedAttentionGuidance(io.ComfyNode):
             share=share_layers,
         )
         return io.NodeOutput(add_term(model, term) if scale else model)
+
+
+def identity_attention(call: Call, below: Attend) -> Tensor:
+    """The attention map becomes the identity, so each token keeps its own value (equation 13)."""
+    if call.q.shape != call.v.shape:
+        raise RuntimeError(
+            f"Perturbed-Attention Guidance needs one query per value, but found {call.q.shape[1]} queries and "
+            f"{call.v.shape[1]} values: another patch merges tokens. Remove it from the model."
+        )
+    return call.v

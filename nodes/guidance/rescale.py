@@ -12,21 +12,6 @@ from ...models.guidance.rescale import rescale_guidance
 from ..inputs.schema import make_input, model_input, model_output, schema
 
 
-def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
-    """A clone of `model` whose result so far, all terms included, is rescaled to the positive's deviation."""
-
-    def rescale_result(args: Args) -> Tensor:
-        # The paper scales what the network predicts (eps, v, ...). The host holds x0 = a x + b * prediction, with b
-        # one number per image, so subtracting a x leaves the prediction up to a factor that cancels.
-        x = args["input"]
-        offset = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(x), x)
-        return offset + rescale_guidance(args["denoised"] - offset, args["cond_denoised"] - offset, rescale)
-
-    model = model.clone()
-    add_post_cfg(model, "Rescale", rescale_result)
-    return model
-
-
 class GuidanceRescale(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,3 +36,18 @@ class GuidanceRescale(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, rescale: float) -> io.NodeOutput:
         return io.NodeOutput(model if rescale == 0 else add_rescale(model, rescale))
+
+
+def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
+    """A clone of `model` whose result so far, all terms included, is rescaled to the positive's deviation."""
+
+    def rescale_result(args: Args) -> Tensor:
+        # The paper scales what the network predicts (eps, v, ...). The host holds x0 = a x + b * prediction, with b
+        # one number per image, so subtracting a x leaves the prediction up to a factor that cancels.
+        x = args["input"]
+        offset = args["model"].model_sampling.calculate_denoised(args["sigma"], torch.zeros_like(x), x)
+        return offset + rescale_guidance(args["denoised"] - offset, args["cond_denoised"] - offset, rescale)
+
+    model = model.clone()
+    add_post_cfg(model, "Rescale", rescale_result)
+    return model

@@ -17,77 +17,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.guidance import CELL, Term, add_term
-from ...engine.rows.conds import install_chunk_infos
+from ...engine.rows.conds import Area, install_chunk_infos
 from ...engine.run import run_of
 from ...engine.scope import Args
 from ...engine.span import Span
+from ...engine.windowed_control import windowed
 from ...models.guidance.windows import Window, windows
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
-from .windowed_control import windowed
 
 PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # what weights stand for
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class WindowTerm(Term):
-    """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`.
-
-    A prompt for an area has windows of that area, for it never sees more.
-    """
-
-    tile: int
-    overlap: int
-
-    def factor(self, args: Args) -> float:
-        """No guidance where one window holds the whole latent, for then both predictions are the same."""
-        return super().factor(args) if len(self._windows(args["input"])) > 1 else 0.0
-
-    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
-        if positive is None or not self.factor(args):
-            return None
-        found = []
-        for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
-            kept = {key: value for key, value in cond.items() if key not in PLACED}
-            control = windowed(cond.get("control"), own, run_of(args["model_options"]))
-            for h, w, top, left in windows((own.h, own.w), self.tile, self.overlap):
-                area = (h, w, own.top + top, own.left + left)
-                name = uuid5(cond["uuid"], f"{self.id}{area}")
-                found.append({**kept, **control, "uuid": name, "area": area, "mask": weights})
-        return found
-
-    def _windows(self, x: Tensor) -> list[Window]:
-        if x.ndim != 4:
-            raise RuntimeError(
-                f"Sliding Window Guidance takes latents of pictures, of four dimensions, but found {x.ndim}. Remove it "
-                f"from this model."
-            )
-        return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
-
-
-def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict, Window, Tensor]]:
-    """The conds that are active, where each is, and what it weighs in each cell of the latent, (1 or b, h, w)."""
-    size = (x.shape[-2], x.shape[-1])
-    rest = x.new_ones((1, *size))
-    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
-        placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
-        if placed is None:
-            continue
-        own = Window(*size, 0, 0) if placed.area is None else Window(*placed.area)
-        if "default" in cond:
-            weights = torch.relu(rest)
-        else:
-            mult = placed.mult[:, 0] if len(cond.get("mask", ())) > 1 else placed.mult[:1, 0]
-            weights = mult.new_zeros((len(mult), *size))
-            weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
-            rest = rest - weights
-        yield cond, own, weights
-
-
-def add_window_term(model: ModelPatcher, term: WindowTerm) -> ModelPatcher:
-    """A clone of `model` with this guidance."""
-    model = add_term(model, term)
-    install_chunk_infos(model)
-    return model
 
 
 class SlidingWindowGuidance(io.ComfyNode):
@@ -129,3 +67,65 @@ class SlidingWindowGuidance(io.ComfyNode):
             name="SWG", scale=scale, span=Span(start_percent, end_percent), tile=cells, overlap=min(shared, cells - 1)
         )
         return io.NodeOutput(add_window_term(model, term) if scale else model)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WindowTerm(Term):
+    """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`.
+
+    A prompt for an area has windows of that area, for it never sees more.
+    """
+
+    tile: int
+    overlap: int
+
+    def factor(self, args: Args) -> float:
+        """No guidance where one window holds the whole latent, for then both predictions are the same."""
+        return super().factor(args) if len(self._windows(args["input"])) > 1 else 0.0
+
+    def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
+        if positive is None or not self.factor(args):
+            return None
+        found, run = [], run_of(args["model_options"])
+        for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
+            kept = {key: value for key, value in cond.items() if key not in PLACED}
+            control = windowed(cond.get("control"), own, run, "Sliding Window Guidance")
+            for h, w, top, left in windows((own.h, own.w), self.tile, self.overlap):
+                area = (h, w, own.top + top, own.left + left)
+                name = uuid5(cond["uuid"], f"{self.id}{area}")
+                found.append({**kept, **control, "uuid": name, "area": area, "mask": weights})
+        return found
+
+    def _windows(self, x: Tensor) -> list[Window]:
+        if x.ndim != 4:
+            raise RuntimeError(
+                f"Sliding Window Guidance takes latents of pictures, of four dimensions, but found {x.ndim}. Remove it "
+                f"from this model."
+            )
+        return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
+
+
+def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict, Area, Tensor]]:
+    """The conds that are active, where each is, and what it weighs in each cell of the latent, (1 or b, h, w)."""
+    size = (x.shape[-2], x.shape[-1])
+    rest = x.new_ones((1, *size))
+    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
+        placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
+        if placed is None:
+            continue
+        own = Area(*size, 0, 0) if placed.area is None else Area(*placed.area)
+        if "default" in cond:
+            weights = torch.relu(rest)
+        else:
+            mult = placed.mult[:, 0] if len(cond.get("mask", ())) > 1 else placed.mult[:1, 0]
+            weights = mult.new_zeros((len(mult), *size))
+            weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
+            rest = rest - weights
+        yield cond, own, weights
+
+
+def add_window_term(model: ModelPatcher, term: WindowTerm) -> ModelPatcher:
+    """A clone of `model` with this guidance."""
+    model = add_term(model, term)
+    install_chunk_infos(model)
+    return model

@@ -25,15 +25,6 @@ from ..inputs.schema import (
 )
 
 
-def smoothed_attention(blur_sigma: float) -> Layer:
-    """Attention with queries blurred over their grid by `blur_sigma` cells; below 0 by infinitely many."""
-
-    def attend_with_blurred_queries(call: Call, below: Attend) -> Tensor:
-        return below(with_queries(call, blur_queries(call.q, call.grid(call.q), blur_sigma)))
-
-    return attend_with_blurred_queries
-
-
 class SmoothedEnergyGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -72,3 +63,12 @@ class SmoothedEnergyGuidance(io.ComfyNode):
             share=share_layers,
         )
         return io.NodeOutput(add_term(model, term) if scale and blur_sigma else model)
+
+
+def smoothed_attention(blur_sigma: float) -> Layer:
+    """Attention with queries blurred over their grid by `blur_sigma` cells; below 0 by infinitely many."""
+
+    def attend_with_blurred_queries(call: Call, below: Attend) -> Tensor:
+        return below(with_queries(call, blur_queries(call.q, call.grid(call.q), blur_sigma)))
+
+    return attend_with_blurred_queries

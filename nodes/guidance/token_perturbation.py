@@ -27,31 +27,6 @@ from ..inputs.layers import parse_layers
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TokenTerm(PerturbedTokens, Term):
-    """A term whose prediction is made with `change` on the tokens of `sites`; layers before them may be shared."""
-
-    share: bool = True
-
-    @property
-    def first_change(self) -> Depth | None:
-        return min(site.depth for site in self.sites) if self.share else None
-
-
-def shuffle_tokens(tokens: Tensor, site: Site, options: Mapping[str, Any]) -> Tensor:
-    """The tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
-    run, step = run_in(options), options[STEP]
-    count, device = tokens.shape[1], tokens.device
-    order = run.once_at(step.sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, step, site, count))
-    return tokens[:, order.to(device)]
-
-
-def _order(seed: int, step: Step, site: Site, count: int) -> Tensor:
-    name = struct.pack("<Qd", seed % 2**64, step.sigma) + repr(tuple(site)).encode()
-    own_seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
-    return torch.randperm(count, generator=torch.Generator().manual_seed(own_seed))
-
-
 class TokenPerturbationGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,3 +58,28 @@ class TokenPerturbationGuidance(io.ComfyNode):
             share=share_layers,
         )
         return io.NodeOutput(add_term(model, term) if scale else model)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenTerm(PerturbedTokens, Term):
+    """A term whose prediction is made with `change` on the tokens of `sites`; layers before them may be shared."""
+
+    share: bool = True
+
+    @property
+    def first_change(self) -> Depth | None:
+        return min(site.depth for site in self.sites) if self.share else None
+
+
+def shuffle_tokens(tokens: Tensor, site: Site, options: Mapping[str, Any]) -> Tensor:
+    """The tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
+    run, step = run_in(options), options[STEP]
+    count, device = tokens.shape[1], tokens.device
+    order = run.once_at(step.sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, step, site, count))
+    return tokens[:, order.to(device)]
+
+
+def _order(seed: int, step: Step, site: Site, count: int) -> Tensor:
+    name = struct.pack("<Qd", seed % 2**64, step.sigma) + repr(tuple(site)).encode()
+    own_seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(own_seed))

@@ -34,6 +34,37 @@ WRAPPER = "reins_weak_model"
 SHAPE = ("model_channels", "channel_mult", "num_res_blocks")  # of a UNet that takes the same residuals
 
 
+class WeakModelGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="Reins_WeakModelGuidance",
+            display_name="Weak Model Guidance (AutoGuidance)",
+            category="reins/guidance",
+            description="Steers away from what a weaker model makes of the same prompt: a smaller or less trained one, "
+            "or the same without a LoRA or quantised (AutoGuidance). One evaluation of the weak model per step.",
+            search_aliases=["autoguidance", "weak model", "bad version of itself", "guidance"],
+            inputs=[
+                model_input(),
+                make_input(
+                    io.Model, "weak_model",
+                    tooltip="The weaker model, for the same kind of latents, with its own LoRA and patches.",
+                ),
+                scale_input(2.0), *percent_inputs(),
+            ],
+            outputs=[model_output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float
+    ) -> io.NodeOutput:
+        _check(model, weak_model)
+        if scale == 0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent)))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WeakModel(Entry):
     """Another model of the same latents, and whether it is another patcher of the very same network."""
@@ -155,37 +186,6 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
     if hasattr(own, "clone_base_uuid"):
         own.clone_base_uuid = uuid4()
     return own
-
-
-class WeakModelGuidance(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="Reins_WeakModelGuidance",
-            display_name="Weak Model Guidance (AutoGuidance)",
-            category="reins/guidance",
-            description="Steers away from what a weaker model makes of the same prompt: a smaller or less trained one, "
-            "or the same without a LoRA or quantised (AutoGuidance). One evaluation of the weak model per step.",
-            search_aliases=["autoguidance", "weak model", "bad version of itself", "guidance"],
-            inputs=[
-                model_input(),
-                make_input(
-                    io.Model, "weak_model",
-                    tooltip="The weaker model, for the same kind of latents, with its own LoRA and patches.",
-                ),
-                scale_input(2.0), *percent_inputs(),
-            ],
-            outputs=[model_output()],
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float
-    ) -> io.NodeOutput:
-        _check(model, weak_model)
-        if scale == 0:
-            return io.NodeOutput(model)
-        return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent)))
 
 
 def _check(model: ModelPatcher, weak: ModelPatcher) -> None:

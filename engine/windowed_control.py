@@ -16,22 +16,22 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from ...engine.rows.conds import info_of
-from ...engine.run import Run
-from ...engine.shared_control import is_known
-from ...models.guidance.windows import Window
+from .rows.conds import Area, info_of
+from .run import Run
+from .shared_control import is_known
 
 
-def windowed(control: ControlBase | None, whole: Window, run: Run) -> dict[str, ControlBase]:
-    """What a conditioning for a window says of its ControlNet, whose hint is for the area `whole` of the latent.
+def windowed(control: ControlBase | None, whole: Area, run: Run, owner: str) -> dict[str, WindowedControl]:
+    """Returns what a conditioning for a window says of its ControlNet: nothing, or a `control` that is cut.
 
-    RuntimeError for one that cannot be cut.
+    The hint is for the area `whole` of the latent. `owner` is the method that asks, for the error.
+    Raises RuntimeError if the ControlNet is of a kind that cannot be cut.
     """
     if control is None:
         return {}
     if not is_known(control):
         raise RuntimeError(
-            f"Sliding Window Guidance cannot cut the hint of a {type(control).__name__} of another pack into windows. "
+            f"{owner} cannot cut the hint of a {type(control).__name__} of another pack into windows. "
             f"Remove one of the two."
         )
     stand_in = run.once((windowed, id(control), whole), lambda: WindowedControl(control, whole))
@@ -43,7 +43,7 @@ class WindowedControl:
     """Stands in the place of a ControlNet, or of a chain of them, for the windows of one run."""
 
     control: ControlBase
-    whole: Window
+    whole: Area
     made: dict[Any, ControlBase] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
@@ -54,14 +54,14 @@ class WindowedControl:
     ) -> dict[str, list] | None:  # fmt: skip
         """The residuals, as the host asks for them."""
         infos = [info_of(transformer_options, uuid) for uuid in transformer_options["uuids"]]
-        areas = tuple(Window(*info.area) for info in infos)
+        areas = tuple(info.area for info in infos)
         key = (areas, len(x))
         if key not in self.made:
             self.made[key] = _cut(self.control, self.whole, areas, len(x) // chunks)
         return self.made[key].get_control(x, t, cond, chunks, transformer_options)
 
 
-def _cut(control: ControlBase, whole: Window, areas: Sequence[Window], per_chunk: int) -> ControlBase:
+def _cut(control: ControlBase, whole: Area, areas: Sequence[Area], per_chunk: int) -> ControlBase:
     """A copy of a chain, with the same networks, whose hints have a row for each row of the windows."""
     narrow = copy(control)
     ratio = control.compression_ratio
@@ -80,7 +80,7 @@ def _cut(control: ControlBase, whole: Window, areas: Sequence[Window], per_chunk
     return narrow
 
 
-def _parts(hint: Tensor, whole: Window, areas: Sequence[Window], per_chunk: int, ratio: int, method: str) -> Tensor:
+def _parts(hint: Tensor, whole: Area, areas: Sequence[Area], per_chunk: int, ratio: int, method: str) -> Tensor:
     """The hint as the host would fit it to the area it is for, cut into windows: (chunks * b, c, height, width)."""
     fitted = comfy.utils.common_upscale(hint, whole.w * ratio, whole.h * ratio, method, "center")
     rows = fitted.expand(per_chunk, -1, -1, -1) if len(fitted) == 1 else fitted
