@@ -18,10 +18,10 @@ from comfy.patcher_extension import WrappersMP
 from reins.engine.run import RUN
 from reins.engine.unet import find_transformers, unet_of
 from reins.models.ip_adapter.network import ImageLayers
-from reins.nodes.ip_adapter import attention as ip_adapter
+from reins.nodes.ip_adapter import attention as image_attention
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
 from reins.nodes.ip_adapter.load import in_file_order
-from reins.tests import ip, tiny
+from reins.tests.helpers import ip_adapter, tiny_models
 
 from .cases import Network
 
@@ -51,15 +51,17 @@ class Row(NamedTuple):
 
 
 class Way(NamedTuple):
-    steer: Callable[[ModelPatcher, ip.IPAdapter, ip.ImageTokens], ModelPatcher]
+    steer: Callable[[ModelPatcher, ip_adapter.IPAdapter, ip_adapter.ImageTokens], ModelPatcher]
     weights_stay: bool = False  # on the device for the whole run, outside the host's books
 
 
-def ours(model: ModelPatcher, made: ip.IPAdapter, tokens: ip.ImageTokens, **settings: object) -> ModelPatcher:
+def ours(
+    model: ModelPatcher, made: ip_adapter.IPAdapter, tokens: ip_adapter.ImageTokens, **settings: object
+) -> ModelPatcher:
     return IPAdapterApply.execute(model, made, tokens, **settings).result[0]
 
 
-def every_step(model: ModelPatcher, made: ip.IPAdapter, tokens: ip.ImageTokens) -> ModelPatcher:
+def every_step(model: ModelPatcher, made: ip_adapter.IPAdapter, tokens: ip_adapter.ImageTokens) -> ModelPatcher:
     """As adapters are usually written: in the host's slot, k and v anew in each layer of each step, for each row."""
     model = model.clone()
     layers = made.layers.model
@@ -74,7 +76,7 @@ def every_step(model: ModelPatcher, made: ip.IPAdapter, tokens: ip.ImageTokens) 
                 torch.cat([pair[i].repeat(len(q) // len(labels), 1, 1) for pair in rows]).to(q) for i in (0, 1)
             )
             float(options["sigmas"][0])  # the range is asked for in every layer
-            return attention(q, k, v, heads) + ip_adapter.attention_pytorch(q, k_image, v_image, heads)
+            return attention(q, k, v, heads) + image_attention.attention_pytorch(q, k_image, v_image, heads)
 
         model.set_model_attn2_replace(both, *one.site("attn2")[1:])
     return model
@@ -95,7 +97,7 @@ WAYS = {
 def counted(model: ModelPatcher) -> Iterator[Counter]:
     """Counts what happens inside, and notes what a run holds at its last call of the network."""
     counts: Counter = Counter()
-    project, attend = ImageLayers.keys_and_values, ip_adapter.attention_pytorch
+    project, attend = ImageLayers.keys_and_values, image_attention.attention_pytorch
 
     def projected(self: ImageLayers, *arguments: Any) -> Any:
         counts["products"] += 2
@@ -114,7 +116,7 @@ def counted(model: ModelPatcher) -> Iterator[Counter]:
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", note)
     with (
         mock.patch.object(ImageLayers, "keys_and_values", projected),
-        mock.patch.object(ip_adapter, "attention_pytorch", attended),
+        mock.patch.object(image_attention, "attention_pytorch", attended),
     ):
         yield counts
 
@@ -122,8 +124,8 @@ def counted(model: ModelPatcher) -> Iterator[Counter]:
 def measure(network: Network) -> list[Row]:
     """All ways on a network; rounds go through all of them in turn."""
     model = network.make()
-    made = ip.adapter(model)
-    tokens = ip.tokens(made, count=TOKENS)
+    made = ip_adapter.adapter(model)
+    tokens = ip_adapter.tokens(made, count=TOKENS)
     steered = {name: way.steer(model, made, tokens) for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(network.rounds):
@@ -167,11 +169,11 @@ def table(network: Network, rows: list[Row]) -> list[str]:
 
 
 def _sample(model: ModelPatcher, network: Network) -> None:
-    tiny.sample(model, network.size, cfg=CFG, steps=network.steps)
+    tiny_models.sample(model, network.size, cfg=CFG, steps=network.steps)
 
 
 def _reads(model: ModelPatcher, network: Network) -> int:
-    with tiny.DeviceReads() as reads:
+    with tiny_models.DeviceReads() as reads:
         _sample(model, network)
     return reads.count
 

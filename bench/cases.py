@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from reins.engine.layers.features import channels_at
 from reins.engine.unet import unet_of
 from reins.nodes.h_space.direction import SITE, HDirection
-from reins.tests import hs, tiny
-from reins.tests.methods import (
+from reins.tests.helpers import h_space, tiny_models
+from reins.tests.helpers.methods import (
     apg,
     cfg_zero,
     fdg,
@@ -58,8 +58,8 @@ def host_pag(model: ModelPatcher) -> ModelPatcher:
 
 
 def h_edit(model: ModelPatcher, direction: HDirection | None = None, **settings: object) -> ModelPatcher:
-    stored = hs.stored(channels=channels_at(unet_of(model), SITE))
-    return hs.edit(model, direction or stored, strength=0.1, **settings)
+    stored = h_space.stored(channels=channels_at(unet_of(model), SITE))
+    return h_space.edit(model, direction or stored, strength=0.1, **settings)
 
 
 def host_apg(model: ModelPatcher) -> ModelPatcher:
@@ -72,9 +72,10 @@ def host_sag(model: ModelPatcher) -> ModelPatcher:
 
 def sd15_layout() -> ModelPatcher:
     """Blocks, transformers and skips of SD1.5, every level 320 wide."""
-    return tiny.sd15(
-        model_channels=320, channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, num_heads=8, context_dim=tiny.WIDTH,
-        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3,
+    return tiny_models.sd15(
+        model_channels=320, channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, num_heads=8,
+        context_dim=tiny_models.WIDTH, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
     )  # fmt: skip
 
 
@@ -85,18 +86,18 @@ REAL = {
 }  # fmt: skip
 
 NETWORKS = [
-    Network("tiny", tiny.sd15, (24, 24), steps=6, rounds=7),
-    Network("tiny", tiny.sd15, (32, 32), steps=3, rounds=5),
+    Network("tiny", tiny_models.sd15, (24, 24), steps=6, rounds=7),
+    Network("tiny", tiny_models.sd15, (32, 32), steps=3, rounds=5),
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=3, rounds=3),
 ]
 # Adapters act on text attention: few cells and many steps show what they add.
 ADAPTED = [
-    Network("tiny", tiny.sd15, (32, 32), steps=5, rounds=7),
+    Network("tiny", tiny_models.sd15, (32, 32), steps=5, rounds=7),
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=5, rounds=3),
 ]
 
-PAIRED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=2, rounds=2)
-HINTED = Network("SD1.5 at full width", lambda: tiny.sd15(**REAL), (32, 32), steps=4, rounds=3)
+PAIRED = Network("SD1.5 at full width", lambda: tiny_models.sd15(**REAL), (32, 32), steps=2, rounds=2)
+HINTED = Network("SD1.5 at full width", lambda: tiny_models.sd15(**REAL), (32, 32), steps=4, rounds=3)
 
 CASES = [
     Case(name, cfg, steer, against)
@@ -151,7 +152,7 @@ EDITS = [
         ("H-Space Edit", h_edit),
         ("H-Space Edit, cond", lambda model: h_edit(model, apply_to="cond")),
         ("H-Space Edit, 0 to 60 %", lambda model: h_edit(model, end=0.6)),
-        ("H-Space Edit, from prompts", lambda model: h_edit(model, hs.live())),
+        ("H-Space Edit, from prompts", lambda model: h_edit(model, h_space.live())),
         ("H-Space Edit, symmetric", lambda model: h_edit(model, mode="symmetric")),
         ("two H-Space Edits", lambda model: h_edit(h_edit(model))),
     ]

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.models.prompt_diffusion.network import Stems
-from reins.tests import cn, pd, tiny
+from reins.tests.helpers import controlnext, prompt_diffusion, tiny_models
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,15 +37,17 @@ class Row(NamedTuple):
 
 
 def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
-    image = cn.picture(1, h=8 * size[0], w=8 * size[1])
+    image = controlnext.picture(1, h=8 * size[0], w=8 * size[1])
     net = control_net().set_cond_hint(image.movedim(-1, 1), strength=1.0)
-    shown = pd.example(pd.loaded(model, dtype=torch.float32))
-    plain = {"positive": tiny.text(1), "negative": tiny.text(2)}
+    shown = prompt_diffusion.example(prompt_diffusion.loaded(model, dtype=torch.float32))
+    plain = {"positive": tiny_models.text(1), "negative": tiny_models.text(2)}
     return {
         "plain": Case(model, plain),
-        "host ControlNet": Case(model, {"positive": tiny.text(1, control=net), "negative": tiny.text(2, control=net)}),
-        "Prompt Diffusion": Case(model, pd.apply(control_net=shown, image=image)),
-        "Prompt Diffusion, stems at every step": Case(model, pd.apply(control_net=shown, image=image)),
+        "host ControlNet": Case(
+            model, {"positive": tiny_models.text(1, control=net), "negative": tiny_models.text(2, control=net)}
+        ),
+        "Prompt Diffusion": Case(model, prompt_diffusion.apply(control_net=shown, image=image)),
+        "Prompt Diffusion, stems at every step": Case(model, prompt_diffusion.apply(control_net=shown, image=image)),
     }
 
 
@@ -68,7 +70,7 @@ def measure(network: cases.Network) -> list[Row]:
     """All cases on a network; rounds go through all of them in turn."""
     made = make_cases(network.make(), network.size)
     seconds = timed(made, network, counted)
-    plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
+    plain_reads = count(lambda: sample(made["plain"], network), tiny_models.DeviceReads()).count
     return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
 
 
@@ -78,7 +80,7 @@ def _row(
     with counted(name) as stems:
         products = count(lambda: sample(case, network), FlopCounterMode(display=False)).get_total_flops() / 2
         computed = len(stems)
-        reads = count(lambda: sample(case, network), tiny.DeviceReads()).count - plain_reads
+        reads = count(lambda: sample(case, network), tiny_models.DeviceReads()).count - plain_reads
     own = seconds[name]
     ratios = [
         statistics.median(a / b for a, b in zip(own, seconds[other], strict=True))

@@ -20,7 +20,7 @@ from reins.models.controlnext.network import Layout, Prepared, Stage
 from reins.nodes.controlnext.hint import CELL
 from reins.nodes.controlnext.load import make_controlnext
 from reins.nodes.controlnext.nodes import ControlNeXtApply
-from reins.tests import cn, tiny
+from reins.tests.helpers import controlnext, tiny_models
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import cases
@@ -57,27 +57,29 @@ class Row(NamedTuple):
 
 def control_net() -> comfy.controlnet.ControlNet:
     """The host's ControlNet for the SD1.5 of the cases: the UNet's first half, with weights that are not zero."""
-    config = {**tiny._config(**cases.REAL), "hint_channels": 3}
+    config = {**tiny_models.unet_config(**cases.REAL), "hint_channels": 3}
     for key in ("out_channels", "transformer_depth_output", "use_temporal_attention", "use_temporal_resblock"):
         del config[key]
-    network = comfy.cldm.cldm.ControlNet(**config, device=tiny.CPU, operations=comfy.ops.disable_weight_init)
-    tiny._randomise(network, 3)
+    network = comfy.cldm.cldm.ControlNet(**config, device=tiny_models.CPU, operations=comfy.ops.disable_weight_init)
+    tiny_models.randomise(network, 3)
     network.eval().requires_grad_(False)
-    return comfy.controlnet.ControlNet(network, load_device=tiny.CPU)
+    return comfy.controlnet.ControlNet(network, load_device=tiny_models.CPU)
 
 
 def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
-    hint = cn.picture(1, h=CELL * size[0], w=CELL * size[1])
-    made = make_controlnext(cn.weights(Network(OFFICIAL, comfy.ops.disable_weight_init)), "release")
+    hint = controlnext.picture(1, h=CELL * size[0], w=CELL * size[1])
+    made = make_controlnext(controlnext.weights(Network(OFFICIAL, comfy.ops.disable_weight_init)), "release")
     net = control_net().set_cond_hint(hint.movedim(-1, 1), strength=1.0)
-    plain = {"positive": tiny.text(1), "negative": tiny.text(2)}
+    plain = {"positive": tiny_models.text(1), "negative": tiny_models.text(2)}
 
     def steer(**settings: object) -> ModelPatcher:
         return ControlNeXtApply.execute(model, made, hint, **settings).result[0]
 
     return {
         "plain": Case(model, plain),
-        "host ControlNet": Case(model, {"positive": tiny.text(1, control=net), "negative": tiny.text(2, control=net)}),
+        "host ControlNet": Case(
+            model, {"positive": tiny_models.text(1, control=net), "negative": tiny_models.text(2, control=net)}
+        ),
         "ControlNeXt": Case(steer(), plain),
         "ControlNeXt, cond only": Case(steer(uncond="cond only"), plain),
         "ControlNeXt, 0 to 50 %": Case(steer(end_percent=0.5), plain),
@@ -111,7 +113,7 @@ def measure(network: cases.Network) -> list[Row]:
     """All cases on a network; rounds go through all of them in turn."""
     made = make_cases(network.make(), network.size)
     seconds = timed(made, network, lambda name: counted("official" in name))
-    plain_reads = count(lambda: sample(made["plain"], network), tiny.DeviceReads()).count
+    plain_reads = count(lambda: sample(made["plain"], network), tiny_models.DeviceReads()).count
     return [_row(name, case, network, seconds, plain_reads) for name, case in made.items()]
 
 
@@ -121,7 +123,7 @@ def _row(
     with counted("official" in name) as counts:
         products = count(lambda: sample(case, network), FlopCounterMode(display=False)).get_total_flops() / 2
         counts = counts.copy()
-        reads = count(lambda: sample(case, network), tiny.DeviceReads()).count - plain_reads
+        reads = count(lambda: sample(case, network), tiny_models.DeviceReads()).count - plain_reads
     steps, own, plain, net = network.steps, seconds[name], seconds["plain"], seconds["host ControlNet"]
     return Row(
         name, counts["calls"] / steps, counts["rows"] / steps, counts["prepared"], products / steps / 1e9,
@@ -166,4 +168,4 @@ def table(network: cases.Network, rows: list[Row]) -> list[str]:
 
 
 def sample(case: Case, network: cases.Network) -> None:
-    tiny.sample(case.model, network.size, cfg=CFG, steps=network.steps, **case.conds)
+    tiny_models.sample(case.model, network.size, cfg=CFG, steps=network.steps, **case.conds)

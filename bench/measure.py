@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from comfy.model_patcher import ModelPatcher
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
 
 from .cases import CASES, Case, Network
 
@@ -52,10 +52,10 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def _count(model: ModelPatcher, steered: ModelPatcher, case: Case, network: Network) -> tuple[int, int, int]:
-    with tiny.forwards(model) as rows, tiny.DeviceReads() as reads:
+    with tiny_models.forwards(model) as rows, tiny_models.DeviceReads() as reads:
         _sample(steered, case, network)
     return len(rows), sum(rows), reads.count
 
 
 def _sample(steered: ModelPatcher, case: Case, network: Network) -> None:
-    tiny.sample(steered, network.size, cfg=case.cfg, steps=network.steps)
+    tiny_models.sample(steered, network.size, cfg=case.cfg, steps=network.steps)

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from reins.engine.layers.projections import Found
 from reins.models.unicon.network import Projected
 from reins.nodes.unicon.side_by_side import SideBySide
-from reins.tests import tiny, uc
+from reins.tests.helpers import tiny_models, unicon
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import cases
@@ -48,11 +48,11 @@ class Row(NamedTuple):
 
 
 def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
-    file = uc.file_for(model, rank=RANK, size=0.1)
-    partner = uc.latent(size)
+    file = unicon.file_for(model, rank=RANK, size=0.1)
+    partner = unicon.latent(size)
 
     def beside(model: ModelPatcher, **settings: object) -> ModelPatcher:
-        return uc.apply(model, weights=file, partner=partner, **settings)
+        return unicon.apply(model, weights=file, partner=partner, **settings)
 
     return {
         "plain": Case(model),
@@ -62,7 +62,7 @@ def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
         "UniCon Apply, 0 to 50 %": Case(beside(model, end_percent=0.5)),
         "UniCon Apply, condition guidance": Case(beside(model, condition_guidance=2.0)),
         "two UniCon Apply": Case(beside(beside(model))),
-        "UniCon Apply Joint": Case(uc.joint(model, weights=file), 2),
+        "UniCon Apply Joint": Case(unicon.joint(model, weights=file), 2),
     }
 
 
@@ -91,7 +91,7 @@ def measure(network: cases.Network) -> list[Row]:
             start = time.perf_counter()
             _sample(case, network)
             seconds[name].append(time.perf_counter() - start)
-    with tiny.DeviceReads() as reads:
+    with tiny_models.DeviceReads() as reads:
         _sample(made["plain"], network)
     return [_row(name, case, network, model, seconds, reads.count) for name, case in made.items()]
 
@@ -100,7 +100,11 @@ def _row(
     name: str, case: Case, network: cases.Network, model: ModelPatcher, seconds: dict[str, list[float]],
     plain_reads: int,
 ) -> Row:  # fmt: skip
-    with tiny.forwards(model) as rows, tiny.DeviceReads() as reads, FlopCounterMode(display=False) as products:
+    with (
+        tiny_models.forwards(model) as rows,
+        tiny_models.DeviceReads() as reads,
+        FlopCounterMode(display=False) as products,
+    ):
         _sample(case, network)
     steps, own, plain = network.steps, seconds[name], seconds["plain"]
     return Row(
@@ -126,4 +130,4 @@ def table(network: cases.Network, rows: list[Row]) -> list[str]:
 
 def _sample(case: Case, network: cases.Network) -> None:
     with projecting(case.shares):
-        tiny.sample(case.model, network.size, batch=case.batch, cfg=CFG, steps=network.steps)
+        tiny_models.sample(case.model, network.size, batch=case.batch, cfg=CFG, steps=network.steps)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import comfy.controlnet
 from comfy.model_patcher import ModelPatcher
-from reins.tests import cn, tiny
-from reins.tests.methods import pag, seg, tpg
+from reins.tests.helpers import controlnext, tiny_models
+from reins.tests.helpers.methods import pag, seg, tpg
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import cases
@@ -44,14 +44,14 @@ class Foreign(comfy.controlnet.ControlNet):
 
 
 def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
-    hint = cn.picture(1, h=8 * size[0], w=8 * size[1]).movedim(-1, 1)
+    hint = controlnext.picture(1, h=8 * size[0], w=8 * size[1]).movedim(-1, 1)
     known = control_net()
-    foreign = Foreign(known.control_model, load_device=tiny.CPU)
-    texts = {"positive": tiny.text(1), "negative": tiny.text(2)}
+    foreign = Foreign(known.control_model, load_device=tiny_models.CPU)
+    texts = {"positive": tiny_models.text(1), "negative": tiny_models.text(2)}
 
     def controlled(net: comfy.controlnet.ControlNet) -> dict[str, list]:
         net.set_cond_hint(hint, strength=1.0)
-        return {"positive": tiny.text(1, control=net), "negative": tiny.text(2, control=net)}
+        return {"positive": tiny_models.text(1, control=net), "negative": tiny_models.text(2, control=net)}
 
     return {
         "plain": Case(model, texts),

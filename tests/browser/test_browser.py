@@ -29,7 +29,7 @@ from reins.demo.host import Host, HostSettings, weightless_arguments, write_weig
 from reins.demo.serve import offer_examples  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
-from reins.tests.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import comfy  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph

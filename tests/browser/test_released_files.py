@@ -21,7 +21,7 @@ from reins.demo.graphs import EXAMPLE_CHECKPOINT, EXAMPLE_FILES, load_graphs, ne
 from reins.demo.host import Host, HostSettings, weightless_arguments  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
-from reins.tests.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import comfy  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph

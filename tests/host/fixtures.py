@@ -11,8 +11,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from reins.tests import tiny
-from reins.tests.methods import COVERED, METHODS
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import COVERED, METHODS
 
 torch.set_num_threads(1)
 _MODELS: dict[str, ModelPatcher] = {}
@@ -21,7 +21,7 @@ _MODELS: dict[str, ModelPatcher] = {}
 def _model(name: str) -> ModelPatcher:
     """In double precision: how rows share a batch then moves results by 1e-7, where single precision shows 1e-5."""
     if name not in _MODELS:
-        _MODELS[name] = getattr(tiny, name)(dtype=torch.float64)
+        _MODELS[name] = getattr(tiny_models, name)(dtype=torch.float64)
     return _MODELS[name].clone()
 
 

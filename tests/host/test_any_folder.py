@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reins.tests.named_host import comfy
+from reins.tests.helpers.named_host import comfy
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ComfyUI-Reins", "a name with spaces", "a.dot", "9digits")

@@ -10,9 +10,9 @@ from reins.engine.layers.attention import Call, attend
 from reins.engine.network import add_attention_layer
 from reins.engine.span import Span
 from reins.engine.unet import find_sites
-from reins.tests import tiny
-from reins.tests.methods import METHODS, pag
-from reins.tests.tiny import nearly, sample
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import METHODS, pag
+from reins.tests.helpers.tiny_models import nearly, sample
 
 
 def look(call, below):
@@ -175,15 +175,15 @@ def test_attention_over_time_is_left_alone():
         seen.append(tuple(call.q.shape[:2]))
         return below(call)
 
-    model = tiny.video()
+    model = tiny_models.video()
     site = next(site for site in find_sites(model, "attn1") if site.block == "middle")
-    frames = tiny.noise(b=3)
+    frames = tiny_models.noise(b=3)
     sample(with_layers(model, (site, note)), batch=3, start=frames, steps=2)
     assert seen == [(6, 16)] * 2  # two conds of three frames, four by four cells
     assert sample(pag(model), batch=3, start=frames, steps=2).isfinite().all()
     seen.clear()
     model.model.diffusion_model.default_num_video_frames = 4  # as many as the layer has cells: all shapes are equal
-    sample(with_layers(model, (site, note)), size=(8, 8), batch=4, start=tiny.noise(8, 8, b=4), steps=2)
+    sample(with_layers(model, (site, note)), size=(8, 8), batch=4, start=tiny_models.noise(8, 8, b=4), steps=2)
     assert seen == [(8, 4)] * 2
 
 

@@ -12,9 +12,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from reins.tests import tiny
-from reins.tests.methods import COVERED, METHODS, SEEN_WHOLE, fit, interval, pag, sag, seg
-from reins.tests.tiny import nearly, sample, text
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import COVERED, METHODS, SEEN_WHOLE, fit, interval, pag, sag, seg
+from reins.tests.helpers.tiny_models import nearly, sample, text
 
 SLOT = "sampler_calc_cond_batch_function"
 VERSION = tuple(int(part) for part in comfyui_version.__version__.split(".")[:2])
@@ -48,7 +48,7 @@ def pass_through(model):
     ],
 )
 def test_rows_per_step(steer, cfg, per_step, model):
-    with tiny.forwards(model) as rows:
+    with tiny_models.forwards(model) as rows:
         sample(steer(model), cfg=cfg, steps=3)
     assert rows == per_step * 3
 
@@ -65,7 +65,7 @@ def test_a_pack_that_wraps_our_slot_keeps_the_one_batch(model):
     inner = ours.model_options[SLOT]
     wrapped = ours.clone()
     wrapped.set_model_sampler_calc_cond_batch_function(lambda args: inner(args))
-    with tiny.forwards(model) as rows:
+    with tiny_models.forwards(model) as rows:
         assert torch.equal(sample(seg(wrapped)), sample(seg(ours)))
     assert rows[:1] == [4]
 
@@ -82,12 +82,12 @@ def masks(seed):
 
 
 def controlled(seed):
-    return text(seed, control=tiny.controlnet(), control_apply_to_uncond=False)
+    return text(seed, control=tiny_models.controlnet(), control_apply_to_uncond=False)
 
 
 def controlled_together():
     """As the stock node does it: one ControlNet for both prompts, hence one batch and one set of residuals."""
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     return {"positive": text(1, control=control), "negative": text(2, control=control)}
 
 
@@ -101,7 +101,7 @@ def test_areas_and_masks_work_however_the_rows_are_grouped(method, conds, groupi
         return
     expected = sample(method(sd15), positive=positive, negative=negative)
     if grouping == "split":
-        with tiny.little_memory(monkeypatch, sd15):
+        with tiny_models.little_memory(monkeypatch, sd15):
             found = sample(method(sd15), positive=positive, negative=negative)
     else:
         found = sample(method(pass_through(sd15)), positive=positive, negative=negative)
@@ -119,7 +119,7 @@ def test_a_control_net_steers_the_extra_predictions_too(method, on, sd15):
 
 def test_the_residuals_of_a_shared_control_net_stay_with_their_rows(method, sd15):
     conds = controlled_together()
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         found = sample(method(sd15), **conds)
     assert nearly(found, sample(method(pass_through(sd15)), **conds))
     assert method is not METHODS["pag"] or rows[:1] == [3]
@@ -158,9 +158,13 @@ def test_a_pack_that_sends_chunks_one_by_one_changes_nothing(method, batch, sd15
 @pytest.mark.parametrize("name", ["pag", "seg"])
 def test_under_a_tiling_pack_each_tile_is_steered(name, sd15):
     """The reference: the same tiles by hand, each with the layers of the extra prediction."""
-    x, positive, negative = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])]
-    found = tiny.denoise(METHODS[name](regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
-    tiles = [tiny.denoise(METHODS[name](sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
+    x, positive, negative = (
+        3 * tiny_models.noise(),
+        [tiny_models.cond(text(1)[0][0])],
+        [tiny_models.cond(text(2)[0][0])],
+    )
+    found = tiny_models.denoise(METHODS[name](regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
+    tiles = [tiny_models.denoise(METHODS[name](sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
     assert nearly(found, torch.cat(tiles, -1))
 
 
@@ -255,11 +259,15 @@ def test_other_packs_see_the_extra_chunks_as_positives_behind_the_others(sd15):
 def test_the_hosts_nag_keeps_its_effect(method, sd15):
     nag = pytest.importorskip("comfy_extras.nodes_nag").NAGuidance
     with_nag = nag.execute(sd15, 5.0, 0.5, 1.5).result[0]
-    x, positive, negative = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])], [tiny.cond(text(2)[0][0])]
-    merged = tiny.denoise(method(with_nag), x, 3.0, positive, negative, 5.0)
-    separate = tiny.denoise(method(pass_through(with_nag)), x, 3.0, positive, negative, 5.0)
+    x, positive, negative = (
+        3 * tiny_models.noise(),
+        [tiny_models.cond(text(1)[0][0])],
+        [tiny_models.cond(text(2)[0][0])],
+    )
+    merged = tiny_models.denoise(method(with_nag), x, 3.0, positive, negative, 5.0)
+    separate = tiny_models.denoise(method(pass_through(with_nag)), x, 3.0, positive, negative, 5.0)
     assert nearly(merged, separate)
-    assert not nearly(merged, tiny.denoise(method(sd15), x, 3.0, positive, negative, 5.0), 1e-3)
+    assert not nearly(merged, tiny_models.denoise(method(sd15), x, 3.0, positive, negative, 5.0), 1e-3)
 
 
 @pytest.mark.parametrize("name", ["pag", "seg", "sag"])
@@ -268,7 +276,7 @@ def test_perp_neg_adds_each_term_for_the_positive_once(name, sd15):
     guider = Guider_PerpNeg(watched(method(sd15), seen))
     guider.set_conds(text(1), text(2), text(3))
     guider.set_cfg(4.0, 0.7)
-    tiny.guide(sd15, guider, steps=2)
+    tiny_models.guide(sd15, guider, steps=2)
     check_terms(name, sd15, seen)
 
 
@@ -279,7 +287,7 @@ def test_dual_cfg_adds_each_term_for_the_cond_of_its_post_cfg_once(name, style, 
     guider = Guider_DualCFG(watched(method(sd15), seen))
     guider.set_conds(text(1), text(2), text(3))
     guider.set_cfg(4.0, 2.0, nested=style == "nested")
-    tiny.guide(sd15, guider, steps=2)
+    tiny_models.guide(sd15, guider, steps=2)
     check_terms(name, sd15, seen)
 
 
@@ -303,7 +311,9 @@ def check_terms(name, plain, seen):
         negative = args["uncond"] if name == "sag" else None
         cfg = 2.0 if negative else 1.0
         x, sigma, cond = args["input"], float(args["sigma"][0]), args["cond"]
-        steered, unsteered = (tiny.denoise(m, x, sigma, cond, negative, cfg) for m in (METHODS[name](plain), plain))
+        steered, unsteered = (
+            tiny_models.denoise(m, x, sigma, cond, negative, cfg) for m in (METHODS[name](plain), plain)
+        )
         assert nearly(after, before + (steered - unsteered))
 
 
@@ -311,7 +321,7 @@ def reads_per_step(run):
     """Numbers read from the device in each further step of a run."""
     counts = []
     for steps in (2, 4):
-        with tiny.DeviceReads() as reads:
+        with tiny_models.DeviceReads() as reads:
             run(steps)
         counts.append(reads.count)
     return (counts[1] - counts[0]) / 2
@@ -326,7 +336,7 @@ def test_all_nodes_together_read_one_number_per_step(sd15):
         guider = Guider_PerpNeg(model)
         guider.set_conds(text(1), text(2), text(3))
         guider.set_cfg(4.0, 0.7)
-        return tiny.guide(model, guider, steps=steps)
+        return tiny_models.guide(model, guider, steps=steps)
 
     for run in (lambda model, steps: sample(model, steps=steps), perp_neg):
         plain = reads_per_step(lambda steps, run=run: run(sd15, steps))
@@ -336,7 +346,7 @@ def test_all_nodes_together_read_one_number_per_step(sd15):
 def test_a_guider_without_a_negative_works(method, sd15):
     guider = Guider_Basic(method(sd15))
     guider.set_conds(text(1))
-    assert nearly(*(tiny.guide(sd15, of) for of in (guider, cfg_guider(method(sd15), 1.0))))
+    assert nearly(*(tiny_models.guide(sd15, of) for of in (guider, cfg_guider(method(sd15), 1.0))))
 
 
 def cfg_guider(model, cfg):
@@ -360,7 +370,7 @@ def windows(model, length=4, overlap=1):
 @pytest.mark.parametrize("order", ["windows first", "windows last"])
 def test_context_windows_give_what_single_pictures_give(method, order, sd15):
     """The pictures of this model do not see each other, so windows over the batch must not change them."""
-    size, start = (10, 10), tiny.noise(10, 10, b=6)
+    size, start = (10, 10), tiny_models.noise(10, 10, b=6)
     method = fit(method, size)
     steered = method(windows(sd15)) if order == "windows first" else windows(method(sd15))
     found, expected = (sample(m, size, batch=6, start=start) for m in (steered, method(sd15)))

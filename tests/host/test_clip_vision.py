@@ -9,9 +9,9 @@ import torch
 from reins.nodes.clip_vision.nodes import CLIPTextDiff, CLIPVisionMean, CLIPVisionSlerp
 from reins.nodes.clip_vision.text import projected_text
 from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
-from reins.tests import ip, tiny, unclip
-from reins.tests.tiny import sample
-from reins.tests.unclip import WIDTH, adm, conditioned, embeds, encoded, text_encoder
+from reins.tests.helpers import ip_adapter, tiny_models, unclip
+from reins.tests.helpers.tiny_models import sample
+from reins.tests.helpers.unclip import WIDTH, adm, conditioned, embeds, encoded, text_encoder
 from torch.nn.functional import cosine_similarity, normalize
 
 import nodes
@@ -128,7 +128,7 @@ def test_frames_are_a_list_through_the_hosts_execution_and_one_is_as_a_plain_out
     for outputs in ([alone], frames):
         stock = {"strength": [1.0], "noise_augmentation": [0.0]}
         made = unclip.executed(
-            nodes.unCLIPConditioning(), {"conditioning": [tiny.text(1)], "clip_vision_output": outputs, **stock}
+            nodes.unCLIPConditioning(), {"conditioning": [tiny_models.text(1)], "clip_vision_output": outputs, **stock}
         )
         assert len(made) == len(outputs)
         for conditioning, output in zip(made, outputs, strict=True):
@@ -174,15 +174,17 @@ def test_stable_cascade_reads_the_result():
 def test_sdxl_reads_the_result():
     a, b = embeds(random(1, 1280)), embeds(random(1, 1280, seed=1))
     found = slerp(a, b)[0]
-    pooled = adm(tiny.sdxl(), conditioned(found))[:, :1280]
+    pooled = adm(tiny_models.sdxl(), conditioned(found))[:, :1280]
     assert cosine_similarity(pooled, found.image_embeds) > 0.999  # the host adds a little noise even at 0
-    assert not torch.allclose(pooled, adm(tiny.sdxl(), conditioned(a))[:, :1280])
+    assert not torch.allclose(pooled, adm(tiny_models.sdxl(), conditioned(a))[:, :1280])
 
 
 @pytest.mark.parametrize("kind", ["linear", "plus"])
 def test_an_ip_adapter_reads_the_result_as_its_own_slerp(kind, sd15):
-    made, image = ip.adapter(sd15, kind), torch.cat([ip.picture(1), ip.picture(2)])
-    own = IPAdapterEncode.execute(made, ip.encoder(), image, image_weights="0.7, 0.3", combine="slerp").result[0]
+    made, image = ip_adapter.adapter(sd15, kind), torch.cat([ip_adapter.picture(1), ip_adapter.picture(2)])
+    own = IPAdapterEncode.execute(made, ip_adapter.encoder(), image, image_weights="0.7, 0.3", combine="slerp").result[
+        0
+    ]
     found = IPAdapterEncode.execute(made, clip_vision_output=slerp(encoded(1), encoded(2), 0.3)[0]).result[0]
     torch.testing.assert_close(found.cond, own.cond, rtol=1e-4, atol=1e-4)
     average = IPAdapterEncode.execute(made, clip_vision_output=mean(encoded(1), encoded(2))).result[0]

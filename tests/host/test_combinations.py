@@ -13,10 +13,10 @@ import random
 import pytest
 import torch
 from comfy.model_base import ModelType
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import COVERED, METHODS, SEEN_WHOLE, fit
+from reins.tests.helpers.tiny_models import nearly, sample, text
 from reins.tests.host.test_batch import areas, controlled, masks, pass_through
-from reins.tests.methods import COVERED, METHODS, SEEN_WHOLE, fit
-from reins.tests.tiny import nearly, sample, text
 
 AXES = {
     "layout": ["sd15", "sdxl"],
@@ -82,7 +82,7 @@ def test_every_pair_of_methods_meets_in_a_group():
 @pytest.mark.parametrize(("group", "case"), list(draws()), ids=name)
 def test_methods_together_give_the_same_however_they_are_evaluated(group, case, monkeypatch):
     """In one batch; chunk by chunk; and with another pack in the host's slot."""
-    model = getattr(tiny, case["layout"])(kind=case["kind"], dtype=torch.float64)
+    model = getattr(tiny_models, case["layout"])(kind=case["kind"], dtype=torch.float64)
     methods = [fit(METHODS[name], case["size"]) for name in group]
     conds = {"positive": CONDS[case["conds"]](1), "negative": CONDS[case["conds"]](2)}
     settings = {"size": case["size"], "batch": case["batch"], "cfg": case["cfg"], "sampler": case["sampler"]}
@@ -94,6 +94,6 @@ def test_methods_together_give_the_same_however_they_are_evaluated(group, case, 
 
     together = run(model)
     assert together.isfinite().all()
-    with tiny.little_memory(monkeypatch, model):
+    with tiny_models.little_memory(monkeypatch, model):
         assert nearly(run(model), together)
     assert nearly(run(pass_through(model)), together)

@@ -19,9 +19,9 @@ from reins.models.controlnext.files import VARIANTS
 from reins.models.unet_names import host_name
 from reins.nodes.controlnext.load import make_controlnext, make_unet_weights, match_model, site_of
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
-from reins.tests import cn, ip, tiny
+from reins.tests.helpers import controlnext, ip_adapter, tiny_models
+from reins.tests.helpers.tiny_models import nearly, sample
 from reins.tests.host.test_ip_adapter_files import LAYOUTS, Bomb, truncated
-from reins.tests.tiny import nearly, sample
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -40,7 +40,7 @@ def load(name, **settings):
 
 
 def apply(model, made, **settings):
-    return ControlNeXtApply.execute(model, made, cn.picture(1), **settings).result[0]
+    return ControlNeXtApply.execute(model, made, controlnext.picture(1), **settings).result[0]
 
 
 # --- control files -------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def apply(model, made, **settings):
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "half", "training dump", "wrapped"])
 def test_every_form_of_a_file_loads_and_works(form, folder, model):
-    weights, name = cn.file_for(model), "file.safetensors" if form in ("safetensors", "half") else "file.bin"
+    weights, name = controlnext.file_for(model), "file.safetensors" if form in ("safetensors", "half") else "file.bin"
     if form == "half":
         weights = {key: value.half() for key, value in weights.items()}
     if form == "training dump":
@@ -74,14 +74,14 @@ FILES = {
     "control.safetensors": lambda path: save_file({"zero_convs.0.0.weight": torch.zeros(1)}, path),
     "adapter.safetensors": lambda path: save_file({"adapter.body.0.in_conv.weight": torch.zeros(1)}, path),
     "lost.safetensors": lambda path: save_file(
-        {key: value for key, value in cn.file("sdxl", 32).items() if key != "down_res.1.norm2.bias"}, path
+        {key: value for key, value in controlnext.file("sdxl", 32).items() if key != "down_res.1.norm2.bias"}, path
     ),
-    "more.safetensors": lambda path: save_file({**cn.file("sdxl", 32), "extra": torch.zeros(1)}, path),
+    "more.safetensors": lambda path: save_file({**controlnext.file("sdxl", 32), "extra": torch.zeros(1)}, path),
     "shape.safetensors": lambda path: save_file(
-        {**cn.file("sdxl", 32), "mid_convs.0.2.bias": torch.zeros(5)}, path
+        {**controlnext.file("sdxl", 32), "mid_convs.0.2.bias": torch.zeros(5)}, path
     ),
     "nan.safetensors": lambda path: save_file(
-        {**cn.file("sdxl", 32), "mid_convs.1.bias": torch.full((32,), torch.nan)}, path
+        {**controlnext.file("sdxl", 32), "mid_convs.1.bias": torch.full((32,), torch.nan)}, path
     ),
 }  # fmt: skip
 WORDS = {
@@ -106,7 +106,7 @@ def test_a_bad_file_is_refused_in_one_sentence(name, folder, capsys):
 
 
 def test_the_widest_type_of_a_file_is_kept(folder, sd15):
-    weights = cn.file_for(sd15)
+    weights = controlnext.file_for(sd15)
     first = min(weights)
     weights[first] = weights[first].half()
     weights["mid_convs.1.weight"] = weights["mid_convs.1.weight"] * 1e5
@@ -116,7 +116,7 @@ def test_the_widest_type_of_a_file_is_kept(folder, sd15):
 
 
 def test_a_file_of_8_bits_works(folder, sd15):
-    weights = {key: value.to(torch.float8_e4m3fn) for key, value in cn.file_for(sd15).items()}
+    weights = {key: value.to(torch.float8_e4m3fn) for key, value in controlnext.file_for(sd15).items()}
     save_file(weights, folder / "small.safetensors")
     assert sample(apply(sd15, load("small.safetensors"))).isfinite().all()
 
@@ -127,7 +127,7 @@ def test_a_name_outside_of_the_folder_is_refused():
 
 
 def test_the_variant_must_have_the_files_layout(folder):
-    save_file(cn.file("sdxl", 32), folder / "file.safetensors")
+    save_file(controlnext.file("sdxl", 32), folder / "file.safetensors")
     with pytest.raises(ValueError, match="a file of svd-v1, but its tensors are those of sd15-training or sdxl or svd"):
         load("file.safetensors", variant="svd-v1")
     assert load("file.safetensors", variant="svd-v2").variants == ("svd-v2",)
@@ -135,7 +135,7 @@ def test_the_variant_must_have_the_files_layout(folder):
 
 @pytest.mark.parametrize("stem_padding", ["auto", "0", "1"])
 def test_the_loader_hands_the_padding_on(stem_padding, folder):
-    save_file(cn.file("sdxl", 32), folder / "file.safetensors")
+    save_file(controlnext.file("sdxl", 32), folder / "file.safetensors")
     found = load("file.safetensors", stem_padding=stem_padding).stem_padding
     assert found == {"auto": None, "0": 0, "1": 1}[stem_padding]
 
@@ -144,34 +144,34 @@ def test_the_loader_hands_the_padding_on(stem_padding, folder):
 
 
 def test_the_ambiguousfamily_of_is_settled_by_the_model():
-    for make, name in ((tiny.sd15, "sd15-training"), (tiny.sdxl, "sdxl"), (tiny.video, "svd-v2")):
+    for make, name in ((tiny_models.sd15, "sd15-training"), (tiny_models.sdxl, "sdxl"), (tiny_models.video, "svd-v2")):
         model = make()
-        variant, _ = match_model(cn.control(model), model)
+        variant, _ = match_model(controlnext.control(model), model)
         assert variant is VARIANTS[name]
 
 
 @pytest.mark.parametrize(
     ("name", "model", "found"),
     [
-        ("sd15", tiny.sdxl, "SDXL (SDXL)"),
-        ("sd15", tiny.video, "SVD"),
-        ("svd-v1", tiny.sd15, "SD1.x"),
-        ("sdxl", tiny.sd15, "SD1.x"),
-        ("svd-v2", tiny.sdxl, "SDXL"),
+        ("sd15", tiny_models.sdxl, "SDXL (SDXL)"),
+        ("sd15", tiny_models.video, "SVD"),
+        ("svd-v1", tiny_models.sd15, "SD1.x"),
+        ("sdxl", tiny_models.sd15, "SD1.x"),
+        ("svd-v2", tiny_models.sdxl, "SDXL"),
     ],
 )
 def test_a_file_for_anotherfamily_of_is_refused_with_both_named(name, model, found):
-    made = make_controlnext(cn.file(name, 64), "the file", name)
+    made = make_controlnext(controlnext.file(name, 64), "the file", name)
     with pytest.raises(ValueError, match="the file is a ControlNeXt for") as error:
         apply(model(), made)
     assert f"{VARIANTS[name].family} ({name})" in str(error.value) and found in str(error.value)
 
 
 def test_sd2_and_other_unets_with_labels_are_refused(sd15):
-    made = cn.control(sd15)
+    made = controlnext.control(sd15)
     for model, found in (
-        (tiny.sd2(), "SD2.x"),
-        (tiny.sd15(num_classes="sequential", adm_in_channels=8), "of another family"),
+        (tiny_models.sd2(), "SD2.x"),
+        (tiny_models.sd15(num_classes="sequential", adm_in_channels=8), "of another family"),
     ):
         with pytest.raises(ValueError, match=f"but the model is {found}"):
             apply(model, made)
@@ -179,13 +179,13 @@ def test_sd2_and_other_unets_with_labels_are_refused(sd15):
 
 def test_other_widths_are_refused_with_both_numbers(sdxl):
     with pytest.raises(ValueError, match="makes 48 channels, but SDXL has 32 where sdxl adds them"):
-        apply(sdxl, make_controlnext(cn.file("sdxl", 48), "the file"))
+        apply(sdxl, make_controlnext(controlnext.file("sdxl", 48), "the file"))
 
 
-@pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
+@pytest.mark.parametrize("make", [tiny_models.dit, tiny_models.flux])
 def test_models_without_a_unet_are_refused(make, sd15):
     with pytest.raises(ValueError, match="steers a UNet"):
-        apply(make(), cn.control(sd15))
+        apply(make(), controlnext.control(sd15))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,9 @@ def test_models_without_a_unet_are_refused(make, sd15):
 )
 def test_on_the_real_layouts_the_places_are_the_official_ones(layout, name, site, channels):
     """SVD's blocks stand as those of SD1.5."""
-    unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS)
+    unet = UNetModel(
+        **{**tiny_models.unet_config(), **LAYOUTS[layout]}, device="meta", operations=ip_adapter.OPERATIONS
+    )
     found = site_of(unet, VARIANTS[name].place)
     assert found == site and channels_at(unet, found) == channels
 
@@ -217,7 +219,7 @@ def test_a_bad_hint_is_refused_and_the_model_stays(name, sd15):
     image, words = BAD[name]
     before = str(sd15.model_options)
     with pytest.raises(ValueError, match=words):
-        ControlNeXtApply.execute(sd15, cn.control(sd15), image)
+        ControlNeXtApply.execute(sd15, controlnext.control(sd15), image)
     assert str(sd15.model_options) == before and not sd15.patches
 
 
@@ -226,7 +228,7 @@ def test_a_bad_hint_is_refused_and_the_model_stays(name, sd15):
 )
 def test_a_bad_mask_is_refused(mask, sd15):
     with pytest.raises(ValueError, match="mask should"):
-        apply(sd15, cn.control(sd15), mask=mask)
+        apply(sd15, controlnext.control(sd15), mask=mask)
 
 
 def test_another_socket_is_refused(sd15):
@@ -235,9 +237,9 @@ def test_another_socket_is_refused(sd15):
 
 
 def test_hints_with_transparency_lose_it(sd15):
-    image = cn.picture(1)
+    image = controlnext.picture(1)
     with_alpha = torch.cat([image, torch.zeros_like(image[..., :1])], -1)
-    made = cn.control(sd15)
+    made = controlnext.control(sd15)
     found = sample(ControlNeXtApply.execute(sd15, made, with_alpha).result[0])
     assert torch.equal(found, sample(apply(sd15, made)))
 
@@ -252,7 +254,7 @@ def weights_of(model):
 
 
 def with_unet(model, tensors, mode="auto", **settings):
-    made = cn.control(model, unet=None)
+    made = controlnext.control(model, unet=None)
     made = replace(made, unet=make_unet_weights(tensors, "the unet file", mode))
     return apply(model, made, strength=0.0, **settings)
 
@@ -266,7 +268,7 @@ def full_file(model, increments):
 @pytest.mark.parametrize("kind", ["increment", "full"])
 @pytest.mark.parametrize("mode", ["auto", "told"])
 def test_the_weights_are_added_at_their_strength(strength, kind, mode, sd15, caplog):
-    increments = cn.unet_file(sd15)
+    increments = controlnext.unet_file(sd15)
     tensors = increments if kind == "increment" else full_file(sd15, increments)
     before = weights_of(sd15)
     with caplog.at_level(logging.INFO):
@@ -283,7 +285,7 @@ def test_the_weights_are_added_at_their_strength(strength, kind, mode, sd15, cap
 
 def test_the_file_may_use_diffusers_names():
     """Of a UNet with the blocks of SD1.5, narrow."""
-    model = tiny.sd15(
+    model = tiny_models.sd15(
         num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 1, 1, 1], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
         transformer_depth_output=[1] * 9 + [0] * 3,
     )  # fmt: skip
@@ -296,15 +298,17 @@ def test_the_file_may_use_diffusers_names():
 
 @pytest.mark.parametrize("layout", UNET_TABLES)
 def test_the_released_subsets_find_their_places(layout):
-    table = comfy.utils.unet_to_diffusers({**tiny._config(), **LAYOUTS[layout]})
-    unet = UNetModel(**{**tiny._config(), **LAYOUTS[layout]}, device="meta", operations=ip.OPERATIONS).state_dict()
+    table = comfy.utils.unet_to_diffusers({**tiny_models.unet_config(), **LAYOUTS[layout]})
+    unet = UNetModel(
+        **{**tiny_models.unet_config(), **LAYOUTS[layout]}, device="meta", operations=ip_adapter.OPERATIONS
+    ).state_dict()
     for key, (name, shape) in UNET_TABLES[layout].items():
         assert f"diffusion_model.{host_name(key, table)}" == name
         assert list(unet[host_name(key, table)].shape) == shape
 
 
 def test_the_whole_unet_of_a_video_model_finds_its_places():
-    table = comfy.utils.unet_to_diffusers({**tiny._config(), **LAYOUTS["sd15"]})
+    table = comfy.utils.unet_to_diffusers({**tiny_models.unet_config(), **LAYOUTS["sd15"]})
     assert {key: host_name(key, table) for key in SVD_NAMES} == SVD_NAMES
 
 
@@ -331,7 +335,7 @@ def lora_on(model, keys, seed=0, strength=0.7):
 
 @pytest.mark.parametrize("kind", ["increment", "full"])
 def test_with_a_lora_the_order_does_not_matter(kind, sd15):
-    increments = cn.unet_file(sd15)
+    increments = controlnext.unet_file(sd15)
     tensors = increments if kind == "increment" else full_file(sd15, increments)
     keys = list(increments)[:3]
     first = weights_of(with_unet(lora_on(sd15, keys), tensors))
@@ -344,7 +348,7 @@ def test_with_a_lora_the_order_does_not_matter(kind, sd15):
 
 def test_full_values_of_a_loaded_and_patched_model_start_from_its_own_weights(sd15):
     """The node may run while the host still holds the model with a LoRA inside."""
-    increments = cn.unet_file(sd15)
+    increments = controlnext.unet_file(sd15)
     tensors = full_file(sd15, increments)
     before = weights_of(sd15)
     patched = lora_on(sd15, list(increments)[:3])
@@ -355,28 +359,30 @@ def test_full_values_of_a_loaded_and_patched_model_start_from_its_own_weights(sd
 
 
 def test_a_reference_model_carries_what_was_learnt_to_another(sd15):
-    other = tiny.sd15(seed=5, dtype=torch.float64)
-    increments = cn.unet_file(sd15)
+    other = tiny_models.sd15(seed=5, dtype=torch.float64)
+    increments = controlnext.unet_file(sd15)
     before = weights_of(other)
     after = weights_of(with_unet(other, full_file(sd15, increments), "full", reference_model=sd15))
     for key in increments:
         torch.testing.assert_close(after[key], before[key] + increments[key], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reference", [tiny.sdxl, lambda: tiny.sd15(model_channels=64)], ids=["sdxl", "wider"])
+@pytest.mark.parametrize(
+    "reference", [tiny_models.sdxl, lambda: tiny_models.sd15(model_channels=64)], ids=["sdxl", "wider"]
+)
 def test_a_reference_of_another_kind_is_refused(reference, sd15):
-    tensors = full_file(sd15, cn.unet_file(sd15))
+    tensors = full_file(sd15, controlnext.unet_file(sd15))
     with pytest.raises(ValueError, match="reference_model should be of the same kind as model"):
         with_unet(sd15, tensors, "full", reference_model=reference())
 
 
 def test_a_reference_without_a_unet_file_is_refused(sd15):
     with pytest.raises(ValueError, match="reference_model is for a UNet file, but tiny control was loaded without one"):
-        apply(sd15, cn.control(sd15), reference_model=sd15)
+        apply(sd15, controlnext.control(sd15), reference_model=sd15)
 
 
 def test_two_files_add_up_and_one_file_in_two_nodes_counts_once(sd15):
-    one, two = cn.unet_file(sd15), cn.unet_file(sd15, seed=1)
+    one, two = controlnext.unet_file(sd15), controlnext.unet_file(sd15, seed=1)
     before, key = weights_of(sd15), next(iter(one))
     both = weights_of(with_unet(with_unet(sd15, one), two))
     torch.testing.assert_close(both[key], before[key] + one[key] + two[key])
@@ -385,7 +391,7 @@ def test_two_files_add_up_and_one_file_in_two_nodes_counts_once(sd15):
 
 
 def test_another_strength_for_the_same_file_is_reported_and_another_file_is_not_taken_for_it(sd15, caplog):
-    one = cn.unet_file(sd15)
+    one = controlnext.unet_file(sd15)
     first = with_unet(sd15, one, unet_strength=0.5)
     with caplog.at_level(logging.WARNING):
         assert weights_of(with_unet(first, one, unet_strength=0.5)) and not caplog.text
@@ -407,7 +413,7 @@ def test_full_values_of_narrow_types_keep_their_difference(dtype, sd15):
 
 
 def test_a_unet_file_with_nan_is_refused(sd15):
-    tensors = {**cn.unet_file(sd15), "out.0.bias": torch.full((32,), torch.nan)}
+    tensors = {**controlnext.unet_file(sd15), "out.0.bias": torch.full((32,), torch.nan)}
     with pytest.raises(ValueError, match=r"the unet file should hold finite numbers.*out.0.bias"):
         with_unet(sd15, tensors)
 
@@ -423,10 +429,10 @@ def test_the_hosts_conversion_of_stored_weights_is_used(sd15, monkeypatch):
 
 
 def test_a_reference_for_increments_is_not_used_and_that_is_said(sd15, caplog):
-    increments = cn.unet_file(sd15)
+    increments = controlnext.unet_file(sd15)
     before = weights_of(sd15)
     with caplog.at_level(logging.WARNING):
-        after = weights_of(with_unet(sd15, increments, reference_model=tiny.sd15(seed=5, dtype=torch.float64)))
+        after = weights_of(with_unet(sd15, increments, reference_model=tiny_models.sd15(seed=5, dtype=torch.float64)))
     key = next(iter(increments))
     torch.testing.assert_close(after[key], before[key] + increments[key])
     assert "need no reference_model" in caplog.text
@@ -434,7 +440,7 @@ def test_a_reference_for_increments_is_not_used_and_that_is_said(sd15, caplog):
 
 def test_tensors_without_a_place_are_reported(sd15, caplog):
     with caplog.at_level(logging.WARNING):
-        with_unet(sd15, {**cn.unet_file(sd15), "nonsense.weight": torch.ones(1)})
+        with_unet(sd15, {**controlnext.unet_file(sd15), "nonsense.weight": torch.ones(1)})
     assert "1 of 11 tensors have no place in the model and were left out: nonsense.weight" in caplog.text
 
 
@@ -452,11 +458,11 @@ def test_a_file_for_another_unet_is_refused(tensors, words, sd15):
 
 
 def test_the_loader_takes_both_parts_of_a_checkpoint(folder, sd15):
-    increments = cn.unet_file(sd15)
-    torch.save({**{f"controlnext.{key}": value for key, value in cn.file_for(sd15).items()},
+    increments = controlnext.unet_file(sd15)
+    torch.save({**{f"controlnext.{key}": value for key, value in controlnext.file_for(sd15).items()},
                 **{f"unet.{key}": value for key, value in increments.items()}}, folder / "both.bin")  # fmt: skip
     found = load("both.bin", unet_name="both.bin")
     assert set(found.unet.tensors) == set(increments)
-    expected = sample(apply(sd15, cn.control(sd15, unet=increments)))
+    expected = sample(apply(sd15, controlnext.control(sd15, unet=increments)))
     assert torch.equal(sample(apply(sd15, found)), expected)
     assert load("both.bin").unet is None

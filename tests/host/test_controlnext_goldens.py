@@ -22,8 +22,8 @@ from reins.models.controlnext.files import VARIANTS
 from reins.models.controlnext.network import Prepared
 from reins.nodes.controlnext.hint import ControlNeXt, Hint
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
-from reins.tests import cn
-from reins.tests.tiny import CPU
+from reins.tests.helpers import controlnext
+from reins.tests.helpers.tiny_models import CPU
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -171,7 +171,9 @@ def golden_model(name: str) -> ModelPatcher:
 def with_stored(name: str, stored: dict[str, Tensor], rows: slice) -> ModelPatcher:
     """The Apply node with the stored features of some rows in place of a control network."""
     model, features = golden_model(name), stored["control"][rows]
-    control = cn.control(model, OFFICIAL[name][0], scale=float(stored["scale_plain" if name in VIDEO else "scale"]))
+    control = controlnext.control(
+        model, OFFICIAL[name][0], scale=float(stored["scale_plain" if name in VIDEO else "scale"])
+    )
     control = dataclasses.replace(control, network=ModelPatcher(Stored(features), CPU, CPU))
     h, w = (8 * length for length in stored["x"].shape[-2:])
     numbers = torch.arange(len(features)).view(-1, 1, 1, 1) / len(features)

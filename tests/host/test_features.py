@@ -10,9 +10,9 @@ from reins.engine.layers.features import FeatureSite, channels_at
 from reins.engine.network import add_attention_layer, add_feature_layer
 from reins.engine.span import Span
 from reins.engine.unet import find_sites, unet_of
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.tiny_models import nearly, sample, text
 from reins.tests.host.test_batch import hook_with
-from reins.tests.tiny import nearly, sample, text
 
 SITES = [FeatureSite("input", 0), FeatureSite("input", 3), FeatureSite("output", 0), FeatureSite("output", 4)]
 
@@ -136,7 +136,7 @@ def test_code_without_conditioning_is_one_chunk(sd15):
 
     steered = add_feature_layer(sd15, SITES[0], note)
     options = {**steered.model_options["transformer_options"], "wrappers": steered.wrappers}
-    x = tiny.noise().double()
+    x = tiny_models.noise().double()
     unet_of(sd15)(x, torch.tensor([5.0]), context=text(1)[0][0].double(), transformer_options=options)
     assert calls == [([0], [None])]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.tests import tiny
-from reins.tests.methods import pag, sag, seg
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import pag, sag, seg
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -29,7 +29,7 @@ CASES = [(s, m) for s in SETS for m in SAME if (s, m) != ("sq.cfg1", "sag_host")
 
 
 def test_the_weights_are_those_of_the_goldens():
-    weights = tiny.sd15(seed=0).model.diffusion_model.state_dict()
+    weights = tiny_models.sd15(seed=0).model.diffusion_model.state_dict()
     digest = hashlib.sha256(b"".join(weights[key].numpy().tobytes() for key in sorted(weights))).hexdigest()
     with safe_open(FILE, "pt") as file:
         assert digest == file.metadata()["weights_sha256"]
@@ -39,7 +39,7 @@ def test_the_weights_are_those_of_the_goldens():
 def test_a_prediction_equals_the_stored_one(inputs, method):
     golden = load_file(FILE)
     name, cfg = SETS[inputs]
-    positive, negative = [tiny.cond(golden[f"{name}.positive"])], [tiny.cond(golden[f"{name}.negative"])]
-    model = tiny.sd15(seed=0, dtype=torch.float64)  # the same on every machine
-    out = tiny.denoise(SAME[method](model), golden[f"{name}.x"], 3.0, positive, negative, cfg)
-    assert tiny.nearly(out, golden[f"{inputs}.{method}"], TOLERANCE)
+    positive, negative = [tiny_models.cond(golden[f"{name}.positive"])], [tiny_models.cond(golden[f"{name}.negative"])]
+    model = tiny_models.sd15(seed=0, dtype=torch.float64)  # the same on every machine
+    out = tiny_models.denoise(SAME[method](model), golden[f"{name}.x"], 3.0, positive, negative, cfg)
+    assert tiny_models.nearly(out, golden[f"{inputs}.{method}"], TOLERANCE)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from reins.engine.unet import find_transformers, unet_of
-from reins.tests import ip, tiny
+from reins.tests.helpers import ip_adapter, tiny_models
+from reins.tests.helpers.methods import nag, pag, pladis
+from reins.tests.helpers.tiny_models import nearly, noise, text
 from reins.tests.host.test_guidance_family import conds, denoise, in_one_run
-from reins.tests.methods import nag, pag, pladis
 from reins.tests.test_guidance_formulas import by_bisection, nag_by_the_paper
-from reins.tests.tiny import nearly, noise, text
 
 
 def dense(q, k, v, heads):
@@ -112,7 +112,7 @@ def lora(model, share=0.5):
     comfy.model_management.unload_all_models()  # what is loaded has the patches of the test before
     names = [name for name in model.model.state_dict() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
     patch = {name: (share * model.model.state_dict()[name].flip(0),) for name in names}
-    merged = tiny.sd15(dtype=torch.float64)
+    merged = tiny_models.sd15(dtype=torch.float64)
     for name in names:
         own = merged.model.state_dict()[name]
         own.copy_(own + share * own.flip(0))
@@ -141,9 +141,9 @@ def test_nag_follows_a_lora_that_a_hook_brings_for_one_prompt(sd15):
 
 
 def test_what_an_ip_adapter_adds_is_not_pushed_away(sd15):
-    expected = denoise(ip.apply(by_hand(sd15, NEGATIVE)))
-    assert nearly(denoise(ip.apply(nag(sd15, NEGATIVE))), expected)
-    assert nearly(denoise(nag(ip.apply(sd15), NEGATIVE)), expected)
+    expected = denoise(ip_adapter.apply(by_hand(sd15, NEGATIVE)))
+    assert nearly(denoise(ip_adapter.apply(nag(sd15, NEGATIVE))), expected)
+    assert nearly(denoise(nag(ip_adapter.apply(sd15), NEGATIVE)), expected)
 
 
 def test_nag_acts_on_the_positives_of_extra_predictions(sd15):
@@ -160,9 +160,9 @@ def test_pladis_extrapolates_from_dense_to_sparse_in_every_prediction(model, cfg
 
 
 def test_pladis_leaves_an_ip_adapter_as_it_is(sd15):
-    expected = denoise(ip.apply(by_hand(sd15, attend=extrapolated(2.0))))
-    assert nearly(denoise(ip.apply(pladis(sd15))), expected)
-    assert nearly(denoise(pladis(ip.apply(sd15))), expected)
+    expected = denoise(ip_adapter.apply(by_hand(sd15, attend=extrapolated(2.0))))
+    assert nearly(denoise(ip_adapter.apply(pladis(sd15))), expected)
+    assert nearly(denoise(pladis(ip_adapter.apply(sd15))), expected)
 
 
 def test_nag_pushes_between_sparse_attentions(sd15):
@@ -182,7 +182,7 @@ def test_a_range_ends_where_it_says(method, sd15):
 
 @pytest.mark.parametrize("method", [nag, pladis])
 def test_rows_of_a_step_stay_as_many(method, sd15):
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         denoise(method(sd15))
         denoise(method(sd15), 1.0)
     assert rows == [2, 1]

@@ -10,11 +10,11 @@ from comfy.model_base import ModelType
 from reins.models.guidance.frequency_bands import bands
 from reins.models.guidance.image_loss import LOSSES
 from reins.nodes.guidance.image_guidance import ImageGuidance
-from reins.tests import hs, tiny
+from reins.tests.helpers import h_space, tiny_models
+from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, interval, pag
+from reins.tests.helpers.tiny_models import nearly, noise, text
 from reins.tests.host.test_guidance_family import KINDS, conds, denoise, in_one_run
-from reins.tests.methods import apg, cfg_zero, fdg, image, interval, pag
 from reins.tests.test_guidance_formulas import apg_by_the_paper
-from reins.tests.tiny import nearly, noise, text
 
 CORRECTIONS = {"apg": apg, "fdg": fdg, "cfg-zero": lambda model, **span: cfg_zero(model, 1, **span)}
 SMALL = (8, 8)
@@ -46,7 +46,7 @@ def apg_steps(model, points, eta, threshold, momentum, cfg):
 
 @pytest.mark.parametrize(("eta", "threshold", "momentum"), [(0.0, 15.0, -0.5), (0.4, 0.0, 0.7), (1.0, 3.0, 0.0)])
 def test_apg_follows_the_papers_algorithm_over_the_steps(eta, threshold, momentum, sd15):
-    points = [(sigma * noise(*SMALL, b=2, seed=i), sigma) for i, sigma in enumerate(hs.LEVELS.tolist()[:-1])]
+    points = [(sigma * noise(*SMALL, b=2, seed=i), sigma) for i, sigma in enumerate(h_space.LEVELS.tolist()[:-1])]
     expected = apg_steps(sd15, points, eta, threshold, momentum, 5.0)
     for _ in range(2):  # the second run starts anew
         for found, wanted in zip(in_one_run(apg(sd15, eta, threshold, momentum), points), expected, strict=True):
@@ -102,7 +102,7 @@ def test_fdg_with_equal_factors_is_cfg_by_that_factor(factor, model):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cfg_zero_scales_the_negatives_velocity(kind):
-    model, sigma = tiny.sd15(kind=kind, dtype=torch.float64), 0.7
+    model, sigma = tiny_models.sd15(kind=kind, dtype=torch.float64), 0.7
     x = sigma * noise(*SMALL, b=2)
     v_c, v_u = (x - one for one in both(model, sigma, x=x))
     alpha = torch.stack([(c * u).sum() / (u * u).sum() for c, u in zip(v_c, v_u, strict=True)]).view(2, 1, 1, 1)
@@ -114,15 +114,18 @@ def test_cfg_zero_scales_the_negatives_velocity(kind):
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_the_first_steps_of_cfg_zero_leave_x_where_it_is(kind, sampler):
-    model, sigmas = tiny.sd15(kind=kind, dtype=torch.float64), hs.LEVELS if kind is ModelType.EPS else hs.FLOW
+    model, sigmas = (
+        tiny_models.sd15(kind=kind, dtype=torch.float64),
+        h_space.LEVELS if kind is ModelType.EPS else h_space.FLOW,
+    )
     states = []
-    hs.run(
+    h_space.run(
         cfg_zero(model, 2),
         sampler,
         sigmas=torch.cat([sigmas[:3], sigmas[:0]]),
         callback=lambda i, x0, x, n: states.append((x0, x)),
     )
-    hs.run(cfg_zero(model, 1), sampler, sigmas=sigmas[:3], callback=lambda i, x0, x, n: states.append((x0, x)))
+    h_space.run(cfg_zero(model, 1), sampler, sigmas=sigmas[:3], callback=lambda i, x0, x, n: states.append((x0, x)))
     (first, start), (second, after), (held, _), (moved, unmoved) = states
     assert nearly(first, start) and nearly(after, start) and nearly(second, after)
     assert nearly(held, start) and nearly(unmoved, start) and not nearly(moved, unmoved, 1e-3)
@@ -164,7 +167,7 @@ def test_a_correction_adds_up_with_a_term_in_both_orders(correction, sd15):
 
 
 def test_the_rows_of_a_step_stay_as_many(correction, sd15):
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         denoise(correction(sd15))
         denoise(correction(sd15), 1.0)
     assert rows == [2, 1]
@@ -233,4 +236,4 @@ def test_image_guidance_has_its_range_and_joins_the_others(sd15):
         found = denoise(image(sd15, start=0.2, end=0.5), sigma=sigma, size=SMALL)
         assert torch.equal(found, denoise(sd15, sigma=sigma, size=SMALL)) != inside
     assert guided(sd15, scale=0.0, latent={"samples": noise()}) is sd15
-    assert tiny.sample(image(sd15), SMALL, steps=2, positive=text(1)).isfinite().all()
+    assert tiny_models.sample(image(sd15), SMALL, steps=2, positive=text(1)).isfinite().all()

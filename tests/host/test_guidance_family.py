@@ -16,24 +16,24 @@ from reins.engine.run import RUN, STEP, Run, Step
 from reins.engine.unet import find_transformers, unet_of
 from reins.models.guidance.windows import windows
 from reins.nodes.guidance.token_perturbation import shuffle_tokens
-from reins.tests import hs, ip, tiny
-from reins.tests.methods import swg as any_swg
-from reins.tests.methods import tpg, weak, weaker
-from reins.tests.tiny import nearly, noise, text
+from reins.tests.helpers import h_space, ip_adapter, tiny_models
+from reins.tests.helpers.methods import swg as any_swg
+from reins.tests.helpers.methods import tpg, weak, weaker
+from reins.tests.helpers.tiny_models import nearly, noise, text
 
 KINDS = [ModelType.EPS, ModelType.V_PREDICTION, ModelType.EDM, ModelType.FLOW]
 
 
 def conds(seed, **extra):
-    return [tiny.cond(text(seed)[0][0], **extra)]
+    return [tiny_models.cond(text(seed)[0][0], **extra)]
 
 
 def denoise(model, cfg=5.0, sigma=3.0, size=(12, 12), b=1, positive=None, negative=None, x=None):
     x = sigma * noise(*size, b=b) if x is None else x
-    return tiny.denoise(model, x, sigma, positive or conds(1), negative or conds(2), cfg)
+    return tiny_models.denoise(model, x, sigma, positive or conds(1), negative or conds(2), cfg)
 
 
-def in_one_run(model, points, cfg=5.0, seed=7, sigmas=hs.LEVELS, **prompts):
+def in_one_run(model, points, cfg=5.0, seed=7, sigmas=h_space.LEVELS, **prompts):
     """What the model predicts for each (x, sigma) of a run, whose sampler asks for these."""
     found = []
 
@@ -117,7 +117,7 @@ def test_tpg_leaves_everyones_random_numbers_alone(sd15):
 
 
 def test_tpg_shuffles_the_places_of_a_video_and_not_its_frames():
-    model = tiny.video()
+    model = tiny_models.video()
     expected = denoise(model, b=3) + 3.0 * (denoise(model, 1.0, b=3) - shuffled(model, [("middle", 0)], b=3))
     assert nearly(denoise(tpg(model), b=3), expected)
 
@@ -148,17 +148,17 @@ def test_swg_steers_away_from_the_mean_over_windows(model, size, b, cfg):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_swg_is_the_same_for_every_kind_of_prediction(kind):
-    model, sigma = tiny.sd15(kind=kind, dtype=torch.float64), 0.7
+    model, sigma = tiny_models.sd15(kind=kind, dtype=torch.float64), 0.7
     x = sigma * noise(12, 12)
     away = denoise(model, 1.0, sigma, x=x) - by_windows(model, x, sigma)
     assert nearly(denoise(swg(model), sigma=sigma, x=x), denoise(model, sigma=sigma, x=x) + 2.0 * away)
 
 
 def test_windows_of_a_size_are_one_call_and_a_small_picture_is_none(sd15):
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         denoise(swg(sd15))
     assert sorted(rows) == [2, 4]
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         assert torch.equal(denoise(swg(sd15, tile=128)), denoise(sd15))
     assert rows == [2, 2]
 
@@ -183,7 +183,7 @@ def test_swg_cuts_masks_and_areas_as_the_host_places_them(sd15):
 
 
 def test_swg_cuts_what_is_concatenated():
-    model = tiny.sd15(in_channels=8, dtype=torch.float64)
+    model = tiny_models.sd15(in_channels=8, dtype=torch.float64)
     beside, x = noise(12, 12, seed=9), 3 * noise(12, 12)
 
     def prompt(seed, part):
@@ -205,8 +205,8 @@ def test_swg_cuts_the_hint_of_a_control_net(b, sd15):
     hint = torch.rand((b, 3, 96, 96), generator=torch.Generator().manual_seed(4))
 
     def ask(start, hint, model=sd15, cfg=1.0):
-        control = tiny.controlnet().set_cond_hint(hint, strength=0.9)
-        return hs.run(model, cfg=cfg, sigmas=once, start=start, positive=text(1, control=control))
+        control = tiny_models.controlnet().set_cond_hint(hint, strength=0.9)
+        return h_space.run(model, cfg=cfg, sigmas=once, start=start, positive=text(1, control=control))
 
     def window(part):
         return ask(x[part], hint[(..., *(slice(8 * one.start, 8 * one.stop) for one in part[1:]))])
@@ -220,7 +220,7 @@ def test_swg_cuts_the_hint_of_a_control_net(b, sd15):
 
 def weakened(model, share=0.2):
     """As `weaker`, in the weights themselves."""
-    made = tiny.sd15(dtype=torch.float64)
+    made = tiny_models.sd15(dtype=torch.float64)
     for name, p in made.model.diffusion_model.named_parameters():
         if name.endswith(("to_v.weight", "to_k.weight")):
             p.data.mul_(1 - share)
@@ -229,7 +229,7 @@ def weakened(model, share=0.2):
 
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 def test_a_weak_model_is_steered_away_from(cfg, sd15):
-    other = tiny.sd15(5, dtype=torch.float64)
+    other = tiny_models.sd15(5, dtype=torch.float64)
     for b in (1, 2):
         expected = denoise(sd15, cfg, b=b) + 1.5 * (denoise(sd15, 1.0, b=b) - denoise(other, 1.0, b=b))
         assert nearly(denoise(weak(sd15, other, 1.5), cfg, b=b), expected)
@@ -250,28 +250,31 @@ def test_the_same_network_with_other_weights_gets_one_of_its_own(sd15):
 
 
 def test_the_same_weights_with_an_adapter_on_one_are_one_network(sd15):
-    for strong, other in ((sd15, ip.apply(sd15)), (ip.apply(sd15), sd15)):
+    for strong, other in ((sd15, ip_adapter.apply(sd15)), (ip_adapter.apply(sd15), sd15)):
         expected = denoise(strong) + 2.0 * (denoise(strong, 1.0) - denoise(other, 1.0))
         steered = weak(strong, other)
-        with tiny.forwards(sd15) as rows:
+        with tiny_models.forwards(sd15) as rows:
             assert nearly(denoise(steered), expected)
         assert sorted(rows) == [1, 2]
 
 
 def test_a_weak_model_has_the_areas_of_the_prompt(sd15):
-    other, positive = tiny.sd15(5, dtype=torch.float64), [*conds(1, area=(12, 7, 0, 0)), *conds(3, area=(12, 8, 0, 4))]
+    other, positive = (
+        tiny_models.sd15(5, dtype=torch.float64),
+        [*conds(1, area=(12, 7, 0, 0)), *conds(3, area=(12, 8, 0, 4))],
+    )
     away = denoise(sd15, 1.0, positive=positive) - denoise(other, 1.0, positive=positive)
     expected = denoise(sd15, positive=positive) + 2.0 * away
     assert nearly(denoise(weak(sd15, other), positive=positive), expected)
 
 
 def test_weights_that_change_after_the_node_are_refused(sd15):
-    late = weak(sd15, ip.apply(sd15))
+    late = weak(sd15, ip_adapter.apply(sd15))
     key = next(key for key in sd15.model.state_dict() if key.endswith("to_v.weight"))
     late.add_patches({key: (sd15.model.state_dict()[key],)}, 0.5)
     with pytest.raises(ValueError, match=r"Weak Model Guidance.*Put it before"):
-        tiny.sample(late, (8, 8), steps=1)
-    assert tiny.sample(sd15, (8, 8), steps=1).isfinite().all()
+        tiny_models.sample(late, (8, 8), steps=1)
+    assert tiny_models.sample(sd15, (8, 8), steps=1).isfinite().all()
 
 
 def test_a_lora_that_a_hook_brings_does_not_count_as_changed_weights(sd15):
@@ -282,7 +285,7 @@ def test_a_lora_that_a_hook_brings_does_not_count_as_changed_weights(sd15):
     hook.weights, hook.need_weight_init = {key: (sd15.model.state_dict()[key].flip(0).clone(),)}, False
     (group := comfy.hooks.HookGroup()).add(hook)
     x, positive = 3 * noise(8, 8), text(1, hooks=group)
-    steered, strong = weak(ip.apply(sd15), sd15), ip.apply(sd15)
+    steered, strong = weak(ip_adapter.apply(sd15), sd15), ip_adapter.apply(sd15)
     (found,) = in_one_run(steered, [(x, 3.0)], positive=positive)
     plain, alone = (in_one_run(strong, [(x, 3.0)], cfg, positive=positive)[0] for cfg in (5.0, 1.0))
     assert nearly(found, plain + 2.0 * (alone - denoise(sd15, 1.0, x=x)))

@@ -10,10 +10,10 @@ from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidance
 from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak
+from reins.tests.helpers.tiny_models import noise, text
 from reins.tests.host.test_guidance_family import denoise
-from reins.tests.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak
-from reins.tests.tiny import noise, text
 
 NAN = float("nan")
 PICTURE = torch.rand((1, 32, 32, 3), generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def wants(message, act, model):
 
 
 @pytest.mark.parametrize("method", [tpg, nag, pladis])
-@pytest.mark.parametrize("other", [tiny.dit, tiny.flux])
+@pytest.mark.parametrize("other", [tiny_models.dit, tiny_models.flux])
 def test_what_steers_a_unet_refuses_another_network(method, other):
     model = other()
     options = str(model.model_options)
@@ -39,14 +39,14 @@ def test_what_steers_a_unet_refuses_another_network(method, other):
     assert str(model.model_options) == options
 
 
-@pytest.mark.parametrize("method", [swg, apg, fdg, cfg_zero, lambda m: weak(m, tiny.dit())])
+@pytest.mark.parametrize("method", [swg, apg, fdg, cfg_zero, lambda m: weak(m, tiny_models.dit())])
 def test_what_reads_predictions_takes_any_network(method):
-    model = tiny.dit()
+    model = tiny_models.dit()
     start, (positive,), (negative,) = noise(12, 12).repeat(1, 4, 1, 1), text(1), text(2)
     start = start[:, : model.model.diffusion_model.in_channels]
 
     def run(model):
-        return tiny.sample(model, (12, 12), steps=2, start=start, positive=[positive], negative=[negative])
+        return tiny_models.sample(model, (12, 12), steps=2, start=start, positive=[positive], negative=[negative])
 
     found = run(method(model))
     assert found.isfinite().all()
@@ -95,9 +95,9 @@ def weak_by(other, scale=2.0):
 
 
 WRONG_WEAK = {
-    "latents": (lambda: tiny.dit(), r"same latents as model \(SD15\), but takes SD3"),
-    "text width": (lambda: tiny.sd15(context_dim=24), "text of 16 numbers per token.*24"),
-    "flow": (lambda: tiny.sd15(kind=ModelType.FLOW), "flow model"),
+    "latents": (lambda: tiny_models.dit(), r"same latents as model \(SD15\), but takes SD3"),
+    "text width": (lambda: tiny_models.sd15(context_dim=24), "text of 16 numbers per token.*24"),
+    "flow": (lambda: tiny_models.sd15(kind=ModelType.FLOW), "flow model"),
 }
 
 
@@ -111,12 +111,12 @@ def test_a_weak_model_that_does_not_fit_is_refused(name, scale, sd15):
 
 def test_a_weak_model_that_takes_more_channels_is_refused(sd15):
     """As an inpainting model does, which is given a picture and a mask beside the noise."""
-    other = tiny.sd15(in_channels=9)
+    other = tiny_models.sd15(in_channels=9)
     wants("channels", lambda: weak_by(other)(sd15), sd15)
 
 
 def test_a_weak_model_of_another_depth_or_width_is_welcome(sd15):
-    other = tiny.sd15(num_heads=2, channel_mult=[1, 1, 1], dtype=torch.float64)
+    other = tiny_models.sd15(num_heads=2, channel_mult=[1, 1, 1], dtype=torch.float64)
     expected = denoise(sd15) + 2.0 * (denoise(sd15, 1.0) - denoise(other, 1.0))
     torch.testing.assert_close(denoise(weak(sd15, other)), expected, rtol=1e-4, atol=1e-4)
 

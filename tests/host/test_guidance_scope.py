@@ -14,10 +14,10 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.engine.scope import record_of
 from reins.nodes.look.nodes import GuidancePlot
 from reins.nodes.look.plot import curves
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import apg, cfg_zero, fdg, fit, image, interval, pag, rescale, sag, scope, swg, weak
+from reins.tests.helpers.tiny_models import nearly, sample, text
 from reins.tests.host.test_guidance_family import denoise
-from reins.tests.methods import apg, cfg_zero, fdg, fit, image, interval, pag, rescale, sag, scope, swg, weak
-from reins.tests.tiny import nearly, sample, text
 
 SMALL = (8, 8)
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -95,7 +95,7 @@ def test_a_scope_reads_nothing_from_the_device_but_the_noise_level(sd15):
     for model in (sd15, scope(sd15), scope(apg(fdg(sd15))), apg(fdg(sd15))):
         of_steps = []
         for steps in (1, 2):
-            with tiny.DeviceReads() as reads:
+            with tiny_models.DeviceReads() as reads:
                 sample(model, SMALL, steps=steps)
             of_steps.append(reads.count)
         counts.append(of_steps[1] - of_steps[0])
@@ -209,7 +209,7 @@ def test_a_scope_works_under_other_guiders(kind, sd15):
         guider.set_conds(*([text(1)] if kind is Guider_Basic else [text(1), text(2), text(3)]))
         if kind is not Guider_Basic:
             guider.set_cfg(4.0, 0.7)
-        return tiny.guide(model, guider, SMALL, steps=2)
+        return tiny_models.guide(model, guider, SMALL, steps=2)
 
     steered = scope(pag(sd15))
     assert torch.equal(guided(steered), guided(pag(sd15)))

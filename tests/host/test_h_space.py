@@ -27,7 +27,10 @@ from reins.models.h_space.steps import effective_factor, levels_of_step
 from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.nodes.h_space import direction as direction_module
 from reins.nodes.h_space import edit as module
-from reins.tests import cn, hs, tiny, uc
+from reins.tests.helpers import controlnext, h_space, tiny_models, unicon
+from reins.tests.helpers.h_space import along, asyrp, by_hand, edit, live, of, patched, run, stored
+from reins.tests.helpers.methods import interval, pag, rescale
+from reins.tests.helpers.tiny_models import nearly, text
 from reins.tests.host.test_batch import (
     VERSION,
     controlled,
@@ -38,13 +41,10 @@ from reins.tests.host.test_batch import (
     reads_per_step,
     windows,
 )
-from reins.tests.hs import along, asyrp, by_hand, edit, live, of, patched, run, stored
-from reins.tests.methods import interval, pag, rescale
-from reins.tests.tiny import nearly, text
 from torch.nn import functional
 
 ONE = stored(sigmas=(1.0,))  # one direction for all noise levels
-DIRECTIONS = {"stored": stored(), "block": hs.block(), "live": live()}
+DIRECTIONS = {"stored": stored(), "block": h_space.block(), "live": live()}
 FLOW_ROUNDING = 1e-4  # the latents are in single precision, and this model magnifies that
 STEP = torch.tensor([9.0, 3.0])
 MASKS = torch.rand((2, 20, 24), generator=torch.Generator().manual_seed(3))
@@ -109,7 +109,7 @@ def test_at_each_step_the_direction_is_that_of_its_noise_level(sd15):
 @pytest.mark.parametrize("time", [True, False], ids=["time", "no time"])
 @pytest.mark.parametrize("layout", ["ddpm", "iddpm"])
 def test_a_delta_block_reads_h_and_the_models_time(layout, time, model):
-    weights, embeddings = hs.golden(f"block.{layout}"), []
+    weights, embeddings = h_space.golden(f"block.{layout}"), []
 
     def norm(name, values, eps):
         return functional.group_norm(values, 32, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
@@ -138,12 +138,12 @@ def test_a_delta_block_reads_h_and_the_models_time(layout, time, model):
     stretched = model.clone()
     stretched.set_model_emb_patch(stretch)
     expected = run(stretched, by_hand(change))
-    assert nearly(run(edit(stretched, hs.block(layout, time), relative=False)), expected)
+    assert nearly(run(edit(stretched, h_space.block(layout, time), relative=False)), expected)
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_mask_says_where_h_is_edited(images, sd15):
-    start, mask = hs.noise(2), MASKS[:images]
+    start, mask = h_space.noise(2), MASKS[:images]
 
     def change(h, label, options):
         return along(ONE)(h, label, options) * mask_rows(mask, h)
@@ -158,33 +158,38 @@ def test_a_mask_says_where_h_is_edited(images, sd15):
 def test_a_prompt_of_an_area_sees_its_part_of_direction_and_mask(sd15):
     """One prediction: inside the area it is that of a smaller picture with those parts."""
     whole = stored(size=(16, 16), sigmas=(1.0,))
-    x, embedding, mask = 3 * tiny.noise(), text(1)[0][0], MASKS[:1, :16, :16]
+    x, embedding, mask = 3 * tiny_models.noise(), text(1)[0][0], MASKS[:1, :16, :16]
     part = of(whole.directions.dh[..., 8:])
-    area = tiny.cond(embedding, area=(16, 8, 0, 8))
+    area = tiny_models.cond(embedding, area=(16, 8, 0, 8))
     for settings, of_part in (({}, {}), ({"mask": mask}, {"mask": mask[..., 8:]})):
-        found = tiny.denoise(edit(sd15, whole, **settings), x, 3.0, [area], None, 1.0)[..., 8:]
+        found = tiny_models.denoise(edit(sd15, whole, **settings), x, 3.0, [area], None, 1.0)[..., 8:]
         alone = edit(sd15, part, **of_part)
-        assert nearly(found, tiny.denoise(alone, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0))
+        assert nearly(found, tiny_models.denoise(alone, x[..., 8:], 3.0, [tiny_models.cond(embedding)], None, 1.0))
         squeezed = edit(sd15, whole, **settings)
-        assert not nearly(found, tiny.denoise(squeezed, x[..., 8:], 3.0, [tiny.cond(embedding)], None, 1.0), 1e-3)
+        assert not nearly(
+            found, tiny_models.denoise(squeezed, x[..., 8:], 3.0, [tiny_models.cond(embedding)], None, 1.0), 1e-3
+        )
 
 
 def test_two_areas_of_one_size_see_different_parts(sd15):
     whole = stored(size=(16, 16), sigmas=(1.0,))
-    x, embedding = 3 * tiny.noise(), text(1)[0][0]
-    both = [tiny.cond(embedding, area=(16, 8, 0, left)) for left in (0, 8)]
-    found = tiny.denoise(edit(sd15, whole), x, 3.0, both, None, 1.0)
+    x, embedding = 3 * tiny_models.noise(), text(1)[0][0]
+    both = [tiny_models.cond(embedding, area=(16, 8, 0, left)) for left in (0, 8)]
+    found = tiny_models.denoise(edit(sd15, whole), x, 3.0, both, None, 1.0)
     for left in (0, 8):
         columns = slice(left, left + 8)
         part = edit(sd15, of(whole.directions.dh[..., columns]))
-        assert nearly(found[..., columns], tiny.denoise(part, x[..., columns], 3.0, [tiny.cond(embedding)], None, 1.0))
+        assert nearly(
+            found[..., columns],
+            tiny_models.denoise(part, x[..., columns], 3.0, [tiny_models.cond(embedding)], None, 1.0),
+        )
 
 
 def test_conds_of_areas_are_edited_however_they_are_grouped(direction, sd15, monkeypatch):
     conds = {"positive": text(1, area=(8, 5, 0, 0)) + text(11, area=(8, 5, 0, 3), strength=0.6), "sigmas": STEP}
     found = run(edit(sd15, direction, mask=MASKS[:1]), **conds)
     assert nearly(run(edit(pass_through(sd15), direction, mask=MASKS[:1]), **conds), found)
-    with tiny.little_memory(monkeypatch, sd15):
+    with tiny_models.little_memory(monkeypatch, sd15):
         assert nearly(run(edit(sd15, direction, mask=MASKS[:1]), **conds), found)
     assert not nearly(run(sd15, **conds), found, 1e-3)
 
@@ -193,7 +198,7 @@ def test_conds_of_areas_are_edited_however_they_are_grouped(direction, sd15, mon
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])
 def test_with_ancestral_noise_the_factor_is_that_of_the_hosts_own_step(kind, eta):
     """By the host's function alone: what a change of its denoised picture does, and what that of the paper does."""
-    sampling = tiny.sd15(kind=kind).get_model_object("model_sampling")
+    sampling = tiny_models.sd15(kind=kind).get_model_object("model_sampling")
     is_flow = kind is ModelType.FLOW
     sigmas = torch.tensor([0.9, 0.7, 0.4, 0.0] if is_flow else [9.0, 4.0, 1.5, 0.0], dtype=torch.float64)
     pictures = torch.randn((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -227,7 +232,7 @@ def test_with_ancestral_noise_the_factor_is_that_of_the_hosts_own_step(kind, eta
 
 def test_a_flow_model_takes_the_step_too():
     """x = (1 - sigma) picture + sigma noise, of which the edited picture replaces the plain one."""
-    model = tiny.sd15(kind=ModelType.FLOW, dtype=torch.float64)
+    model = tiny_models.sd15(kind=ModelType.FLOW, dtype=torch.float64)
 
     def loop(model, x, sigmas, extra_args, callback, disable):
         options = patched(extra_args["model_options"], along(ONE))
@@ -239,10 +244,10 @@ def test_a_flow_model_takes_the_step_too():
             x = (1 - following) * edited + following * noise
         return x
 
-    expected = run(model, KSAMPLER(loop), sigmas=hs.FLOW)
-    assert nearly(run(edit(model, ONE), sigmas=hs.FLOW), expected, FLOW_ROUNDING)
-    assert nearly(run(model, asyrp(ONE), sigmas=hs.FLOW), expected, FLOW_ROUNDING)
-    assert not nearly(run(model, sigmas=hs.FLOW), expected, 0.1)
+    expected = run(model, KSAMPLER(loop), sigmas=h_space.FLOW)
+    assert nearly(run(edit(model, ONE), sigmas=h_space.FLOW), expected, FLOW_ROUNDING)
+    assert nearly(run(model, asyrp(ONE), sigmas=h_space.FLOW), expected, FLOW_ROUNDING)
+    assert not nearly(run(model, sigmas=h_space.FLOW), expected, 0.1)
 
 
 def test_upwards_the_step_is_the_papers_too(sd15):
@@ -258,7 +263,7 @@ def test_a_step_of_no_length_does_no_harm(sd15):
 
 def test_a_part_of_the_picture_is_drawn_anew_by_ddim(sd15):
     mask = (MASKS[:1, :8, :8] > 0.4).float()[:, None]
-    latent = hs.noise(seed=4)
+    latent = h_space.noise(seed=4)
     settings = {"mask": mask, "latent": latent}
     expected = run(sd15, by_hand(along(ONE), random=True), **settings)
     assert nearly(run(edit(sd15, ONE), "ddim", **settings), expected)
@@ -299,10 +304,10 @@ def test_the_factor_follows_the_eta_of_the_sampler(eta, sd15):
 
 
 def test_without_a_sampler_h_is_edited_in_silence(sd15, caplog):
-    x, conds = 3 * tiny.noise(), [tiny.cond(text(1)[0][0])]
-    found = tiny.denoise(edit(sd15, ONE), x, 3.0, conds, None, 1.0)
-    assert nearly(found, tiny.denoise(edit(sd15, ONE, mode="symmetric"), x, 3.0, conds, None, 1.0))
-    assert "H-Space" not in caplog.text and not nearly(found, tiny.denoise(sd15, x, 3.0, conds, None, 1.0), 1e-3)
+    x, conds = 3 * tiny_models.noise(), [tiny_models.cond(text(1)[0][0])]
+    found = tiny_models.denoise(edit(sd15, ONE), x, 3.0, conds, None, 1.0)
+    assert nearly(found, tiny_models.denoise(edit(sd15, ONE, mode="symmetric"), x, 3.0, conds, None, 1.0))
+    assert "H-Space" not in caplog.text and not nearly(found, tiny_models.denoise(sd15, x, 3.0, conds, None, 1.0), 1e-3)
 
 
 @pytest.mark.parametrize("apply_to", ["both", "cond"])
@@ -333,17 +338,17 @@ def test_a_symmetric_edit_acts_on_extra_predictions_as_on_the_positive(apply_to,
 )
 def test_rows_per_step(settings, cfg, rows, model):
     settings = {**settings, "direction": DIRECTIONS[settings.get("direction", "stored")]}
-    with tiny.forwards(model) as found:
+    with tiny_models.forwards(model) as found:
         run(edit(model, **settings), cfg=cfg)
     assert found == rows * 2
 
 
 def test_outside_of_the_range_nothing_is_paid_and_no_bit_is_changed(sd15):
     late = edit(sd15, live(), start=0.9, end=0.95)
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         assert torch.equal(run(late), run(sd15))
     assert set(rows) == {2}
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         run(edit(sd15, ONE, end=0.5), sigmas=torch.tensor([9.0, 4.0, 0.6, 0.3, 0.0]))
     assert rows == [4, 4, 2, 2]
     assert edit(sd15, ONE, strength=0.0) is sd15
@@ -354,7 +359,7 @@ EACH = [("stored", "asymmetric"), ("block", "asymmetric"), ("live", "asymmetric"
 
 @pytest.mark.parametrize(("name", "mode"), EACH)
 def test_a_batch_of_two_is_two_of_one(name, mode, sd15):
-    steered, start = edit(sd15, DIRECTIONS[name], mode=mode), tiny.noise(8, 12, b=2)
+    steered, start = edit(sd15, DIRECTIONS[name], mode=mode), tiny_models.noise(8, 12, b=2)
     both = run(steered, start=start, sigmas=STEP)
     for i in range(2):
         assert nearly(run(steered, start=start[i : i + 1], sigmas=STEP)[0], both[i])
@@ -363,7 +368,7 @@ def test_a_batch_of_two_is_two_of_one(name, mode, sd15):
 @pytest.mark.parametrize(("name", "mode"), EACH)
 def test_split_batches_give_the_same(name, mode, model, monkeypatch):
     expected = usual(model, DIRECTIONS[name], mode)
-    with tiny.little_memory(monkeypatch, model), tiny.forwards(model) as rows:
+    with tiny_models.little_memory(monkeypatch, model), tiny_models.forwards(model) as rows:
         assert nearly(run(edit(model, DIRECTIONS[name], mode=mode)), expected)
     assert set(rows) == {1}
 
@@ -385,7 +390,7 @@ def test_with_another_pack_in_the_slot_the_edit_calls_the_model_itself(name, mod
 @pytest.mark.parametrize(("name", "mode"), EACH)
 def test_context_windows_give_what_single_pictures_give(name, mode, sd15):
     steered = edit(sd15, DIRECTIONS[name], mode=mode, mask=torch.cat([MASKS, MASKS.flip(-1)]))
-    start = {"start": hs.noise(6), "sigmas": STEP}
+    start = {"start": h_space.noise(6), "sigmas": STEP}
     assert nearly(run(windows(steered), **start), run(steered, **start))
 
 
@@ -393,7 +398,7 @@ def test_a_step_reads_one_number_from_the_device(sd15):
     steered = edit(edit(sd15, live(), end=0.8, mask=MASKS), ONE, start=0.1)
     plain, edited = (
         reads_per_step(lambda steps, model=model: run(model, sigmas=torch.linspace(9, 1, steps + 1)))
-        for model in (sd15, edit(steered, hs.block()))
+        for model in (sd15, edit(steered, h_space.block()))
     )
     assert edited - plain <= 1
 
@@ -405,7 +410,7 @@ def test_two_edits_share_their_prediction_and_add_up(sd15):
     first, second = stored(1, sigmas=(1.0,)), stored(2, sigmas=(1.0,))
     (a,), (b,) = first.directions.dh, second.directions.dh
     both = edit(edit(sd15, first, 0.5, relative=False), second, -0.7, relative=False)
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         found = run(both)
     assert rows == [4] * 2
     assert nearly(found, run(edit(sd15, of((0.5 * a - 0.7 * b)[None]), 1.0, relative=False)))
@@ -430,7 +435,7 @@ def test_two_edits_of_different_ranges_and_prompts(sd15):
 
     before = lambda guider, x, level, options: now.append(float(level[0]))  # noqa: E731
     expected = run(sd15, by_hand(change, before=before), sigmas=levels)
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         assert nearly(run(forth, sigmas=levels), expected)
     assert rows == [4, 4, 3]
     assert nearly(run(back, sigmas=levels), expected)
@@ -487,7 +492,7 @@ def test_the_residual_of_a_control_net_is_a_part_of_h(sd15):
 
 
 def test_the_condition_beside_the_image_keeps_its_h(sd15):
-    partnered = uc.apply(sd15, partner=uc.latent((8, 8)))
+    partnered = unicon.apply(sd15, partner=unicon.latent((8, 8)))
 
     def change(h, label, options):
         """Called for all rows of a label at once: image and condition."""
@@ -514,13 +519,15 @@ def test_the_condition_beside_the_image_keeps_its_h(sd15):
 
     expected = run(partnered, KSAMPLER(loop))
     assert nearly(run(edit(partnered, ONE)), expected)
-    assert nearly(run(uc.apply(edit(sd15, ONE), partner=uc.latent((8, 8)))), expected)
+    assert nearly(run(unicon.apply(edit(sd15, ONE), partner=unicon.latent((8, 8)))), expected)
     assert run(edit(partnered, live())).isfinite().all()
 
 
 def test_the_edited_negative_is_a_negative_to_other_methods(sd15):
     """Here to one that leaves the negative alone."""
-    beside = ControlNeXtApply.execute(sd15, cn.control(sd15), cn.picture(1), uncond="cond only").result[0]
+    beside = ControlNeXtApply.execute(
+        sd15, controlnext.control(sd15), controlnext.picture(1), uncond="cond only"
+    ).result[0]
     seen = []
 
     def look(executor, *args, **kwargs):
@@ -535,12 +542,12 @@ def test_the_edited_negative_is_a_negative_to_other_methods(sd15):
 
 def test_what_is_kept_within_a_step_stays_beside_an_edit(sd15, monkeypatch):
     """ControlNeXt and an edit both keep something; neither may make the other forget, in however many calls."""
-    made = cn.control(sd15)
-    steered = edit(ControlNeXtApply.execute(sd15, made, cn.picture(1)).result[0], ONE)
+    made = controlnext.control(sd15)
+    steered = edit(ControlNeXtApply.execute(sd15, made, controlnext.picture(1)).result[0], ONE)
     calls, gridded = [], mock.Mock(wraps=direction_module.on_grid)
     monkeypatch.setattr(direction_module, "on_grid", gridded)
     hook = made.network.model.register_forward_hook(lambda *_: calls.append(1))
-    with tiny.little_memory(monkeypatch, sd15):
+    with tiny_models.little_memory(monkeypatch, sd15):
         run(steered)
     hook.remove()
     assert len(calls) == gridded.call_count == 2
@@ -659,9 +666,9 @@ def test_a_direction_of_prompts_is_their_difference_at_each_step(controls, model
     """What stands on the positive beside its text, like a ControlNet, stands on both prompts."""
     if controls and model.model.adm_channels:
         pytest.skip("the ControlNet is one for the other model")
-    extra = {"control": tiny.controlnet()} if controls else {}
+    extra = {"control": tiny_models.controlnet()} if controls else {}
     positive, source, target = (text(number, **extra) for number in (1, 51, 52))
-    prompts, start = Prompts(), hs.noise(2)
+    prompts, start = Prompts(), h_space.noise(2)
     hand = by_hand(prompts.change, before=prompts.ask)
     expected = run(model, hand, positive=positive, source=source, target=target, start=start)
     assert nearly(run(edit(model, live(positive)), positive=positive, start=start), expected)
@@ -685,7 +692,7 @@ def test_prompts_of_another_length_and_positives_of_several_parts_work(sd15, mon
     longer = live(source=text(51, tokens=10), target=text(52, tokens=15))
     positive = text(1, area=(8, 4, 0, 0)) + text(5)
     found = run(edit(sd15, longer), positive=positive)
-    with tiny.little_memory(monkeypatch, sd15):
+    with tiny_models.little_memory(monkeypatch, sd15):
         assert nearly(run(edit(sd15, longer), positive=positive), found)
     assert not nearly(run(sd15, positive=positive), found, 1e-3)
 
@@ -694,7 +701,7 @@ def test_the_prompts_see_the_whole_picture_with_what_stands_on_the_positive_for_
     """Not a part, and not only in the steps that one of several positives is for."""
     seen = mock.Mock(wraps=module.note_h)
     monkeypatch.setattr(module, "note_h", seen)
-    left = text(1, area=(8, 4, 0, 0), control=tiny.controlnet())
+    left = text(1, area=(8, 4, 0, 0), control=tiny_models.controlnet())
     for others in (text(11, area=(8, 4, 0, 4)), text(5, end_percent=0.3) + text(6, start_percent=0.3)):
         run(edit(sd15, live()), positive=left + others)
         assert seen.call_count == 4 and all(call.args[3].shape[-2:] == (2, 2) for call in seen.call_args_list)
@@ -707,9 +714,9 @@ def test_the_prompts_see_the_whole_picture_with_what_stands_on_the_positive_for_
 
 
 def test_what_an_inpainting_model_is_shown_is_shown_to_the_prompts(monkeypatch):
-    model = tiny.sd15(in_channels=9, dtype=torch.float64)
+    model = tiny_models.sd15(in_channels=9, dtype=torch.float64)
     model.model.set_inpaint()
-    shown = {"concat_latent_image": hs.noise(seed=8), "concat_mask": (MASKS[:1, None, :8, :8] > 0.5).float()}
+    shown = {"concat_latent_image": h_space.noise(seed=8), "concat_mask": (MASKS[:1, None, :8, :8] > 0.5).float()}
     positive, source, target = (text(number, **shown) for number in (1, 51, 52))
     prompts = Prompts()
     conds = {"positive": positive, "negative": text(2, **shown)}
@@ -722,7 +729,7 @@ def test_what_an_inpainting_model_is_shown_is_shown_to_the_prompts(monkeypatch):
 
 @pytest.mark.parametrize("size", [(5, 7), (33, 6), (17, 24)])
 def test_every_size_works(size, model):
-    steered, start = model, {"start": tiny.noise(*size), "sigmas": STEP}
+    steered, start = model, {"start": tiny_models.noise(*size), "sigmas": STEP}
     for direction in DIRECTIONS.values():
         steered = edit(steered, direction, mask=MASKS)
     found = run(steered, **start)
@@ -731,7 +738,7 @@ def test_every_size_works(size, model):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite(dtype):
-    steered = model = tiny.sd15(dtype=dtype)
+    steered = model = tiny_models.sd15(dtype=dtype)
     for direction in DIRECTIONS.values():
         steered = edit(steered, direction)
         assert run(model, asyrp(direction, boost_start=0.5, boost_eta=1.0), sigmas=STEP).isfinite().all()
@@ -824,7 +831,7 @@ def test_the_sampler_edits_first_and_draws_noise_anew_at_the_end(boost_eta, sd15
     low, high = float(sampling.percent_to_sigma(edit_end)), float(sampling.percent_to_sigma(boost_start))
     assert 1.2 < low < 3.0 and 0.6 < high < 1.2
     hand = by_hand(along(ONE), lambda sigma: boost_eta if sigma <= high else 0.0, lambda sigma: sigma >= low)
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         found = run(sd15, asyrp(ONE, 0.5, edit_end, boost_start, boost_eta), sigmas=levels)
     assert rows == [2, 2, 2, 2, 2, 2, 2]
     assert nearly(found, run(sd15, hand, sigmas=levels))
@@ -836,14 +843,14 @@ def test_a_step_on_the_end_of_a_range_is_inside(sd15):
     ends = {percent: torch.tensor(float(sampling.percent_to_sigma(percent))) for percent in (0.3, 0.4, 0.5, 0.6, 0.7)}
     for percent, sigma in ends.items():
         levels = torch.stack([sigma, sigma / 2])
-        with tiny.forwards(sd15) as rows:
+        with tiny_models.forwards(sd15) as rows:
             renewed = run(sd15, asyrp(ONE, edit_end=percent, boost_start=percent, boost_eta=1.0), sigmas=levels)
         assert len(rows) == 2
         assert not nearly(renewed, run(sd15, asyrp(ONE, edit_end=percent), sigmas=levels), 1e-3)
 
 
 def test_the_sampler_at_strength_0_is_euler_and_asks_once(sd15):
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         found = run(sd15, asyrp(strength=0.0))
     assert rows == [2] * 2 and nearly(found, run(sd15), 1e-6)
 
@@ -851,9 +858,9 @@ def test_the_sampler_at_strength_0_is_euler_and_asks_once(sd15):
 def test_with_noise_all_along_the_sampler_is_euler_ancestral(sd15):
     found = run(sd15, asyrp(strength=0.0, boost_start=0.0, boost_eta=1.0))
     assert nearly(found, run(sd15, "euler_ancestral"))
-    flow = tiny.sd15(kind=ModelType.FLOW, dtype=torch.float64)
-    found = run(flow, asyrp(ONE, boost_start=0.0, boost_eta=1.0), sigmas=hs.FLOW)
-    assert nearly(found, run(edit(flow, ONE), "euler_ancestral", sigmas=hs.FLOW), FLOW_ROUNDING)
+    flow = tiny_models.sd15(kind=ModelType.FLOW, dtype=torch.float64)
+    found = run(flow, asyrp(ONE, boost_start=0.0, boost_eta=1.0), sigmas=h_space.FLOW)
+    assert nearly(found, run(edit(flow, ONE), "euler_ancestral", sigmas=h_space.FLOW), FLOW_ROUNDING)
 
 
 @pytest.mark.parametrize("name", GUIDERS)
@@ -877,10 +884,10 @@ def test_the_sampler_is_exact_with_any_guider(name, sd15):
     ],
 )
 def test_the_sampler_too_works_however_rows_are_grouped(grouping, of, sd15, monkeypatch):
-    direction, batch = DIRECTIONS[of], {"start": hs.noise(6 if grouping == "windows" else 2), "sigmas": STEP}
+    direction, batch = DIRECTIONS[of], {"start": h_space.noise(6 if grouping == "windows" else 2), "sigmas": STEP}
     sampler = asyrp(direction)
     if grouping == "split":
-        with tiny.little_memory(monkeypatch, sd15):
+        with tiny_models.little_memory(monkeypatch, sd15):
             assert nearly(run(sd15, sampler), usual(sd15, direction))
     elif grouping == "slot":
         assert nearly(run(pass_through(sd15), sampler), usual(sd15, direction))
@@ -895,7 +902,7 @@ def test_the_sampler_too_works_however_rows_are_grouped(grouping, of, sd15, monk
             pytest.skip("context windows over a batch of this host change plain sampling too")
         assert nearly(run(windows(sd15), sampler, **batch), run(sd15, sampler, **batch))
     else:
-        settings = {"mask": (MASKS[:1, :8, :8] > 0.4).float()[:, None], "latent": hs.noise(seed=4)}
+        settings = {"mask": (MASKS[:1, :8, :8] > 0.4).float()[:, None], "latent": h_space.noise(seed=4)}
         assert nearly(run(sd15, sampler, **settings), run(edit(sd15, direction), **settings))
 
 
@@ -909,7 +916,7 @@ def test_the_sampler_tells_its_steps(sd15):
 
 
 def test_the_host_loads_a_delta_block_with_the_model(sd15):
-    direction = hs.block()
+    direction = h_space.block()
     for steered, sampler in ((edit(sd15, direction), "euler"), (sd15, asyrp(direction))):
         comfy.model_management.unload_all_models()
         loaded: list[ModelPatcher] = []

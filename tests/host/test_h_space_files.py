@@ -15,12 +15,12 @@ from comfy.samplers import KSAMPLER
 from reins.nodes.h_space.direction import BlockDirection, StoredDirection
 from reins.nodes.h_space.direction_node import METHODS, HDirectionCapture, HDirectionFromPrompts
 from reins.nodes.h_space.files_node import HDirectionLoader, HDirectionSave
-from reins.tests import hs, tiny
+from reins.tests.helpers import h_space, tiny_models
+from reins.tests.helpers.h_space import SOURCE, TARGET, asyrp, edit, golden, live, patched, run, stored
+from reins.tests.helpers.methods import pag
+from reins.tests.helpers.tiny_models import nearly, text
 from reins.tests.host.test_batch import VERSION, pass_through, windows
 from reins.tests.host.test_ip_adapter_files import Bomb
-from reins.tests.hs import SOURCE, TARGET, asyrp, edit, golden, live, patched, run, stored
-from reins.tests.methods import pag
-from reins.tests.tiny import nearly, text
 from safetensors.torch import save_file
 
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -102,7 +102,7 @@ def test_a_captured_component_is_that_of_the_pictures(number, sd15):
 
 def test_a_capture_leaves_its_model_and_works_on_the_same_run(sd15):
     before, options = run(sd15), str(sd15.model_options)
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         found = capture(sd15, samples=1)
     assert rows == [3, 3]  # the picture's prompt and both others, without a negative
     assert torch.equal(run(sd15), before) and str(sd15.model_options) == options
@@ -115,7 +115,7 @@ def test_a_capture_goes_along_the_model_as_it_is(sd15, monkeypatch):
     steered = edit(pag(sd15), live())
     found = capture(steered, samples=1)
     assert nearly(capture(pass_through(steered), samples=1).directions.dh, found.directions.dh)
-    with tiny.little_memory(monkeypatch, sd15):
+    with tiny_models.little_memory(monkeypatch, sd15):
         assert nearly(capture(steered, samples=1).directions.dh, found.directions.dh)
     assert not nearly(capture(sd15, samples=1).directions.dh, found.directions.dh, 1e-3)
 
@@ -169,7 +169,7 @@ def block_weights(layout):
 
 def as_released(layout, path):
     """With the optimizer and the scheduler that the authors' training leaves beside it."""
-    network = hs.block(layout).network.model.requires_grad_(True)
+    network = h_space.block(layout).network.model.requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters())
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()
@@ -216,7 +216,7 @@ def test_directions_by_timestep_load(folder, sd15):
     torch.save({0: rows[0][None]}, folder / "mean.pt")
     found = load("mean.pt")
     assert torch.equal(found.directions.dh[0], rows[0])
-    assert nearly(run(edit(sd15, found)), run(edit(sd15, hs.of(rows[0][None]))), 1e-6)
+    assert nearly(run(edit(sd15, found)), run(edit(sd15, h_space.of(rows[0][None]))), 1e-6)
 
 
 def test_a_captured_direction_survives_its_file(folder, monkeypatch, sd15):
@@ -242,7 +242,7 @@ def test_a_captured_direction_survives_its_file(folder, monkeypatch, sd15):
 
 def test_only_captured_directions_are_saved(folder, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
-    for direction in (hs.block(), live()):
+    for direction in (h_space.block(), live()):
         with pytest.raises(ValueError, match="captured direction can be saved"):
             HDirectionSave.execute(direction, "name")
     with pytest.raises(ValueError, match="direction should come from one of the nodes"):
@@ -331,7 +331,7 @@ def test_a_block_for_another_time_embedding_is_refused_with_both_numbers(folder,
         edit(sd15, released(folder, channels=64))
 
 
-@pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
+@pytest.mark.parametrize("make", [tiny_models.dit, tiny_models.flux])
 def test_models_without_a_unet_are_refused(make):
     model = make()
     with pytest.raises(ValueError, match="steers a UNet"):

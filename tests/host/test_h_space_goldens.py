@@ -15,9 +15,9 @@ from reins.nodes.h_space import asyrp as module
 from reins.nodes.h_space.direction import StoredDirection
 from reins.nodes.h_space.edit import HEdit
 from reins.nodes.h_space.load import _block
-from reins.tests import hs, tiny
-from reins.tests.hs import CASE, golden
-from reins.tests.tiny import nearly
+from reins.tests.helpers import h_space, tiny_models
+from reins.tests.helpers.h_space import CASE, golden
+from reins.tests.helpers.tiny_models import nearly
 from torch import nn
 from torch.nn import functional
 
@@ -43,7 +43,7 @@ def drawn(tag, shape):
 @pytest.mark.parametrize("time", [True, False], ids=["time", "no time"])
 @pytest.mark.parametrize("layout", ["ddpm", "iddpm"])
 def test_a_delta_block_is_the_official_one(layout, time):
-    found, given = hs.block(layout, time), golden("block")
+    found, given = h_space.block(layout, time), golden("block")
     assert (found.channels, found.time) == (64, 128 if time else None)
     out = found.network.model(given["h"], given["temb"])
     assert nearly(out, given[f"{layout}_out" if time else f"{layout}_out_notime"])
@@ -117,7 +117,7 @@ class StandIn:
         percents = {0.5: ENDS["edit"], 0.7: ENDS["boost"], 1.0: 0.0}
         sampling = SimpleNamespace(percent_to_sigma=percents.__getitem__)
         inner = SimpleNamespace(model_sampling=sampling)
-        self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=tiny.sd15())
+        self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=tiny_models.sd15())
 
     def __call__(self, x, sigma, model_options, **_):
         now = float(sigma[0])
@@ -159,7 +159,7 @@ def numbered_noise(monkeypatch):
 
 def sample(predict, boost_start=1.0):
     model = StandIn(predict)
-    direction = hs.asyrp(hs.stored(), 1.0, 0.5, boost_start, 1.0).extra_options["asyrp"]
+    direction = h_space.asyrp(h_space.stored(), 1.0, 0.5, boost_start, 1.0).extra_options["asyrp"]
     assert isinstance(direction.edit.direction, StoredDirection)
     args = {"model_options": {}, "seed": 5}
     found = states(

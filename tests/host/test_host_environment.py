@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from reins.demo.host import server_env
-from reins.tests.named_host import comfy
+from reins.tests.helpers.named_host import comfy
 from reins.tools.environment import BASICS
 from reins.tools.venv import normal_name
 

@@ -11,11 +11,19 @@ import comfy.model_management
 import comfyui_version
 import pytest
 import torch
-from reins.tests import cn, hs, pd, tiny, together
+from reins.tests.helpers import controlnext, h_space, prompt_diffusion, tiny_models, together
+from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.tiny_models import nearly
+from reins.tests.helpers.together import (
+    INGREDIENTS,
+    SIZES,
+    base_prompts,
+    control_of,
+    controlled,
+    model_of,
+    prompt_diffusion_of,
+)
 from reins.tests.host.test_batch import pass_through
-from reins.tests.methods import METHODS, pag, sag
-from reins.tests.tiny import nearly
-from reins.tests.together import INGREDIENTS, SIZES, base_prompts, control_of, controlled, model_of, prompt_diffusion
 
 LAYOUT = "sd15"
 SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
@@ -25,14 +33,14 @@ ON_THE_MODEL = ["lora", "pag", "seg", "sag", "ip-adapter", "controlnext", "unico
 
 
 def sample(model, prompts, size=SIZE, **settings):
-    return tiny.sample(model, size, **{"steps": 2, **prompts, **settings})
+    return tiny_models.sample(model, size, **{"steps": 2, **prompts, **settings})
 
 
 def both_controls(strength=0.5, image=None):
     """A ControlNet and a Prompt Diffusion, one behind the other, on both prompts."""
-    image = cn.picture(4) if image is None else image
+    image = controlnext.picture(4) if image is None else image
     prompts = controlled(base_prompts(LAYOUT), control_of(LAYOUT), image, strength)
-    return controlled(prompts, prompt_diffusion(LAYOUT), cn.picture(30), strength)
+    return controlled(prompts, prompt_diffusion_of(LAYOUT), controlnext.picture(30), strength)
 
 
 def steered(model):
@@ -43,17 +51,19 @@ def steered(model):
 
 def test_1_a_strength_of_0_is_absence():
     model = model_of(LAYOUT)
-    off = hs.edit(model, strength=0.0)
+    off = h_space.edit(model, strength=0.0)
     assert torch.equal(sample(off, both_controls(0.0)), sample(model, base_prompts(LAYOUT)))
 
 
 def test_2_a_chain_goes_in_any_order_and_adds_up():
-    model, control, other = model_of(LAYOUT), control_of(LAYOUT), prompt_diffusion(LAYOUT)
+    model, control, other = model_of(LAYOUT), control_of(LAYOUT), prompt_diffusion_of(LAYOUT)
     once = sample(model, both_controls())
-    turned = controlled(base_prompts(LAYOUT), other, cn.picture(30), 0.5)
-    assert nearly(sample(model, controlled(turned, control, cn.picture(4), 0.5)), once)
-    whole = controlled(base_prompts(LAYOUT), other, cn.picture(30), 1.0)
-    parts = controlled(controlled(base_prompts(LAYOUT), other, cn.picture(30), 0.25), other, cn.picture(30), 0.75)
+    turned = controlled(base_prompts(LAYOUT), other, controlnext.picture(30), 0.5)
+    assert nearly(sample(model, controlled(turned, control, controlnext.picture(4), 0.5)), once)
+    whole = controlled(base_prompts(LAYOUT), other, controlnext.picture(30), 1.0)
+    parts = controlled(
+        controlled(base_prompts(LAYOUT), other, controlnext.picture(30), 0.25), other, controlnext.picture(30), 0.75
+    )
     assert nearly(sample(model, parts), sample(model, whole))
 
 
@@ -61,7 +71,7 @@ def test_2_a_chain_goes_in_any_order_and_adds_up():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_3_all_together_one_call_for_each_row_gives_the_same(cfg, batch, monkeypatch):
     found = together.sample(ALL, LAYOUT, cfg, batch)
-    with tiny.little_memory(monkeypatch, model_of(LAYOUT)):
+    with tiny_models.little_memory(monkeypatch, model_of(LAYOUT)):
         assert nearly(together.sample(ALL, LAYOUT, cfg, batch), found)
     assert found.isfinite().all()
 
@@ -81,8 +91,8 @@ def test_5_a_patched_clone_leaves_its_parent_and_itself_as_they_were():
 def test_6_each_prompt_may_have_controls_masks_times_and_hooks_of_its_own(monkeypatch):
     model, prompts = steered(model_of(LAYOUT)), base_prompts(LAYOUT)
     own = {
-        "positive": controlled(prompts, control_of(LAYOUT), cn.picture(4))["positive"],
-        "negative": controlled(prompts, prompt_diffusion(LAYOUT), cn.picture(30))["negative"],
+        "positive": controlled(prompts, control_of(LAYOUT), controlnext.picture(4))["positive"],
+        "negative": controlled(prompts, prompt_diffusion_of(LAYOUT), controlnext.picture(30))["negative"],
     }
     own = together.hooked(own, LAYOUT)
     (text, said), (other, _) = own["positive"][0], base_prompts(LAYOUT, 11)["positive"][0]
@@ -94,7 +104,7 @@ def test_6_each_prompt_may_have_controls_masks_times_and_hooks_of_its_own(monkey
         [other, {**said, "start_percent": 0.6, "end_percent": 1.0}],
     ]
     found = sample(model, own, steps=4)
-    with tiny.little_memory(monkeypatch, model):
+    with tiny_models.little_memory(monkeypatch, model):
         assert nearly(sample(model, own, steps=4), found)
     for name in own:
         assert not nearly(sample(model, {**own, name: prompts[name]}, steps=4), found, 1e-3)
@@ -112,7 +122,7 @@ def test_7_the_next_run_may_have_another_size():
 def test_8_nothing_of_a_run_is_left():
     seen = []
     model = steered(model_of(LAYOUT))
-    stems = prompt_diffusion(LAYOUT).control_model.input_hint_block
+    stems = prompt_diffusion_of(LAYOUT).control_model.input_hint_block
     handle = stems.register_forward_hook(lambda _, inputs, out: seen.extend(map(weakref.ref, (inputs[0], out))))
     inside = model.model.diffusion_model.output_blocks[0].register_forward_pre_hook(
         lambda _, inputs: seen.append(weakref.ref(inputs[0]))
@@ -132,7 +142,7 @@ def test_9_half_precision_is_finite_and_near(dtype):
     def run(model):
         return sample(steered(model), both_controls(), steps=2).float()
 
-    assert nearly(run(tiny.sd15(dtype=dtype)), run(tiny.sd15(dtype=torch.float32)), 0.1)
+    assert nearly(run(tiny_models.sd15(dtype=dtype)), run(tiny_models.sd15(dtype=torch.float32)), 0.1)
 
 
 def test_9_weights_that_come_and_go_change_nothing():
@@ -145,7 +155,7 @@ def test_9_weights_that_come_and_go_change_nothing():
 def test_10_a_model_with_a_vector_takes_its_controls_too(monkeypatch):
     names = ["control net", "unclip", "pag", "sag", "ip-adapter", "controlnext", "h-edit"]
     found = together.sample(names, "adm", batch=2)
-    with tiny.little_memory(monkeypatch, model_of("adm")):
+    with tiny_models.little_memory(monkeypatch, model_of("adm")):
         assert nearly(together.sample(names, "adm", batch=2), found)
     for left_out in names:
         assert not nearly(together.sample([name for name in names if name != left_out], "adm", batch=2), found, 1e-4)
@@ -154,8 +164,8 @@ def test_10_a_model_with_a_vector_takes_its_controls_too(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_11_a_pass_of_one_row_follows_one_of_three(batch):
     """PAG joins the batch for CFG, SAG comes after it alone: hints prepared for one must not be taken for the other."""
-    model, image = model_of(LAYOUT), cn.picture(4, b=batch)
-    with tiny.forwards(model) as rows:
+    model, image = model_of(LAYOUT), controlnext.picture(4, b=batch)
+    with tiny_models.forwards(model) as rows:
         found = sample(sag(pag(model)), both_controls(image=image), batch=batch)
     assert rows == [3 * batch, batch] * 2
     apart = sample(pag(sag(pass_through(model))), both_controls(image=image), batch=batch)
@@ -186,7 +196,7 @@ def numbers(version):
 
 
 def test_prompts_that_are_shared_by_runs_stay_as_they_were():
-    prompts = pd.apply()
+    prompts = prompt_diffusion.apply()
     before = {name: [dict(said) for _, said in of] for name, of in prompts.items()}
     sample(model_of(LAYOUT), prompts)
     assert before == {name: [dict(said) for _, said in of] for name, of in prompts.items()}

@@ -22,7 +22,7 @@ from reins.models.ip_adapter.network import (
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
 from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.nodes.ip_adapter.load import make_ip_adapter
-from reins.tests.tiny import CPU
+from reins.tests.helpers.tiny_models import CPU
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn

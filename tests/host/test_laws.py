@@ -11,9 +11,9 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_base import ModelType
-from reins.tests import tiny
-from reins.tests.methods import COVERED, METHODS, OFF, fit, interval, rescale
-from reins.tests.tiny import nearly, sample
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import COVERED, METHODS, OFF, fit, interval, rescale
+from reins.tests.helpers.tiny_models import nearly, sample
 
 TERMS = ("pag", "seg", "seg-narrow", "sag", "tpg", "swg", "weak")
 CORRECTIONS = ("apg", "fdg", "cfg-zero")  # they add up with terms as terms do
@@ -38,7 +38,7 @@ def test_a_method_repeats_itself_bit_by_bit(method, sd15):
 
 
 def test_a_batch_of_two_is_two_of_one(method, model):
-    steered, start = fit(method, (12, 16))(model), tiny.noise(12, 16, b=2)
+    steered, start = fit(method, (12, 16))(model), tiny_models.noise(12, 16, b=2)
     both = sample(steered, (12, 16), batch=2, start=start)
     for i in range(2):
         assert nearly(sample(steered, (12, 16), start=start[i : i + 1])[0], both[i])
@@ -47,7 +47,7 @@ def test_a_batch_of_two_is_two_of_one(method, model):
 def test_split_batches_give_the_same(method, model, monkeypatch):
     steered = method(model)
     whole = sample(steered)
-    with tiny.little_memory(monkeypatch, model), tiny.forwards(model) as rows:
+    with tiny_models.little_memory(monkeypatch, model), tiny_models.forwards(model) as rows:
         split = sample(steered)
     assert set(rows) == {2 if method is METHODS["unicon"] else 1}
     assert nearly(split, whole)
@@ -61,15 +61,15 @@ def test_every_size_works(method, model, size, cfg):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite(method, dtype):
-    model = tiny.sd15(dtype=dtype)
-    with tiny.forwards(model) as rows:
+    model = tiny_models.sd15(dtype=dtype)
+    with tiny_models.forwards(model) as rows:
         assert sample(method(model), steps=2).isfinite().all()
     assert rows
 
 
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.V_PREDICTION, ModelType.EDM, ModelType.FLOW])
 def test_every_kind_of_prediction_is_steered(method, kind):
-    model = tiny.sd15(kind=kind)
+    model = tiny_models.sd15(kind=kind)
     plain, steered = sample(model), sample(method(model))
     assert steered.isfinite().all()
     assert not nearly(steered, plain, 1e-4)
@@ -118,10 +118,14 @@ def test_terms_commute(pair, sd15):
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 def test_two_terms_are_the_sum_of_their_single_effects(pair, sd15, cfg):
     """One prediction at one sigma: the effect of both is the sum of the effects."""
-    x, positive, negative = 3 * tiny.noise(), [tiny.cond(tiny.text(1)[0][0])], [tiny.cond(tiny.text(2)[0][0])]
+    x, positive, negative = (
+        3 * tiny_models.noise(),
+        [tiny_models.cond(tiny_models.text(1)[0][0])],
+        [tiny_models.cond(tiny_models.text(2)[0][0])],
+    )
     first, second = (METHODS[name] for name in pair)
     plain, a, b, both = (
-        tiny.denoise(model, x, 3.0, positive, negative, cfg)
+        tiny_models.denoise(model, x, 3.0, positive, negative, cfg)
         for model in (sd15, first(sd15), second(sd15), second(first(sd15)))
     )
     assert nearly(both, a + b - plain, 2e-5)
@@ -130,21 +134,26 @@ def test_two_terms_are_the_sum_of_their_single_effects(pair, sd15, cfg):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_two_nodes_of_a_kind_act_twice(name, sd15):
-    x, positive, negative = 3 * tiny.noise(), [tiny.cond(tiny.text(1)[0][0])], [tiny.cond(tiny.text(2)[0][0])]
+    x, positive, negative = (
+        3 * tiny_models.noise(),
+        [tiny_models.cond(tiny_models.text(1)[0][0])],
+        [tiny_models.cond(tiny_models.text(2)[0][0])],
+    )
     method = METHODS[name]
     plain, once, twice = (
-        tiny.denoise(model, x, 3.0, positive, negative, 5.0) for model in (sd15, method(sd15), method(method(sd15)))
+        tiny_models.denoise(model, x, 3.0, positive, negative, 5.0)
+        for model in (sd15, method(sd15), method(method(sd15)))
     )
     assert nearly(twice - plain, 2 * (once - plain), 1e-4)
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sd2", "sdxl"])
 def test_all_methods_together_run_on_every_layout(layout):
-    steered = model = getattr(tiny, layout)()
+    steered = model = getattr(tiny_models, layout)()
     for name, method in METHODS.items():
         if (layout, name) not in NOT_FOR:
             steered = fit(method, (9, 14))(steered)
-    with tiny.forwards(model) as rows:
+    with tiny_models.forwards(model) as rows:
         assert sample(steered, (9, 14), batch=2, steps=4).isfinite().all()
     branches = 2 if layout == "sd15" else 1
     # positive, negative, both edited, and four terms, two pictures each, in one call
@@ -153,7 +162,7 @@ def test_all_methods_together_run_on_every_layout(layout):
 
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])
 def test_an_interrupted_run_leaves_nothing_behind(method, kind):
-    model = tiny.sd15(kind=kind)
+    model = tiny_models.sd15(kind=kind)
     steered = method(model)
     expected = sample(steered)
 
@@ -174,15 +183,15 @@ def test_samplers_of_every_kind_work(method, sd15, sampler):
 @pytest.mark.parametrize("name", TERMS)
 def test_rescale_reads_the_sum_of_all_terms(name, sd15):
     """The last word on contrast: with full rescale the prediction deviates as the positive's does."""
-    x, positive = 3 * tiny.noise(), [tiny.cond(tiny.text(1)[0][0])]
-    negative = [tiny.cond(tiny.text(2)[0][0])]
-    out = tiny.denoise(rescale(METHODS[name](sd15), 1.0), x, 3.0, positive, negative, 5.0)
-    alone = tiny.denoise(sd15, x, 3.0, positive, None, 1.0)
+    x, positive = 3 * tiny_models.noise(), [tiny_models.cond(tiny_models.text(1)[0][0])]
+    negative = [tiny_models.cond(tiny_models.text(2)[0][0])]
+    out = tiny_models.denoise(rescale(METHODS[name](sd15), 1.0), x, 3.0, positive, negative, 5.0)
+    alone = tiny_models.denoise(sd15, x, 3.0, positive, None, 1.0)
     torch.testing.assert_close((x - out).std(), (x - alone).std())  # eps models: x - x0 is sigma * eps
 
 
 def test_the_interval_saves_the_negative_outside(model):
-    with tiny.forwards(model) as rows:
+    with tiny_models.forwards(model) as rows:
         sample(interval(model, 0.3, 0.6), steps=10)
     assert sorted(set(rows)) == [1, 2]
     assert rows.count(2) == 3  # of ten steps, those between 30 % and 60 %

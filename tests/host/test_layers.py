@@ -6,9 +6,9 @@ import pytest
 import torch
 from reins.engine.unet import Site, find_sites
 from reins.nodes.inputs.layers import parse_layers
-from reins.tests import tiny
-from reins.tests.methods import METHODS, interval, pag, rescale
-from reins.tests.tiny import nearly, sample
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import METHODS, interval, pag, rescale
+from reins.tests.helpers.tiny_models import nearly, sample
 
 
 def names(text, model):
@@ -72,11 +72,11 @@ def test_a_wrong_layer_is_named_with_those_there_are(text, words, sdxl):
 @pytest.mark.parametrize("name", ["pag", "seg", "sag"])
 def test_a_model_without_a_unet_is_refused_before_sampling(name):
     with pytest.raises(ValueError, match=r"steers a UNet.*SD3"):
-        METHODS[name](tiny.dit())
+        METHODS[name](tiny_models.dit())
 
 
 def test_a_unet_without_attention_in_the_middle_is_told_what_it_has():
-    model = tiny.sd15(transformer_depth_middle=-1)
+    model = tiny_models.sd15(transformer_depth_middle=-1)
     with pytest.raises(ValueError, match=r"names a layer m0 .* This model has: d0, d1, d2, u0"):
         pag(model)
     with pytest.raises(ValueError, match=r"reads the self-attention of the UNet's middle block"):
@@ -84,14 +84,14 @@ def test_a_unet_without_attention_in_the_middle_is_told_what_it_has():
     assert sample(pag(model, layers="u0"), steps=2).isfinite().all()
 
 
-@pytest.mark.parametrize("make", [tiny.dit, tiny.flux])
+@pytest.mark.parametrize("make", [tiny_models.dit, tiny_models.flux])
 def test_methods_that_need_no_layer_steer_any_model(make):
     model = make()
     plain, alone = sample(model), sample(model, cfg=1.0)
     assert plain.isfinite().all()
     assert not nearly(sample(rescale(model)), plain, 1e-3)
     assert torch.equal(sample(interval(model, 0.6, 0.4)), alone)
-    with tiny.forwards(model) as rows:
+    with tiny_models.forwards(model) as rows:
         assert not nearly(sample(rescale(interval(model, 0.3, 0.6)), steps=6), plain, 1e-3)
     assert {sum(rows)} != {12}
 

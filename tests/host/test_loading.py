@@ -8,7 +8,7 @@ import comfy.sampler_helpers
 import pytest
 import torch
 from reins.engine.loading import load_network, load_with, read_file
-from reins.tests.tiny import sample
+from reins.tests.helpers.tiny_models import sample
 from safetensors.torch import save_file
 from torch import nn
 

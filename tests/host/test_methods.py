@@ -13,22 +13,22 @@ from reins.engine.run import Run
 from reins.engine.span import Span
 from reins.models.guidance.blur import gaussian_blur
 from reins.models.guidance.fade import linear
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import interval, pag, rescale, sag, seg
+from reins.tests.helpers.tiny_models import nearly, noise, sample, text
 from reins.tests.host.test_batch import pass_through
-from reins.tests.methods import interval, pag, rescale, sag, seg
-from reins.tests.tiny import nearly, noise, sample, text
 
 KINDS = [ModelType.EPS, ModelType.V_PREDICTION, ModelType.EDM, ModelType.FLOW]
 SIGMAS = {ModelType.FLOW: 0.7}
 
 
 def conds(seed):
-    return [tiny.cond(text(seed)[0][0])]
+    return [tiny_models.cond(text(seed)[0][0])]
 
 
 def denoise(model, cfg=5.0, sigma=3.0, size=(16, 16), b=1, negative=True):
     x = sigma * noise(*size, b=b)
-    return tiny.denoise(model, x, sigma, conds(1), conds(2) if negative else None, cfg)
+    return tiny_models.denoise(model, x, sigma, conds(1), conds(2) if negative else None, cfg)
 
 
 # --- PAG ---
@@ -41,7 +41,7 @@ def test_pag_equals_the_hosts_node_bit_by_bit_when_it_calls_the_model_itself(mod
 
 
 def test_pag_equals_the_hosts_node_bit_by_bit_in_single_precision():
-    model = tiny.sd15()
+    model = tiny_models.sd15()
     host = comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(model, 3.0).result[0]
     assert torch.equal(sample(pag(pass_through(model))), sample(host))
 
@@ -65,7 +65,7 @@ def test_pag_at_chosen_layers_replaces_their_maps_by_the_identity(model):
 
 
 def test_a_linear_fade_scales_each_step():
-    model = tiny.sd15(dtype=torch.float64)
+    model = tiny_models.sd15(dtype=torch.float64)
     sampling = model.get_model_object("model_sampling")
     for percent in (0.25, 0.4, 0.7):
         sigma = float(sampling.percent_to_sigma(percent))
@@ -75,7 +75,7 @@ def test_a_linear_fade_scales_each_step():
 
 
 def test_the_adaptive_fade_is_the_peers_curve():
-    model = tiny.sd15(dtype=torch.float64)
+    model = tiny_models.sd15(dtype=torch.float64)
     sampling = model.get_model_object("model_sampling")
     sigma = sampling.sigma(torch.tensor(600.0))
     expected = max(0.0, 3.0 - 3.0 * 0.15**4 * (1000 - 600))
@@ -143,7 +143,7 @@ def sag_by_the_paper(model, kind, cfg, scale, sigma_blur, size, sigma):
     watched.set_model_attn1_replace(keep, "middle", 0, 0)
     x = sigma * noise(*size)
     looked_at = conds(2) if cfg != 1.0 else conds(1)
-    x0 = tiny.denoise(watched, x, sigma, looked_at, None, 1.0)
+    x0 = tiny_models.denoise(watched, x, sigma, looked_at, None, 1.0)
     (received, shape), (h, w) = maps[0], size
     mask = (received > 1.0).view(1, 1, *shape[-2:]).float()
     mask = F.interpolate(mask, (h, w))
@@ -152,15 +152,15 @@ def sag_by_the_paper(model, kind, cfg, scale, sigma_blur, size, sigma):
     degraded = mask * blurred + (1 - mask) * x0
     assert 0 < mask.mean() < 1
     alpha = 1 - sigma if kind is ModelType.FLOW else 1.0
-    again = tiny.denoise(model, x + alpha * (degraded - x0), sigma, looked_at, None, 1.0)
-    return tiny.denoise(model, x, sigma, conds(1), conds(2), cfg) + scale * (degraded - again)
+    again = tiny_models.denoise(model, x + alpha * (degraded - x0), sigma, looked_at, None, 1.0)
+    return tiny_models.denoise(model, x, sigma, conds(1), conds(2), cfg) + scale * (degraded - again)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 @pytest.mark.parametrize("size", [(16, 16), (24, 17), (5, 5), (9, 32)])
 def test_sag_follows_the_paper(kind, cfg, size):
-    model, sigma = tiny.sd15(kind=kind, dtype=torch.float64), SIGMAS.get(kind, 3.0)
+    model, sigma = tiny_models.sd15(kind=kind, dtype=torch.float64), SIGMAS.get(kind, 3.0)
     expected = sag_by_the_paper(model, kind, cfg, 0.75, 1.0, size, sigma)
     assert nearly(denoise(sag(model), cfg, sigma, size), expected)
 
@@ -199,19 +199,21 @@ def test_sag_without_an_active_negative_looks_at_the_positive(sd15):
     """The time range of the negative is over: the host then predicts zeros for it."""
     over = text(2, start_percent=0.0, end_percent=0.0001)
     assert sample(sag(sd15), negative=over).isfinite().all()
-    once = [tiny.cond(text(2)[0][0], timestep_start=0.5, timestep_end=0.1)]  # active between these sigmas, not at 3
+    once = [
+        tiny_models.cond(text(2)[0][0], timestep_start=0.5, timestep_end=0.1)
+    ]  # active between these sigmas, not at 3
     x, positive = 3.0 * noise(), conds(1)
-    plain = tiny.denoise(sd15, x, 3.0, positive, once, 5.0)
+    plain = tiny_models.denoise(sd15, x, 3.0, positive, once, 5.0)
     effect = denoise(sag(sd15), 1.0) - denoise(sd15, 1.0)
-    assert nearly(tiny.denoise(sag(sd15), x, 3.0, positive, once, 5.0), plain + effect)
+    assert nearly(tiny_models.denoise(sag(sd15), x, 3.0, positive, once, 5.0), plain + effect)
 
 
 def test_a_step_in_which_no_cond_is_active_is_left_as_the_host_makes_it(method, sd15):
     gap = text(1, start_percent=0.0, end_percent=0.2) + text(1, start_percent=0.8, end_percent=1.0)
     assert sample(method(sd15), positive=gap, negative=gap, steps=5).isfinite().all()
-    never = [tiny.cond(text(2)[0][0], timestep_start=0.5, timestep_end=0.1)]  # not at sigma 3
+    never = [tiny_models.cond(text(2)[0][0], timestep_start=0.5, timestep_end=0.1)]  # not at sigma 3
     x = 3.0 * noise()
-    assert torch.equal(*(tiny.denoise(m, x, 3.0, never, never, 5.0) for m in (sag(sd15), sd15)))
+    assert torch.equal(*(tiny_models.denoise(m, x, 3.0, never, never, 5.0) for m in (sag(sd15), sd15)))
 
 
 @pytest.mark.parametrize("area", [(12, 12, 0, 0), (16, 10, 0, 0), (8, 8, 4, 6)])
@@ -244,16 +246,16 @@ def test_outside_the_interval_the_result_is_the_positive_alone(model):
 
 
 def test_two_intervals_are_their_overlap(sd15):
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         sample(interval(interval(sd15, 0.0, 0.6), 0.3, 1.0), steps=10)
-    with tiny.forwards(sd15) as expected:
+    with tiny_models.forwards(sd15) as expected:
         sample(interval(sd15, 0.3, 0.6), steps=10)
     assert rows == expected
 
 
 def test_the_negative_stays_evaluated_outside_where_a_node_needs_it(sd15):
     host = comfy_extras.nodes_sag.SelfAttentionGuidance.execute(sd15, 0.5, 2.0).result[0]
-    with tiny.forwards(sd15) as rows:
+    with tiny_models.forwards(sd15) as rows:
         assert sample(interval(host, 0.5, 0.6), steps=6).isfinite().all()
     assert rows == [2, 1] * 6
 
@@ -272,7 +274,7 @@ def test_the_interval_skips_other_packs_cfg_functions_outside(sd15):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ends_of_a_range_are_inside(kind):
     """Also where the model computes its sigmas in double precision and the sampler's are single."""
-    sampling = tiny.sd15(kind=kind).get_model_object("model_sampling")
+    sampling = tiny_models.sd15(kind=kind).get_model_object("model_sampling")
     for percent in [i / 200 for i in range(1, 200)]:
         sigma = float(torch.tensor(float(sampling.percent_to_sigma(percent)), dtype=torch.float32))
         assert Span(percent, 1.0).contains(sigma, Run(), sampling.percent_to_sigma)
@@ -291,7 +293,7 @@ def test_a_range_from_the_start_holds_any_sigma_above():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rescale_scales_what_the_network_predicts(kind):
-    model, sigma = tiny.sd15(kind=kind, dtype=torch.float64), SIGMAS.get(kind, 3.0)
+    model, sigma = tiny_models.sd15(kind=kind, dtype=torch.float64), SIGMAS.get(kind, 3.0)
     to_network = {  # the network's output for a denoised x0, up to a factor per image
         ModelType.EPS: lambda x, x0: x - x0,
         ModelType.V_PREDICTION: lambda x, x0: x / (sigma**2 + 1) - x0,

@@ -12,9 +12,9 @@ import torch
 from reins.models.prompt_diffusion.files import control_part
 from reins.nodes.prompt_diffusion.load import Outline, _config, _network, make_prompt_diffusion
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
-from reins.tests import cn, pd, tiny
+from reins.tests.helpers import controlnext, prompt_diffusion, tiny_models
+from reins.tests.helpers.tiny_models import nearly
 from reins.tests.host.test_ip_adapter_files import Bomb, truncated
-from reins.tests.tiny import nearly
 from safetensors.torch import save_file
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "prompt_diffusion_files.json").read_text())
@@ -29,7 +29,7 @@ def folder(folder_of):
 
 @pytest.fixture(scope="module")
 def weights():
-    return pd.file_for()
+    return prompt_diffusion.file_for()
 
 
 def load(name):
@@ -37,7 +37,9 @@ def load(name):
 
 
 def sample(control, model):
-    return tiny.sample(model, (8, 8), steps=1, **pd.apply(control_net=pd.example(control)))
+    return tiny_models.sample(
+        model, (8, 8), steps=1, **prompt_diffusion.apply(control_net=prompt_diffusion.example(control))
+    )
 
 
 # --- good files ----------------------------------------------------------------------------------------------------
@@ -84,22 +86,23 @@ def test_the_published_network_has_all_tensors_and_eight_heads():
 @pytest.mark.parametrize(
     ("model", "heads"),
     [
-        (tiny.sd15, [4, 4, 4]),
-        (lambda: tiny.sd2(model_channels=64), [1, 1, 2]),
-        (lambda: tiny.sd15(model_channels=64), [8, 8, 8]),
+        (tiny_models.sd15, [4, 4, 4]),
+        (lambda: tiny_models.sd2(model_channels=64), [1, 1, 2]),
+        (lambda: tiny_models.sd15(model_channels=64), [8, 8, 8]),
     ],
     ids=["narrow", "linear", "wide"],
 )
 def test_heads_are_eight_or_what_the_widths_imply(model, heads):
-    network = make_prompt_diffusion(pd.file_for(model()), "file").control_model
+    network = make_prompt_diffusion(prompt_diffusion.file_for(model()), "file").control_model
     assert [network.input_blocks[i][1].transformer_blocks[0].attn1.heads for i in (1, 3, 5)] == heads
 
 
 def test_levels_of_other_depths_and_latents_of_other_channels_are_read_off():
     """As of the demo model."""
-    model = tiny.sd15(num_res_blocks=[0, 1, 1], transformer_depth=[1, 1], transformer_depth_output=[0, 1, 1, 1, 1],
-                      in_channels=3)  # fmt: skip
-    found, weights = make_prompt_diffusion(pd.file_for(model), "file"), pd.file_for(model)
+    model = tiny_models.sd15(
+        num_res_blocks=[0, 1, 1], transformer_depth=[1, 1], transformer_depth_output=[0, 1, 1, 1, 1], in_channels=3
+    )
+    found, weights = make_prompt_diffusion(prompt_diffusion.file_for(model), "file"), prompt_diffusion.file_for(model)
     state = found.control_model.state_dict()
     assert torch.equal(state["input_hint_block.query.0.weight"], weights["input_cond_block.0.weight"])
     assert torch.equal(state["input_blocks.4.0.in_layers.2.weight"], weights["input_blocks.4.0.in_layers.2.weight"])
@@ -143,7 +146,7 @@ QUERY = "input_cond_block.14.weight"
 
 def but(**changes):
     """The tensors of a file with some changed or, where None, missing; a dot is written as two underscores."""
-    changed = {**pd.file_for(), **{key.replace("__", "."): value for key, value in changes.items()}}
+    changed = {**prompt_diffusion.file_for(), **{key.replace("__", "."): value for key, value in changes.items()}}
     return {key: value for key, value in changed.items() if value is not None}
 
 
@@ -164,9 +167,9 @@ FILES = {
     "width.safetensors": lambda path: save_file(but(input_blocks__0__0__weight=torch.ones(5, 4, 3, 3)), path),
     "flat.safetensors": lambda path: save_file(but(input_blocks__0__0__weight=torch.ones(5)), path),
     "control.safetensors": lambda path: save_file(
-        {key: value for key, value in pd.file_for().items() if "cond_block" not in key}, path
+        {key: value for key, value in prompt_diffusion.file_for().items() if "cond_block" not in key}, path
     ),
-    "controlnext.safetensors": lambda path: save_file(cn.file("sdxl", 32), path),
+    "controlnext.safetensors": lambda path: save_file(controlnext.file("sdxl", 32), path),
     "adapter.safetensors": lambda path: save_file({"adapter.body.0.in_conv.weight": torch.zeros(1)}, path),
     "ip-adapter.bin": lambda path: torch.save(
         {"image_proj": {"proj.weight": torch.zeros(1)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(1)}}, path

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionExample, PromptDiffusionLoader
-from reins.tests import pd, tiny
-from reins.tests.tiny import nearly
+from reins.tests.helpers import prompt_diffusion, tiny_models
+from reins.tests.helpers.tiny_models import nearly
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,9 +70,9 @@ def test_all_results_are_the_stored_ones(name, strengths, loaded):
     example = PromptDiffusionExample.execute(
         loaded, picture("source", case), picture("target", case), drop=case["drop_pair"]
     ).result[0]
-    text = tiny.text(0)
+    text = tiny_models.text(0)
     for strength in strengths:
-        text = pd.apply(text, [], example, picture("query", case), strength)["positive"]
+        text = prompt_diffusion.apply(text, [], example, picture("query", case), strength)["positive"]
     found = results(text[0][1]["control"], case)
     for i in range(RESULTS):
         assert nearly(found[i][:, ::4], sum(strengths) * GOLDEN[f"{name}.out_{i:02d}"], 1e-4)
@@ -80,7 +80,7 @@ def test_all_results_are_the_stored_ones(name, strengths, loaded):
 
 def results(control, case: dict) -> list[Tensor]:
     """What a step of the host gets; its latent is scaled back to what the network shall see."""
-    model = tiny.sd15(context_dim=case["config"]["context_dim"]).model
+    model = tiny_models.sd15(context_dim=case["config"]["context_dim"]).model
     timesteps, size = torch.tensor(case["timesteps"]), (case["B"], 4, case["h"], case["w"])
     sigmas = model.model_sampling.sigma(timesteps)
     x = drawn("x", case["seed"], *size) * (sigmas[:, None, None, None] ** 2 + 1) ** 0.5

@@ -13,9 +13,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from reins.engine import run as run_module
 from reins.engine.run import RUN, Run
-from reins.tests import tiny
-from reins.tests.methods import METHODS, pag, sag
-from reins.tests.tiny import nearly, sample
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.tiny_models import nearly, sample
 
 
 def watch_runs(model):
@@ -73,8 +73,12 @@ def test_nothing_of_a_run_outlives_it(end, sd15):
 def test_a_models_own_options_keep_nothing_when_they_are_sampled_unprepared(sd15):
     """Code without a guider may hand a model's options straight to the host's sampling function."""
     steered = sag(pag(sd15))
-    x, positive, negative = 3 * tiny.noise(), [tiny.cond(tiny.text(1)[0][0])], [tiny.cond(tiny.text(2)[0][0])]
-    expected = tiny.denoise(steered, x, 3.0, positive, negative, 5.0)
+    x, positive, negative = (
+        3 * tiny_models.noise(),
+        [tiny_models.cond(tiny_models.text(1)[0][0])],
+        [tiny_models.cond(tiny_models.text(2)[0][0])],
+    )
+    expected = tiny_models.denoise(steered, x, 3.0, positive, negative, 5.0)
     steered.pre_run()
     with torch.no_grad():
         found = comfy.samplers.sampling_function(
@@ -110,7 +114,7 @@ def test_a_copied_run_starts_empty():
 
 def test_runs_inside_runs_do_not_disturb_each_other(sd15):
     """Another pack samples another steered model in the middle of our run."""
-    steered = sag(pag(tiny.sd15(seed=1, dtype=torch.float64)))
+    steered = sag(pag(tiny_models.sd15(seed=1, dtype=torch.float64)))
     alone, expected = sample(sag(pag(sd15)), steps=2), sample(steered, seed=9, steps=2)
     inner = []
 

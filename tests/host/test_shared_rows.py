@@ -17,10 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from reins.engine.run import Step
 from reins.engine.shared_control import sharing_controls
-from reins.tests import cn, hs, ip, tiny, uc
+from reins.tests.helpers import controlnext, h_space, ip_adapter, tiny_models, unicon
+from reins.tests.helpers.methods import METHODS, nag, pag, pladis, sag, seg, tpg
+from reins.tests.helpers.tiny_models import nearly, sample, text
 from reins.tests.host.test_batch import areas, controlled_together, masks, pass_through
-from reins.tests.methods import METHODS, nag, pag, pladis, sag, seg, tpg
-from reins.tests.tiny import nearly, sample, text
 
 SHARING = {"pag": pag, "seg": seg, "tpg": tpg}
 
@@ -98,12 +98,12 @@ def test_two_extra_predictions_without_the_positive_share_with_each_other(sd15):
 
 
 def test_edits_in_h_space_share_the_way_down(sd15):
-    assert rows_along(sd15, hs.edit(sd15)) == {"first": 2, "middle": 2, "last": 4}
+    assert rows_along(sd15, h_space.edit(sd15)) == {"first": 2, "middle": 2, "last": 4}
 
 
 def test_video_and_partners_are_computed_whole(sd15):
-    assert rows_along(sd15, uc.beside(pag(sd15)))["first"] == 6
-    model = tiny.video()
+    assert rows_along(sd15, unicon.beside(pag(sd15)))["first"] == 6
+    model = tiny_models.video()
     conds = {"positive": text(1), "negative": text(2)}
     with rows_of(model.model.diffusion_model.input_blocks[0][0]) as rows:
         sample(pag(model), batch=3, steps=1, **conds)
@@ -181,7 +181,7 @@ def test_the_network_itself_is_left_as_it_was(sd15):
 
 
 @pytest.mark.parametrize(
-    "steer", [lambda m: nag(pag(m)), lambda m: pladis(pag(m)), lambda m: ip.apply(pag(m)), cn.apply]
+    "steer", [lambda m: nag(pag(m)), lambda m: pladis(pag(m)), lambda m: ip_adapter.apply(pag(m)), controlnext.apply]
 )
 def test_layers_of_the_pack_do_not_hinder_sharing(steer, sd15):
     assert rows_along(sd15, pag(steer(sd15)))["first"] == 2
@@ -198,7 +198,7 @@ class _Foreign(comfy.controlnet.ControlNet):
 
 
 def foreign(control: comfy.controlnet.ControlNet) -> _Foreign:
-    made = _Foreign(control.control_model, load_device=tiny.CPU)
+    made = _Foreign(control.control_model, load_device=tiny_models.CPU)
     return made.set_cond_hint(control.cond_hint_original, strength=0.5)
 
 
@@ -208,7 +208,7 @@ def prompts(control: comfy.controlnet.ControlBase) -> dict[str, list]:
 
 @pytest.mark.parametrize("name", SHARING)
 def test_a_control_net_is_asked_once_for_the_positive_and_what_repeats_it(name, sd15):
-    control, steered = tiny.controlnet(), SHARING[name](sd15)
+    control, steered = tiny_models.controlnet(), SHARING[name](sd15)
     with rows_of(control.control_model) as rows:
         sample(steered, steps=2, **prompts(control))
         sample(steered, steps=2, cfg=1.0, **prompts(control))
@@ -216,14 +216,14 @@ def test_a_control_net_is_asked_once_for_the_positive_and_what_repeats_it(name, 
 
 
 def test_one_control_net_for_many_terms_and_edits(sd15):
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     with rows_of(control.control_model) as rows:
-        sample(hs.edit(tpg(seg(pag(sd15)))), steps=1, **prompts(control))
+        sample(h_space.edit(tpg(seg(pag(sd15)))), steps=1, **prompts(control))
     assert rows == [2]
 
 
 def test_what_sees_another_picture_asks_for_itself(sd15):
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     with rows_of(control.control_model) as rows:
         sample(sag(pag(sd15)), steps=1, **prompts(control))
     assert rows == [2, 1]
@@ -233,7 +233,7 @@ def test_what_sees_another_picture_asks_for_itself(sd15):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_shared_residuals_change_no_bit(cfg, batch, sd15):
     """The reference: the same ControlNet under a class that the pack does not know, so every chunk asks."""
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     shared = sample(pag(sd15), cfg=cfg, batch=batch, **prompts(control))
     with rows_of(control.control_model) as rows:
         plain = sample(pag(sd15), cfg=cfg, batch=batch, **prompts(foreign(control)))
@@ -243,22 +243,22 @@ def test_shared_residuals_change_no_bit(cfg, batch, sd15):
 
 def test_a_chain_and_its_time_range_are_shared(sd15):
     def chain(make) -> comfy.controlnet.ControlBase:
-        early = make(tiny.controlnet(seed=4))
+        early = make(tiny_models.controlnet(seed=4))
         early.timestep_percent_range = (0.0, 0.3)
-        return make(tiny.controlnet()).set_previous_controlnet(early)
+        return make(tiny_models.controlnet()).set_previous_controlnet(early)
 
     shared = sample(pag(sd15), steps=4, **prompts(chain(lambda control: control)))
     assert torch.equal(shared, sample(pag(sd15), steps=4, **prompts(chain(foreign))))
 
 
 def test_a_control_net_of_another_pack_hinders_sharing_of_layers(sd15):
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     assert rows_along(sd15, pag(sd15), **prompts(foreign(control)))["first"] == 3
     assert rows_along(sd15, pag(sd15), **prompts(control))["first"] == 2
 
 
 def test_a_control_on_the_positive_alone_is_shared(sd15):
-    control = tiny.controlnet()
+    control = tiny_models.controlnet()
     conds = {"positive": text(1, control=control, control_apply_to_uncond=False), "negative": text(2)}
     with rows_of(control.control_model) as rows:
         found = sample(pag(sd15), steps=2, **conds)
@@ -268,9 +268,9 @@ def test_a_control_on_the_positive_alone_is_shared(sd15):
 
 def test_on_several_gpus_each_has_the_real_control_net(sd15):
     """0.33 asks a cond's ControlNet for the one of a device; a stand-in must not be taken for it."""
-    control, step = tiny.controlnet(), Step(x=torch.zeros(1), timestep=torch.zeros(1), sigma=1.0)
+    control, step = tiny_models.controlnet(), Step(x=torch.zeros(1), timestep=torch.zeros(1), sigma=1.0)
     step.twins[uuid.uuid4()] = uuid.uuid4()
     ((cond,),) = sharing_controls([[{"control": control}]], step)
     assert cond["control"] is not control
     if hasattr(control, "get_instance_for_device"):
-        assert cond["control"].get_instance_for_device(tiny.CPU) is control
+        assert cond["control"].get_instance_for_device(tiny_models.CPU) is control

@@ -14,7 +14,7 @@ import pytest
 import reins
 import torch
 from comfy_api.latest import io
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "ko", "ja", "zh")
@@ -115,11 +115,11 @@ def test_the_example_in_contributing_is_short_and_runs(monkeypatch, tmp_path):
     module = importlib.import_module(f"reins.nodes.guidance.{name}")
     monkeypatch.delitem(sys.modules, module.__name__)
     node = module.SoftAttentionGuidance
-    model = tiny.sd15()
-    with tiny.forwards(model) as rows:
+    model = tiny_models.sd15()
+    with tiny_models.forwards(model) as rows:
         (steered,) = node.execute(model, 2.0, 0.0, 1.0, "m0").result
-        result = tiny.sample(steered, steps=2)
+        result = tiny_models.sample(steered, steps=2)
     assert rows == [3, 3]
-    assert not torch.equal(result, tiny.sample(model, steps=2))
+    assert not torch.equal(result, tiny_models.sample(model, steps=2))
     (off,) = node.execute(model, 0.0, 0.0, 1.0, "m0").result
     assert off is model

@@ -12,10 +12,10 @@ from functools import cache
 
 import pytest
 import torch
-from reins.tests import tiny, together
-from reins.tests.methods import METHODS
-from reins.tests.tiny import nearly
-from reins.tests.together import INGREDIENTS, layout_for, model_of
+from reins.tests.helpers import tiny_models, together
+from reins.tests.helpers.methods import METHODS
+from reins.tests.helpers.tiny_models import nearly
+from reins.tests.helpers.together import INGREDIENTS, layout_for, model_of
 
 SETTINGS = list(itertools.product((1.0, 5.0), (1, 3)))  # cfg, batch
 FULL = bool(os.environ.get("REINS_FULL"))
@@ -53,7 +53,7 @@ def test_both_of_a_pair_act_in_any_order_and_in_any_batch(pair, cfg, batch, monk
     for single in pair:
         assert not nearly(both, alone((single,), layout, cfg, batch), 1e-4)
     assert nearly(together.sample(pair[::-1], layout, cfg, batch), both)
-    with tiny.little_memory(monkeypatch, model_of(layout)):
+    with tiny_models.little_memory(monkeypatch, model_of(layout)):
         assert nearly(together.sample(pair, layout, cfg, batch), both)
     assert torch.equal(together.sample((), layout, cfg, batch), plain)
 
@@ -78,7 +78,7 @@ def test_everything_at_once(which, cfg, batch, monkeypatch):
     plain = alone((), layout, cfg, batch)
     found = together.sample(names, layout, cfg, batch)
     assert found.isfinite().all()
-    with tiny.little_memory(monkeypatch, model_of(layout)):
+    with tiny_models.little_memory(monkeypatch, model_of(layout)):
         assert nearly(together.sample(names, layout, cfg, batch), found)
     assert torch.equal(together.sample((), layout, cfg, batch), plain)
 

@@ -11,7 +11,7 @@ import torch
 from reins.engine.unet import block_names, unet_of
 from reins.nodes.unicon.load import read_unicon
 from reins.nodes.unicon.load_node import UniConLoader, UniConSave, _choices
-from reins.tests import tiny, uc
+from reins.tests.helpers import tiny_models, unicon
 from reins.tests.host.test_unicon_goldens import UNET
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,12 +24,12 @@ def folder(folder_of):
 
 @pytest.fixture
 def file():
-    return uc.file_for(tiny.sd15())
+    return unicon.file_for(tiny_models.sd15())
 
 
-def sampled(unicon, **settings):
-    model = tiny.sd15()
-    return tiny.sample(uc.apply_file(model, unicon), **settings)
+def sampled(file, **settings):
+    model = tiny_models.sd15()
+    return tiny_models.sample(unicon.apply_file(model, file), **settings)
 
 
 def load(name, trigger="auto"):
@@ -38,7 +38,7 @@ def load(name, trigger="auto"):
 
 def test_names_of_blocks_are_those_of_the_hosts_table():
     """Which is right where all levels have as many blocks."""
-    for model in (tiny.sd15(), tiny.sdxl(), tiny.sd15(**UNET)):
+    for model in (tiny_models.sd15(), tiny_models.sdxl(), tiny_models.sd15(**UNET)):
         table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
         for name, block in block_names(unet_of(model)).items():
             assert table[f"{name}.attn1.to_q.weight"] == f"{block.path}.attn1.to_q.weight"
@@ -114,7 +114,7 @@ def test_half_size_files_act_nearly_alike(dtype, folder, file):
     save_file(file, folder / "full.safetensors")
     save_file({key: value.to(dtype) for key, value in file.items()}, folder / "half.safetensors")
     half, full = (sampled(load(name), steps=1, cfg=1.0) for name in ("half.safetensors", "full.safetensors"))
-    assert tiny.nearly(half, full, 0.3) and not torch.equal(half, full)
+    assert tiny_models.nearly(half, full, 0.3) and not torch.equal(half, full)
 
 
 class Bomb:

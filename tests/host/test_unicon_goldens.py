@@ -24,7 +24,7 @@ from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.joint_node import UniConApplyJoint
 from reins.nodes.unicon.load_node import UniConLoader
 from reins.nodes.unicon.two_clocks_node import UniConSampler
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -44,7 +44,7 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def model():
-    made = tiny.sd15(kind=ModelType.EPS, **UNET)
+    made = tiny_models.sd15(kind=ModelType.EPS, **UNET)
     table = comfy.utils.unet_to_diffusers(made.model.model_config.unet_config)
     weights = {name.removeprefix("base."): value for name, value in GOLDEN.items() if name.startswith("base.")}
     made.model.diffusion_model.load_state_dict({table[name]: value for name, value in weights.items()})
@@ -88,7 +88,7 @@ def as_partner(model, picture, timestep):
 
 def prediction(model, x, sigmas, text, positive):
     """What the network says of the noise (b, c, h, w) as the positive or the negative, with a noise level per row."""
-    conds = [[tiny.cond(text)], None] if positive else [None, [tiny.cond(text)]]
+    conds = [[tiny_models.cond(text)], None] if positive else [None, [tiny_models.cond(text)]]
     comfy.model_management.load_models_gpu([model])
     model.pre_run()
     options = comfy.model_patcher.create_model_options_clone(model.model_options)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.nodes.guidance.weak_model import with_own_network
-from reins.tests import tiny
-from reins.tests.methods import weak, weaker
-from reins.tests.tiny import nearly, sample
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import weak, weaker
+from reins.tests.helpers.tiny_models import nearly, sample
 
 
 @pytest.fixture(params=["alone", "with others"])
@@ -20,7 +20,7 @@ def readable(request, sd15):
 
     def load(seed: int) -> ModelPatcher:
         loads.append(seed)
-        return tiny.sd15(seed, dtype=torch.float64)
+        return tiny_models.sd15(seed, dtype=torch.float64)
 
     def load_with_others(seed: int) -> tuple[str, ModelPatcher]:
         return "beside", load(seed)
@@ -59,6 +59,6 @@ def test_a_network_of_its_own_knows_no_patcher_of_the_first(sd15):
 
 
 def test_the_weak_model_is_let_go_when_the_run_is_over(sd15):
-    other = tiny.sd15(5, dtype=torch.float64)
+    other = tiny_models.sd15(5, dtype=torch.float64)
     sample(weak(sd15, other), steps=2)
     assert other.model.current_patcher is None

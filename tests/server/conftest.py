@@ -28,7 +28,7 @@ class Server(NamedTuple):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The host that COMFYUI_PATH names, on the CPU, with the pack linked in and nothing else."""
     from reins.demo.host import Host, HostSettings, write_weightless
-    from reins.tests.named_host import comfy
+    from reins.tests.helpers.named_host import comfy
 
     settings = HostSettings(comfy(), tmp_path_factory.mktemp("base"))
     settings.checkpoints.mkdir(parents=True)

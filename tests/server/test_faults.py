@@ -27,7 +27,7 @@ from PIL import ImageChops  # noqa: E402
 from reins.demo.client import Client, ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.host import PACK, Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
-from reins.tests.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import comfy  # noqa: E402
 from reins.tests.server.pictures import picture, pixel_hash  # noqa: E402
 from reins.tests.server.random_graphs import RandomGraphs, leading_to  # noqa: E402
 

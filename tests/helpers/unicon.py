@@ -13,7 +13,7 @@ from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.joint_node import UniConApplyJoint
 from reins.nodes.unicon.load import make_unicon
 from reins.nodes.unicon.side_by_side import UniCon
-from reins.tests import tiny
+from reins.tests.helpers import tiny_models
 from torch import Tensor
 
 RANK = 2
@@ -52,11 +52,11 @@ def unicon(model: ModelPatcher, seed: int = 0, weights: Mapping[str, Tensor] | N
 
 
 def latent(size: tuple[int, int] = (16, 16), b: int = 1, seed: int = 21) -> dict[str, Tensor]:
-    return {"samples": 3 * tiny.noise(*size, b=b, seed=seed)}
+    return {"samples": 3 * tiny_models.noise(*size, b=b, seed=seed)}
 
 
 def apply_file(model: ModelPatcher, file: UniCon) -> ModelPatcher:
-    return UniConApply.execute(model, file, latent(), "condition", tiny.text(31), tiny.text(41)).result[0]
+    return UniConApply.execute(model, file, latent(), "condition", tiny_models.text(31), tiny_models.text(41)).result[0]
 
 
 def apply(
@@ -64,7 +64,10 @@ def apply(
     file: Mapping[str, object] | None = None, weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
     """The Apply node with a file and a partner of its own."""
-    prompts = (settings.pop("positive", tiny.text(31 + seed)), settings.pop("negative", tiny.text(41 + seed)))
+    prompts = (
+        settings.pop("positive", tiny_models.text(31 + seed)),
+        settings.pop("negative", tiny_models.text(41 + seed)),
+    )
     return UniConApply.execute(
         model, unicon(model, seed, weights, **(file or {})), latent() if partner is None else partner, role, *prompts,
         **settings,
@@ -81,5 +84,8 @@ def joint(
     weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
     """The Apply Joint node with a file of its own."""
-    prompts = (settings.pop("positive", tiny.text(31 + seed)), settings.pop("negative", tiny.text(41 + seed)))
+    prompts = (
+        settings.pop("positive", tiny_models.text(31 + seed)),
+        settings.pop("negative", tiny_models.text(41 + seed)),
+    )
     return UniConApplyJoint.execute(model, unicon(model, seed, weights, **(file or {})), *prompts, **settings).result[0]

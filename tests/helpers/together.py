@@ -21,8 +21,8 @@ from comfy.controlnet import ControlBase
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.t2i_adapter.adapter import Adapter
-from reins.tests import cn, hs, ip, pd, tiny, uc, unclip
-from reins.tests.methods import pag, sag, seg
+from reins.tests.helpers import controlnext, h_space, ip_adapter, prompt_diffusion, tiny_models, unclip, unicon
+from reins.tests.helpers.methods import pag, sag, seg
 from torch import Tensor
 
 from nodes import ControlNetApplyAdvanced, unCLIPConditioning  # the host's
@@ -46,33 +46,37 @@ class Ingredient(NamedTuple):
 def model_of(layout: str) -> ModelPatcher:
     """sd15: as everywhere; four: with the four levels that a T2I-Adapter needs; adm: an SDXL that takes unCLIP's."""
     if layout == "adm":
-        unet = tiny._config(**{**tiny.SDXL, "adm_in_channels": EMBEDS + 6 * 256, "dtype": torch.float64})
-        return tiny._patcher(comfy.supported_models.SDXL, comfy.model_base.SDXL, unet, ModelType.EPS, 0)
-    return tiny.sd15(dtype=torch.float64, **(FOUR if layout == "four" else {}))
+        unet = tiny_models.unet_config(
+            **{**tiny_models.SDXL, "adm_in_channels": EMBEDS + 6 * 256, "dtype": torch.float64}
+        )
+        return tiny_models.patcher_of(comfy.supported_models.SDXL, comfy.model_base.SDXL, unet, ModelType.EPS, 0)
+    return tiny_models.sd15(dtype=torch.float64, **(FOUR if layout == "four" else {}))
 
 
 @cache
 def control_of(layout: str) -> comfy.controlnet.ControlNet:
     unet = model_of(layout).model.model_config.unet_config
-    config = {key: value for key, value in unet.items() if key not in pd.NOT_OF_A_CONTROLNET}
+    config = {key: value for key, value in unet.items() if key not in prompt_diffusion.NOT_OF_A_CONTROLNET}
     network = comfy.cldm.cldm.ControlNet(
-        **{**config, "hint_channels": 3, "device": tiny.CPU}, operations=comfy.ops.disable_weight_init
+        **{**config, "hint_channels": 3, "device": tiny_models.CPU}, operations=comfy.ops.disable_weight_init
     )
-    tiny._randomise(network.float(), 3)
+    tiny_models.randomise(network.float(), 3)
     network.to(torch.float64).eval().requires_grad_(False)
-    return comfy.controlnet.ControlNet(network, load_device=tiny.CPU)
+    return comfy.controlnet.ControlNet(network, load_device=tiny_models.CPU)
 
 
 @cache
 def t2i_adapter() -> comfy.controlnet.T2IAdapter:
     network = Adapter(channels=[32] * 4, nums_rb=1, cin=3 * 64, ksize=1, sk=True, use_conv=False, xl=False)
-    tiny._randomise(network, 3)
-    return comfy.controlnet.T2IAdapter(network.eval().requires_grad_(False), 3, 8, "nearest-exact", device=tiny.CPU)
+    tiny_models.randomise(network, 3)
+    return comfy.controlnet.T2IAdapter(
+        network.eval().requires_grad_(False), 3, 8, "nearest-exact", device=tiny_models.CPU
+    )
 
 
 @cache
-def prompt_diffusion(layout: str) -> ControlBase:
-    return pd.control(model_of(layout))
+def prompt_diffusion_of(layout: str) -> ControlBase:
+    return prompt_diffusion.control(model_of(layout))
 
 
 def controlled(prompts: Prompts, control: ControlBase, image: Tensor, strength: float = 0.5) -> Prompts:
@@ -125,8 +129,12 @@ def in_areas(prompts: Prompts, layout: str) -> Prompts:
 
 
 INGREDIENTS: dict[str, Ingredient] = {
-    "control net": Ingredient(prompts=lambda prompts, layout: controlled(prompts, control_of(layout), cn.picture(4))),
-    "t2i adapter": Ingredient(prompts=lambda prompts, layout: controlled(prompts, t2i_adapter(), cn.picture(5))),
+    "control net": Ingredient(
+        prompts=lambda prompts, layout: controlled(prompts, control_of(layout), controlnext.picture(4))
+    ),
+    "t2i adapter": Ingredient(
+        prompts=lambda prompts, layout: controlled(prompts, t2i_adapter(), controlnext.picture(5))
+    ),
     "unclip": Ingredient(prompts=with_image),
     "lora": Ingredient(with_lora),
     "hooks": Ingredient(prompts=hooked),
@@ -134,13 +142,13 @@ INGREDIENTS: dict[str, Ingredient] = {
     "pag": Ingredient(lambda model, layout: pag(model)),
     "seg": Ingredient(lambda model, layout: seg(model)),
     "sag": Ingredient(lambda model, layout: sag(model)),
-    "ip-adapter": Ingredient(lambda model, layout: ip.apply(model)),
-    "controlnext": Ingredient(lambda model, layout: cn.apply(model)),
-    "unicon": Ingredient(lambda model, layout: uc.beside(model, SIZES[layout])),
+    "ip-adapter": Ingredient(lambda model, layout: ip_adapter.apply(model)),
+    "controlnext": Ingredient(lambda model, layout: controlnext.apply(model)),
+    "unicon": Ingredient(lambda model, layout: unicon.beside(model, SIZES[layout])),
     "prompt diffusion": Ingredient(
-        prompts=lambda prompts, layout: controlled(prompts, prompt_diffusion(layout), cn.picture(30), 1.0)
+        prompts=lambda prompts, layout: controlled(prompts, prompt_diffusion_of(layout), controlnext.picture(30), 1.0)
     ),
-    "h-edit": Ingredient(lambda model, layout: hs.edit(model, hs.stored(channels=H_CHANNELS[layout]))),
+    "h-edit": Ingredient(lambda model, layout: h_space.edit(model, h_space.stored(channels=H_CHANNELS[layout]))),
 }
 ONLY = {"t2i adapter": {"four"}, "unclip": {"adm"}, "prompt diffusion": {"sd15", "four"}, "unicon": {"sd15", "four"}}
 NEVER = [{"unicon", "areas"}]  # refused in plain words: a partner is a whole picture
@@ -157,7 +165,7 @@ def layout_for(names: Sequence[str]) -> str | None:
 def base_prompts(layout: str, positive: int = 1, negative: int = 2) -> Prompts:
     def say(seed: int) -> list:
         pooled = torch.randn((1, EMBEDS), generator=torch.Generator().manual_seed(seed))
-        return [[tiny.text(seed)[0][0], {"pooled_output": pooled}]]
+        return [[tiny_models.text(seed)[0][0], {"pooled_output": pooled}]]
 
     return {"positive": say(positive), "negative": say(negative)}
 
@@ -167,4 +175,4 @@ def sample(names: Sequence[str], layout: str, cfg: float = 5.0, batch: int = 1, 
     model, prompts = model_of(layout), base_prompts(layout)
     for name in names:
         model, prompts = INGREDIENTS[name].model(model, layout), INGREDIENTS[name].prompts(prompts, layout)
-    return tiny.sample(model, SIZES[layout], batch=batch, cfg=cfg, steps=steps, **prompts)
+    return tiny_models.sample(model, SIZES[layout], batch=batch, cfg=cfg, steps=steps, **prompts)

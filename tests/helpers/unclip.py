@@ -19,12 +19,12 @@ import torch
 from comfy.clip_vision import Output
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
-from reins.tests import ip, tiny
+from reins.tests.helpers import ip_adapter, tiny_models
 from torch import Tensor
 
 import nodes
 
-WIDTH = ip.EMBEDS  # of image and text embeddings
+WIDTH = ip_adapter.EMBEDS  # of image and text embeddings
 TEXT = {
     "hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48,
     "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407, "model_type": "clip_text_model",
@@ -33,7 +33,7 @@ TEXT = {
 
 def encoded(seed: int = 0, b: int = 1, **changes: object) -> Output:
     """What the host's image encoder says of seeded pictures."""
-    return ip.encoder(**changes).encode_image(ip.picture(seed, b))
+    return ip_adapter.encoder(**changes).encode_image(ip_adapter.picture(seed, b))
 
 
 def embeds(values: Tensor, **parts: object) -> Output:
@@ -47,7 +47,7 @@ def embeds(values: Tensor, **parts: object) -> Output:
 
 def sd21(seed: int = 0) -> ModelPatcher:
     """The host's SD21UNCLIP with a tiny UNet, for embeddings as wide as `encoded` gives."""
-    unet = tiny._config(
+    unet = tiny_models.unet_config(
         use_linear_in_transformer=True, num_heads=-1, num_head_channels=16, num_classes="sequential",
         adm_in_channels=2 * WIDTH,
     )  # fmt: skip
@@ -57,7 +57,7 @@ def sd21(seed: int = 0) -> ModelPatcher:
     def base(config: object, kind: ModelType, device: torch.device) -> comfy.model_base.SD21UNCLIP:
         return comfy.model_base.SD21UNCLIP(config, augmentation, kind, device=device)
 
-    return tiny._patcher(comfy.supported_models.SD21UnclipL, base, unet, ModelType.V_PREDICTION, seed)
+    return tiny_models.patcher_of(comfy.supported_models.SD21UnclipL, base, unet, ModelType.V_PREDICTION, seed)
 
 
 def cascade() -> comfy.model_base.StableCascade_C:
@@ -68,12 +68,12 @@ def cascade() -> comfy.model_base.StableCascade_C:
 def conditioned(output: Output, conditioning: list | None = None, **settings: float) -> list:
     """What the stock unCLIPConditioning makes of the output."""
     settings = {"strength": 1.0, "noise_augmentation": 0.0, **settings}
-    return nodes.unCLIPConditioning().apply_adm(conditioning or tiny.text(1), output, **settings)[0]
+    return nodes.unCLIPConditioning().apply_adm(conditioning or tiny_models.text(1), output, **settings)[0]
 
 
 def adm(model: ModelPatcher, conditioning: list) -> Tensor:
     """The vector that the host gives the UNet beside the text."""
-    return model.model.encode_adm(device=tiny.CPU, seed=10, width=64, height=64, **conditioning[0][1])
+    return model.model.encode_adm(device=tiny_models.CPU, seed=10, width=64, height=64, **conditioning[0][1])
 
 
 def executed(node: type, inputs: Mapping[str, list]) -> list:
@@ -101,7 +101,7 @@ def _tiny(clip: type, **settings: object) -> type:
 @cache
 def _text_weights() -> Mapping[str, Tensor]:
     inside = _tiny(comfy.sd1_clip.SDClipModel)(dtype=torch.float32)
-    return dict(ip.fill(inside.transformer.requires_grad_(False), 3).state_dict())
+    return dict(ip_adapter.fill(inside.transformer.requires_grad_(False), 3).state_dict())
 
 
 @cache

@@ -25,7 +25,7 @@ from reins.models.ip_adapter.network import (
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
 from reins.nodes.ip_adapter.attention import ImageTokens, IPAdapter
 from reins.nodes.ip_adapter.load import in_file_order, make_ip_adapter
-from reins.tests.tiny import WIDTH
+from reins.tests.helpers.tiny_models import WIDTH
 from torch import Tensor, nn
 
 EMBEDS, HIDDEN, FACE, TOKENS = 24, 32, 512, 4

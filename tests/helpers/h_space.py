@@ -21,13 +21,13 @@ from reins.nodes.h_space.direction import BlockDirection, HDirection, PromptDire
 from reins.nodes.h_space.direction_node import HDirectionFromPrompts
 from reins.nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
 from reins.nodes.h_space.load import _block
-from reins.tests import tiny
-from reins.tests.tiny import text
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.tiny_models import text
 from safetensors.torch import load_file
 from torch import Tensor
 
 CHANNELS = 64  # of h in the tiny models
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASE = json.loads((GOLDEN / "asyrp.json").read_text())
 SOURCE, TARGET = text(51), text(52)
 LEVELS, FLOW = torch.tensor([9.0, 3.0, 1.0]), torch.tensor([0.9, 0.6, 0.3, 0.0])
@@ -85,7 +85,7 @@ def asyrp(
 
 def noise(b: int = 1, seed: int = 7) -> Tensor:
     """Of the smallest size that has an h of more than one row."""
-    return tiny.noise(8, 8, b, seed)
+    return tiny_models.noise(8, 8, b, seed)
 
 
 def run(

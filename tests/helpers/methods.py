@@ -23,7 +23,7 @@ from reins.nodes.guidance.sparse_cross_attention import SparseCrossAttention
 from reins.nodes.guidance.token_perturbation import TokenPerturbationGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
 from reins.nodes.look.nodes import GuidanceScope
-from reins.tests import cn, hs, ip, tiny, uc
+from reins.tests.helpers import controlnext, h_space, ip_adapter, tiny_models, unicon
 
 MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 
@@ -51,7 +51,7 @@ def swg(model, scale=2.0, tile=64, overlap=16, start=0.0, end=1.0):
 
 
 def nag(model, negative=None, scale=2.0, tau=2.5, alpha=0.5, start=0.0, end=1.0):
-    text = tiny.text(3) if negative is None else negative
+    text = tiny_models.text(3) if negative is None else negative
     return NormalizedAttentionGuidance.execute(model, text, scale, tau, alpha, start, end).result[0]
 
 
@@ -84,7 +84,7 @@ def cfg_zero(model, zero_init_steps=0, start=0.0, end=1.0):
 
 
 def image(model, loss="low frequencies", scale=0.5, start=0.0, end=1.0):
-    latent = {"samples": 3 * tiny.noise(seed=9)}
+    latent = {"samples": 3 * tiny_models.noise(seed=9)}
     return ImageGuidance.execute(model, loss, scale, start, end, latent=latent).result[0]
 
 
@@ -116,11 +116,11 @@ METHODS: dict[str, Method] = {
     "image": image,
     "interval": interval,
     "rescale": rescale,
-    "ip-adapter": ip.apply,
-    "controlnext": cn.apply,
-    "unicon": uc.beside,
-    "h-edit": hs.edit,
-    "ip-adapter-masked": lambda model: ip.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
+    "ip-adapter": ip_adapter.apply,
+    "controlnext": controlnext.apply,
+    "unicon": unicon.beside,
+    "h-edit": h_space.edit,
+    "ip-adapter-masked": lambda model: ip_adapter.apply(model, 1, 2, weight=0.7, mask=MASK, start_percent=0.2),
 }
 
 SEEN_WHOLE = ("unicon",)  # methods that refuse prompts for areas
@@ -132,7 +132,7 @@ COVERED = [name for name in METHODS if os.environ.get("REINS_FULL") or name not 
 
 def fit(method: Method, size: tuple[int, int]) -> Method:
     """The method for pictures of a size: a partner is a picture too."""
-    return partial(method, size=size) if method is uc.beside else method
+    return partial(method, size=size) if method is unicon.beside else method
 
 
 OFF: dict[str, Method] = {
@@ -168,18 +168,22 @@ OFF: dict[str, Method] = {
     "image out of range": lambda model: image(model, start=0.9, end=0.91),
     "scope": scope,
     "rescale 0": lambda model: rescale(model, 0.0),
-    "ip-adapter weight 0": lambda model: ip.apply(model, weight=0.0),
-    "ip-adapter custom weights 0": lambda model: ip.apply(model, weight_type="custom", layer_weights="0:0, 3:0"),
-    "ip-adapter out of range": lambda model: ip.apply(model, start_percent=0.9, end_percent=0.91),
-    "ip-adapter for other prompts": lambda model: ip.apply(model, only_for="nobody"),
-    "controlnext strengths 0": lambda model: cn.apply(model, strength=0.0, unet_strength=0.0),
-    "controlnext out of range": lambda model: cn.apply(model, unet_strength=0.0, start_percent=0.9, end_percent=0.91),
-    "unicon strengths 0": lambda model: uc.apply(model, strength_x=0.0, strength_y=0.0),
-    "unicon that the image does not see": lambda model: uc.apply(model, strength_x=0.0, condition_guidance=2.0),
-    "unicon out of range": lambda model: uc.apply(model, start_percent=0.9, end_percent=0.91),
-    "unicon joint strengths 0": lambda model: uc.joint(model, strength_x=0.0, strength_y=0.0),
-    "h-edit strength 0": lambda model: hs.edit(model, strength=0.0),
-    "h-edit out of range": lambda model: hs.edit(model, start=0.9, end=0.91),
-    "h-edit symmetric out of range": lambda model: hs.edit(model, start=0.9, end=0.91, mode="symmetric"),
+    "ip-adapter weight 0": lambda model: ip_adapter.apply(model, weight=0.0),
+    "ip-adapter custom weights 0": lambda model: ip_adapter.apply(
+        model, weight_type="custom", layer_weights="0:0, 3:0"
+    ),
+    "ip-adapter out of range": lambda model: ip_adapter.apply(model, start_percent=0.9, end_percent=0.91),
+    "ip-adapter for other prompts": lambda model: ip_adapter.apply(model, only_for="nobody"),
+    "controlnext strengths 0": lambda model: controlnext.apply(model, strength=0.0, unet_strength=0.0),
+    "controlnext out of range": lambda model: controlnext.apply(
+        model, unet_strength=0.0, start_percent=0.9, end_percent=0.91
+    ),
+    "unicon strengths 0": lambda model: unicon.apply(model, strength_x=0.0, strength_y=0.0),
+    "unicon that the image does not see": lambda model: unicon.apply(model, strength_x=0.0, condition_guidance=2.0),
+    "unicon out of range": lambda model: unicon.apply(model, start_percent=0.9, end_percent=0.91),
+    "unicon joint strengths 0": lambda model: unicon.joint(model, strength_x=0.0, strength_y=0.0),
+    "h-edit strength 0": lambda model: h_space.edit(model, strength=0.0),
+    "h-edit out of range": lambda model: h_space.edit(model, start=0.9, end=0.91),
+    "h-edit symmetric out of range": lambda model: h_space.edit(model, start=0.9, end=0.91, mode="symmetric"),
     "interval everywhere": lambda model: interval(model, 0.0, 1.0),
 }

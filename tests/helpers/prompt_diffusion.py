@@ -12,7 +12,7 @@ from reins.models.prompt_diffusion.network import Stems
 from reins.nodes.prompt_diffusion.control import PromptDiffusion
 from reins.nodes.prompt_diffusion.load import make_prompt_diffusion
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionExample
-from reins.tests import cn, tiny
+from reins.tests.helpers import controlnext, tiny_models
 from torch import Tensor
 
 from nodes import ControlNetApplyAdvanced  # the host's
@@ -23,7 +23,7 @@ LOUD = 6.0  # times what is drawn, for the convolutions that go into the model
 
 def network(model: ModelPatcher | None = None) -> comfy.cldm.cldm.ControlNet:
     """The host's ControlNet with two stems, for a tiny model; without weights."""
-    unet = tiny._config() if model is None else model.model.model_config.unet_config
+    unet = tiny_models.unet_config() if model is None else model.model.model_config.unet_config
     config = {key: value for key, value in unet.items() if key not in NOT_OF_A_CONTROLNET}
     config |= {"hint_channels": 9, "device": torch.device("meta"), "dtype": torch.float32}
     made = comfy.cldm.cldm.ControlNet(**config, operations=comfy.ops.disable_weight_init)
@@ -34,7 +34,7 @@ def network(model: ModelPatcher | None = None) -> comfy.cldm.cldm.ControlNet:
 def file_for(model: ModelPatcher | None = None, seed: int = 0) -> dict[str, Tensor]:
     """The control part by the original's names; loud enough that the example shows in the result."""
     names = Part({}, ORIGINAL)
-    drawn = {names.own_name(key): value for key, value in cn.weights(network(model), seed).items()}
+    drawn = {names.own_name(key): value for key, value in controlnext.weights(network(model), seed).items()}
     loud = ("zero_convs.", "middle_block_out.", "input_hint_block.14.", "input_cond_block.14.")
     return {key: value * (LOUD if key.startswith(loud) else 1.0) for key, value in drawn.items()}
 
@@ -51,7 +51,10 @@ def loaded(
 
 def example(control: PromptDiffusion, seed: int = 0, drop: bool = False, **settings: object) -> PromptDiffusion:
     """The Example node with soft pictures of its own."""
-    pair = (settings.pop("source", cn.picture(seed + 10)), settings.pop("target", cn.picture(seed + 20)))
+    pair = (
+        settings.pop("source", controlnext.picture(seed + 10)),
+        settings.pop("target", controlnext.picture(seed + 20)),
+    )
     return PromptDiffusionExample.execute(control, *pair, drop=drop, **settings).result[0]
 
 
@@ -66,10 +69,13 @@ def apply(
     positive: list | None = None, negative: list | None = None, control_net: ControlBase | None = None,
     image: Tensor | None = None, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
 ) -> dict[str, list]:  # fmt: skip
-    """The host's Apply ControlNet; the result is for `tiny.sample`."""
-    positive, negative = tiny.text(1) if positive is None else positive, tiny.text(2) if negative is None else negative
+    """The host's Apply ControlNet; the result is for `tiny_models.sample`."""
+    positive, negative = (
+        tiny_models.text(1) if positive is None else positive,
+        tiny_models.text(2) if negative is None else negative,
+    )
     both = ControlNetApplyAdvanced().apply_controlnet(
         positive, negative, control() if control_net is None else control_net,
-        cn.picture(30) if image is None else image, strength, start, end,
+        controlnext.picture(30) if image is None else image, strength, start, end,
     )  # fmt: skip
     return dict(zip(("positive", "negative"), both, strict=True))

@@ -34,7 +34,7 @@ WIDTH, TOKENS, POOLED = 16, 5, 8
 CPU = torch.device("cpu")
 
 
-def _config(**changes: object) -> dict:
+def unet_config(**changes: object) -> dict:
     return {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
         "channel_mult": [1, 1, 2], "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True,
@@ -50,7 +50,7 @@ SDXL = {
 }  # fmt: skip
 
 
-def _randomise(module: torch.nn.Module, seed: int) -> None:
+def randomise(module: torch.nn.Module, seed: int) -> None:
     """Fill every parameter in name order; peaky self-attention, so that perturbing it shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -63,27 +63,27 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
                 p.copy_(1.0 + 0.1 * noise if name.endswith("weight") else 0.1 * noise)
 
 
-def _patcher(family: type, base: type, unet: dict, kind: ModelType, seed: int) -> ModelPatcher:
+def patcher_of(family: type, base: type, unet: dict, kind: ModelType, seed: int) -> ModelPatcher:
     config = family(unet)
     config.unet_config = unet  # undo the family's own number of heads
     model = base(config, kind, device=CPU)
     model.diffusion_model.eval().requires_grad_(False)
-    _randomise(model.diffusion_model, seed)
+    randomise(model.diffusion_model, seed)
     model.diffusion_model.to(unet["dtype"])
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
 def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
-    return _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, _config(**config), kind, seed)
+    return patcher_of(comfy.supported_models.SD15, comfy.model_base.BaseModel, unet_config(**config), kind, seed)
 
 
 def sd2(seed: int = 0, kind: ModelType = ModelType.V_PREDICTION, **config: object) -> ModelPatcher:
-    unet = _config(use_linear_in_transformer=True, num_heads=-1, num_head_channels=16, **config)
-    return _patcher(comfy.supported_models.SD20, comfy.model_base.BaseModel, unet, kind, seed)
+    unet = unet_config(use_linear_in_transformer=True, num_heads=-1, num_head_channels=16, **config)
+    return patcher_of(comfy.supported_models.SD20, comfy.model_base.BaseModel, unet, kind, seed)
 
 
 def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
-    return _patcher(comfy.supported_models.SDXL, comfy.model_base.SDXL, _config(**SDXL, **config), kind, seed)
+    return patcher_of(comfy.supported_models.SDXL, comfy.model_base.SDXL, unet_config(**SDXL, **config), kind, seed)
 
 
 def text(seed: int, tokens: int = TOKENS, **extra: object) -> list:
@@ -187,11 +187,11 @@ def nearly(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
 
 def controlnet(seed: int = 3, dtype: torch.dtype = torch.float64) -> comfy.controlnet.ControlNet:
     """A ControlNet of the host for `sd15`, with an 8 x 8 hint for each latent cell."""
-    config = _config(hint_channels=3, dtype=dtype)
+    config = unet_config(hint_channels=3, dtype=dtype)
     for key in ("out_channels", "transformer_depth_output", "use_temporal_attention", "use_temporal_resblock"):
         del config[key]
     network = comfy.cldm.cldm.ControlNet(**config, device=CPU, operations=comfy.ops.disable_weight_init)
-    _randomise(network.float(), seed)
+    randomise(network.float(), seed)
     network.to(dtype).eval().requires_grad_(False)
     control = comfy.controlnet.ControlNet(network, load_device=CPU)
     hint = torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(seed))
@@ -200,11 +200,11 @@ def controlnet(seed: int = 3, dtype: torch.dtype = torch.float64) -> comfy.contr
 
 def video(seed: int = 0) -> ModelPatcher:
     """A UNet with attention over time after each attention over space, as SVD has, taking three frames."""
-    config = _config(
+    config = unet_config(
         use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, video_kernel_size=[3, 1, 1],
         merge_strategy="learned", merge_factor=0.0, dtype=torch.float64,
     )  # fmt: skip
-    model = _patcher(comfy.supported_models.SD15, comfy.model_base.BaseModel, config, ModelType.EDM, seed)
+    model = patcher_of(comfy.supported_models.SD15, comfy.model_base.BaseModel, config, ModelType.EDM, seed)
     model.model.diffusion_model.default_num_video_frames = 3
     return model
 
@@ -214,14 +214,14 @@ VIDEO_WIDTH = 3 * 256  # of SVD's numbers for speed, motion and noise
 
 def svd(seed: int = 0, **config: object) -> ModelPatcher:
     """A tiny SVD: frames with the first picture beside them, and numbers that go with the noise level."""
-    unet = _config(
+    unet = unet_config(
         in_channels=8, num_classes="sequential", adm_in_channels=VIDEO_WIDTH, use_linear_in_transformer=True,
         use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, use_spatial_context=True,
         video_kernel_size=[3, 1, 1], merge_strategy="learned_with_images", merge_factor=0.0,
         **{"dtype": torch.float64, **config},
     )  # fmt: skip
     kind = ModelType.V_PREDICTION_EDM
-    return _patcher(comfy.supported_models.SVD_img2vid, comfy.model_base.SVD_img2vid, unet, kind, seed)
+    return patcher_of(comfy.supported_models.SVD_img2vid, comfy.model_base.SVD_img2vid, unet, kind, seed)
 
 
 def dit() -> ModelPatcher:
@@ -232,7 +232,7 @@ def dit() -> ModelPatcher:
             "target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 128}},
     }  # fmt: skip
     model = comfy.model_base.SD3(comfy.supported_models.SD3(config), device=CPU)
-    _randomise(model.diffusion_model, 0)
+    randomise(model.diffusion_model, 0)
     model.diffusion_model.pos_embed.zero_()  # a buffer, which the host leaves uninitialised
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
@@ -248,5 +248,5 @@ def flux() -> ModelPatcher:
     config = {key: value for key, value in sizes.items() if key in known}
     config |= {"image_model": "flux", "dtype": torch.float32}
     model = comfy.model_base.Flux(comfy.supported_models.Flux(config), device=CPU)
-    _randomise(model.diffusion_model, 0)
+    randomise(model.diffusion_model, 0)
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
