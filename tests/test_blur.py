@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from reins.models.guidance.blur import gaussian_blur, gaussian_weights
-
-
-def reference(x, sigma, rows, columns):
-    """Each cell is the Gaussian-weighted mean of its neighbours; beyond the border the picture is mirrored."""
-    padded = F.pad(x, (columns // 2, columns // 2, rows // 2, rows // 2), mode="reflect")
-    out = torch.zeros_like(x)
-    total = 0.0
-    for i in range(rows):
-        for j in range(columns):
-            weight = float(torch.tensor(-((i - rows // 2) ** 2 + (j - columns // 2) ** 2) / (2 * sigma**2)).exp())
-            out += weight * padded[..., i : i + x.shape[-2], j : j + x.shape[-1]]
-            total += weight
-    return out / total
+from reins.tests.helpers.references import blur_by_the_sum
 
 
 @pytest.mark.parametrize(("h", "w", "rows", "columns"), [(8, 8, 7, 7), (5, 16, 5, 9), (16, 3, 9, 5), (1, 6, 1, 5)])
 def test_the_blur_is_the_weighted_mean_of_the_neighbours(h, w, rows, columns):
     x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(gaussian_blur(x, 1.3, (rows, columns)), reference(x, 1.3, rows, columns))
+    torch.testing.assert_close(gaussian_blur(x, 1.3, (rows, columns)), blur_by_the_sum(x, 1.3, rows, columns))
 
 
 def test_a_flat_picture_stays_flat():

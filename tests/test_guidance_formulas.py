@@ -15,6 +15,7 @@ from reins.models.guidance.image_loss import LOSSES, loss_gradient
 from reins.models.guidance.normalized_attention import normalized_guidance
 from reins.models.guidance.sparse_cross_attention import sparse_less_dense
 from reins.models.guidance.windows import windows
+from reins.tests.helpers.references import apg_by_the_paper, entmax_by_bisection, nag_by_the_paper
 
 SIZES = [(16, 16), (7, 18), (2, 2), (3, 40), (33, 6), (1, 9), (9, 1), (1, 1)]
 
@@ -26,17 +27,6 @@ def draw(*shape, seed=0, dtype=torch.float64):
 # --- entmax 1.5 ---
 
 
-def by_bisection(scores):
-    """max(s / 2 - tau, 0)^2 with the tau for which they sum to one (equation 12 of 1905.05702 for alpha 1.5)."""
-    halved = scores.double() / 2
-    low, high = halved.amax(-1, keepdim=True) - 1, halved.amax(-1, keepdim=True)
-    for _ in range(100):
-        tau = (low + high) / 2
-        is_low = ((halved - tau).clamp_min(0) ** 2).sum(-1, keepdim=True) >= 1
-        low, high = torch.where(is_low, tau, low), torch.where(is_low, high, tau)
-    return (halved - low).clamp_min(0) ** 2
-
-
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.float16, 2e-2)])
 @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0, 40.0])
 @pytest.mark.parametrize("tokens", [1, 2, 5, 77, 231])
@@ -44,7 +34,7 @@ def test_entmax_has_the_threshold_that_bisection_finds(tokens, spread, dtype, ne
     scores = (spread * draw(40, tokens)).to(dtype)
     found = entmax15(scores)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), by_bisection(scores), rtol=0, atol=near)
+    torch.testing.assert_close(found.double(), entmax_by_bisection(scores), rtol=0, atol=near)
     torch.testing.assert_close(found.double().sum(-1), torch.ones(40, dtype=torch.float64), rtol=0, atol=10 * near)
 
 
@@ -83,7 +73,7 @@ def test_sparse_less_dense_is_the_difference_of_two_attentions():
     for i, h in itertools.product(range(b), range(heads)):
         part = slice(h * d, (h + 1) * d)
         scores = q[i][:, part] @ k[i][:, part].T / d**0.5
-        expected = (by_bisection(scores) - scores.softmax(-1)) @ v[i][:, part]
+        expected = (entmax_by_bisection(scores) - scores.softmax(-1)) @ v[i][:, part]
         torch.testing.assert_close(found[i][:, part], expected)
 
 
@@ -94,13 +84,6 @@ def test_sparse_less_dense_of_one_token_is_nothing_and_of_half_precision_stays_s
 
 
 # --- NAG ---
-
-
-def nag_by_the_paper(positive, negative, scale, tau, alpha):
-    extrapolated = positive + scale * (positive - negative)
-    ratio = extrapolated.abs().sum(-1, keepdim=True) / positive.abs().sum(-1, keepdim=True)
-    limited = torch.minimum(ratio, torch.full_like(ratio, tau)) / ratio * extrapolated
-    return alpha * limited + (1 - alpha) * positive
 
 
 @pytest.mark.parametrize(("scale", "tau", "alpha"), [(2.0, 2.5, 0.5), (5.0, 1.0, 1.0), (11.0, 1.5, 0.25)])
@@ -157,13 +140,6 @@ def test_windows_of_equal_size_cover_every_cell(size, tile, overlap):
 
 
 # --- APG ---
-
-
-def apg_by_the_paper(guidance, positive, eta, threshold):
-    if threshold > 0:
-        guidance = guidance * min(1.0, threshold / guidance.norm())
-    along = (guidance * positive).sum() / (positive * positive).sum() * positive
-    return (guidance - along) + eta * along
 
 
 @pytest.mark.parametrize(("eta", "threshold"), [(0.0, 15.0), (1.0, 0.0), (0.3, 2.0), (-1.0, 0.0), (0.0, 1e3)])

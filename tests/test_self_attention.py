@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from reins.models.guidance.self_attention import attention_received, degrade, enlarge, kernel_sizes
-from reins.tests.test_blur import reference
+from reins.tests.helpers.references import blur_by_the_sum
 
 
 def random(*shape, seed=0):
@@ -36,7 +36,7 @@ def test_only_attended_places_are_blurred():
     x, received = random(1, 2, 8, 8), random(1, 8, 8, seed=3) + 1
     out = degrade(x, received, sigma=1.0, threshold=1.0, kernel_size=9)
     mask = (received > 1.0)[:, None].expand_as(x)
-    torch.testing.assert_close(out[mask], reference(x, 1.0, 9, 9)[mask])
+    torch.testing.assert_close(out[mask], blur_by_the_sum(x, 1.0, 9, 9)[mask])
     assert torch.equal(out[~mask], x[~mask])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 from reins.models.guidance.smoothed_energy import blur_queries, kernel_size
-from reins.tests.test_blur import reference
+from reins.tests.helpers.references import blur_by_the_sum
 
 
 def queries(h, w, b=2, c=6):
@@ -17,7 +17,7 @@ def queries(h, w, b=2, c=6):
 def test_queries_are_blurred_over_their_grid(h, w):
     q, sigma = queries(h, w), 1.0
     image = rearrange(q, "b (h w) c -> b c h w", h=h, w=w)
-    expected = reference(image, sigma, kernel_size(sigma, h), kernel_size(sigma, w))
+    expected = blur_by_the_sum(image, sigma, kernel_size(sigma, h), kernel_size(sigma, w))
     torch.testing.assert_close(blur_queries(q, (h, w), sigma), rearrange(expected, "b c h w -> b (h w) c"))
 
 

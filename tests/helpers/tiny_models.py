@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.cldm.cldm
@@ -170,6 +170,16 @@ class DeviceReads(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
+
+
+def reads_per_step(run: Callable[[int], object]) -> float:
+    """Numbers read from the device in each further step of `run`, which is given how many steps to take."""
+    counts = []
+    for steps in (2, 4):
+        with DeviceReads() as reads:
+            run(steps)
+        counts.append(reads.count)
+    return (counts[1] - counts[0]) / 2
 
 
 @contextmanager

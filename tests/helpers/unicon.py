@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.engine.unet import block_names, unet_of
 from reins.models.unicon.files import SETS, parse
 from reins.models.unicon.network import Post
 from reins.nodes.unicon.apply_node import UniConApply
-from reins.nodes.unicon.joint_node import UniConApplyJoint
+from reins.nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniConSplit
 from reins.nodes.unicon.load import make_unicon
 from reins.nodes.unicon.side_by_side import UniCon
 from reins.tests.helpers import tiny_models
 from torch import Tensor
 
 RANK = 2
+GOLDEN_UNET = {  # of the stored results
+    "channel_mult": [1, 2], "num_res_blocks": [1, 1], "transformer_depth": [1, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 0, 0], "context_dim": 32, "num_heads": 4,
+}  # fmt: skip
 
 
 def file_for(
@@ -89,3 +94,24 @@ def joint(
         settings.pop("negative", tiny_models.text(41 + seed)),
     )
     return UniConApplyJoint.execute(model, unicon(model, seed, weights, **(file or {})), *prompts, **settings).result[0]
+
+
+def halves(
+    image: Mapping[str, Tensor] | None = None, condition: Mapping[str, Tensor] | None = None, **more: object
+) -> dict[str, Tensor]:
+    """The latent of both pictures by the Joint Latent node; what is not given is made of noise alone."""
+    return UniConJointLatent.execute(image, condition, 128, 128, **more).result[0]
+
+
+def run_joint(
+    model: ModelPatcher, latent: Mapping[str, Tensor], steps: int = 2, cfg: float = 5.0, sampler: str = "euler",
+    positive: list | None = None, negative: list | None = None, **extra: object,
+) -> list[Tensor]:  # fmt: skip
+    """A run of the host's KSampler on a joint latent; gives the image and the condition (b, c, h, w)."""
+    samples = latent["samples"]
+    out = comfy.sample.sample(
+        model, tiny_models.noise(b=len(samples)), steps, cfg, sampler, "normal", positive or tiny_models.text(1),
+        negative or tiny_models.text(2), samples, seed=7,
+        noise_mask=latent.get("noise_mask"), disable_pbar=True, **extra,
+    )  # fmt: skip
+    return [half["samples"] for half in UniConSplit.execute({**latent, "samples": out}).result]

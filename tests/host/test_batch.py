@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-
 import comfy.hooks
 import comfy.samplers
-import comfyui_version
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.tests.helpers import tiny_models
+from reins.tests.helpers.conds import areas, controlled, controlled_together, hooked, masks
 from reins.tests.helpers.methods import COVERED, METHODS, SEEN_WHOLE, fit, interval, pag, sag, seg
-from reins.tests.helpers.tiny_models import nearly, sample, text
+from reins.tests.helpers.other_packs import VERSION, hook_with, one_by_one, pass_through, regrouped, tiled, windows
+from reins.tests.helpers.tiny_models import nearly, reads_per_step, sample, text
 
 SLOT = "sampler_calc_cond_batch_function"
-VERSION = tuple(int(part) for part in comfyui_version.__version__.split(".")[:2])
-
-
-def pass_through(model):
-    """A model on which another pack sits in the host's slot and hands its conds on."""
-    model = model.clone()
-    model.set_model_sampler_calc_cond_batch_function(
-        lambda args: comfy.samplers.calc_cond_batch(
-            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
-        )
-    )
-    return model
 
 
 @pytest.mark.parametrize(
@@ -70,27 +57,6 @@ def test_a_pack_that_wraps_our_slot_keeps_the_one_batch(model):
     assert rows[:1] == [4]
 
 
-def areas(seed, **extra):
-    """Two conds: one for the left part, one for the rest."""
-    left, right = text(seed, area=(16, 9, 0, 0), **extra), text(seed + 10, area=(16, 10, 0, 6), strength=0.6)
-    return left + right
-
-
-def masks(seed):
-    mask = torch.rand((1, 16, 16), generator=torch.Generator().manual_seed(seed))
-    return text(seed, mask=mask, mask_strength=0.8) + text(seed + 10, mask=1 - mask, set_area_to_bounds=False)
-
-
-def controlled(seed):
-    return text(seed, control=tiny_models.controlnet(), control_apply_to_uncond=False)
-
-
-def controlled_together():
-    """As the stock node does it: one ControlNet for both prompts, hence one batch and one set of residuals."""
-    control = tiny_models.controlnet()
-    return {"positive": text(1, control=control), "negative": text(2, control=control)}
-
-
 @pytest.mark.parametrize("conds", [areas, masks], ids=["areas", "masks"])
 @pytest.mark.parametrize("grouping", ["split", "slot taken"])
 def test_areas_and_masks_work_however_the_rows_are_grouped(method, conds, grouping, sd15, monkeypatch):
@@ -123,30 +89,6 @@ def test_the_residuals_of_a_shared_control_net_stay_with_their_rows(method, sd15
         found = sample(method(sd15), **conds)
     assert nearly(found, sample(method(pass_through(sd15)), **conds))
     assert method is not METHODS["pag"] or rows[:1] == [3]
-
-
-def tiled(apply_model, args):
-    """Stacks the left and the right half of all pictures in one call, and tells nobody, as tiling packs do."""
-    x, t, rows = args["input"], args["timestep"], len(args["input"])
-    doubled = {k: torch.cat([v, v]) if torch.is_tensor(v) and len(v) == rows else v for k, v in args["c"].items()}
-    left, right = apply_model(torch.cat(x.chunk(2, -1)), torch.cat([t, t]), **doubled).chunk(2)
-    return torch.cat([left, right], -1)
-
-
-def one_by_one(apply_model, args):
-    """Sends each chunk through the network by itself with the options of all."""
-    n, out = len(args["cond_or_uncond"]), []
-    for i in range(n):
-        rows = slice(i * len(args["input"]) // n, (i + 1) * len(args["input"]) // n)
-        conds = {k: v[rows] if torch.is_tensor(v) else v for k, v in args["c"].items()}
-        out.append(apply_model(args["input"][rows], args["timestep"][rows], **conds))
-    return torch.cat(out)
-
-
-def regrouped(model, wrapper):
-    model = model.clone()
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -204,36 +146,11 @@ def test_prompts_of_different_length_share_a_run(method, sd15):
     assert nearly(found, sample(method(pass_through(sd15)), positive=positive, negative=negative))
 
 
-def hooked(seed, scale):
-    """A cond with a hook of its own: the host runs it in a batch of its own."""
-
-    def shrink(n, options):
-        return n * scale
-
-    hook = comfy.hooks.TransformerOptionsHook(
-        {"patches": {"attn2_output_patch": [shrink]}}, hook_scope=comfy.hooks.EnumHookScope.HookedOnly
-    )
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    return text(seed, hooks=group)
-
-
 def test_conds_with_hooks_keep_them_in_the_extra_predictions(method, sd15):
     positive = hooked(1, 0.5)
     found = sample(method(sd15), positive=positive)
     assert nearly(found, sample(method(pass_through(sd15)), positive=positive))
     assert not nearly(found, sample(method(sd15)), 1e-3)
-
-
-def hook_with(steered):
-    """A hook that brings what the pack put on a model: its list and its wrappers."""
-    options = {
-        "reins": list(steered.model_options["transformer_options"].get("reins", [])),
-        "wrappers": {kind: {key: list(w) for key, w in of.items()} for kind, of in steered.wrappers.items()},
-    }
-    group = comfy.hooks.HookGroup()
-    group.add(comfy.hooks.TransformerOptionsHook(options, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
-    return group
 
 
 def test_a_hook_that_brings_the_list_a_second_time_changes_nothing(method, sd15):
@@ -317,16 +234,6 @@ def check_terms(name, plain, seen):
         assert nearly(after, before + (steered - unsteered))
 
 
-def reads_per_step(run):
-    """Numbers read from the device in each further step of a run."""
-    counts = []
-    for steps in (2, 4):
-        with tiny_models.DeviceReads() as reads:
-            run(steps)
-        counts.append(reads.count)
-    return (counts[1] - counts[0]) / 2
-
-
 def test_all_nodes_together_read_one_number_per_step(sd15):
     steered = sd15
     for method in (METHODS[name] for name in COVERED):
@@ -354,16 +261,6 @@ def cfg_guider(model, cfg):
     guider.set_conds(text(1), text(2))
     guider.set_cfg(cfg)
     return guider
-
-
-def windows(model, length=4, overlap=1):
-    node = pytest.importorskip("comfy_extras.nodes_context_windows").ContextWindowsManualNode
-    settings = {
-        "context_length": length, "context_overlap": overlap, "context_schedule": "standard_static",
-        "context_stride": 1, "closed_loop": False, "fuse_method": "flat", "dim": 0, "freenoise": False,
-    }  # fmt: skip
-    known = inspect.signature(node.execute).parameters
-    return node.execute(model, **{key: value for key, value in settings.items() if key in known}).result[0]
 
 
 @pytest.mark.skipif(VERSION < (0, 8), reason="context windows over a batch of this host change plain sampling too")

@@ -14,9 +14,10 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from reins.tests.helpers import tiny_models
+from reins.tests.helpers.conds import areas, controlled, masks
 from reins.tests.helpers.methods import COVERED, METHODS, SEEN_WHOLE, fit
+from reins.tests.helpers.other_packs import pass_through
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import areas, controlled, masks, pass_through
 
 AXES = {
     "layout": ["sd15", "sdxl"],

@@ -21,9 +21,10 @@ from reins.nodes.controlnext import hint as module
 from reins.nodes.controlnext.hint import stretched
 from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.tests.helpers import controlnext, ip_adapter, tiny_models
+from reins.tests.helpers.conds import controlled
 from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.other_packs import VERSION, hook_with, regrouped, tiled, windows
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import VERSION, controlled, hook_with, regrouped, tiled, windows
 from torch.nn import functional
 
 # where the released variants add their feature, on the tiny models

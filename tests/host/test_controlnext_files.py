@@ -13,15 +13,14 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from reins.engine.layers.features import channels_at
 from reins.models.controlnext.files import VARIANTS
 from reins.models.unet_names import host_name
 from reins.nodes.controlnext.load import make_controlnext, make_unet_weights, match_model, site_of
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
-from reins.tests.helpers import controlnext, ip_adapter, tiny_models
+from reins.tests.helpers import controlnext, full_size, tiny_models
+from reins.tests.helpers.damaged_files import Bomb, truncated
 from reins.tests.helpers.tiny_models import nearly, sample
-from reins.tests.host.test_ip_adapter_files import LAYOUTS, Bomb, truncated
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -200,9 +199,7 @@ def test_models_without_a_unet_are_refused(make, sd15):
 )
 def test_on_the_real_layouts_the_places_are_the_official_ones(layout, name, site, channels):
     """SVD's blocks stand as those of SD1.5."""
-    unet = UNetModel(
-        **{**tiny_models.unet_config(), **LAYOUTS[layout]}, device="meta", operations=ip_adapter.OPERATIONS
-    )
+    unet = full_size.unet(layout)
     found = site_of(unet, VARIANTS[name].place)
     assert found == site and channels_at(unet, found) == channels
 
@@ -298,17 +295,15 @@ def test_the_file_may_use_diffusers_names():
 
 @pytest.mark.parametrize("layout", UNET_TABLES)
 def test_the_released_subsets_find_their_places(layout):
-    table = comfy.utils.unet_to_diffusers({**tiny_models.unet_config(), **LAYOUTS[layout]})
-    unet = UNetModel(
-        **{**tiny_models.unet_config(), **LAYOUTS[layout]}, device="meta", operations=ip_adapter.OPERATIONS
-    ).state_dict()
+    table = comfy.utils.unet_to_diffusers(full_size.unet_config(layout))
+    unet = full_size.unet(layout).state_dict()
     for key, (name, shape) in UNET_TABLES[layout].items():
         assert f"diffusion_model.{host_name(key, table)}" == name
         assert list(unet[host_name(key, table)].shape) == shape
 
 
 def test_the_whole_unet_of_a_video_model_finds_its_places():
-    table = comfy.utils.unet_to_diffusers({**tiny_models.unet_config(), **LAYOUTS["sd15"]})
+    table = comfy.utils.unet_to_diffusers(full_size.unet_config("sd15"))
     assert {key: host_name(key, table) for key in SVD_NAMES} == SVD_NAMES
 
 

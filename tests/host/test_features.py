@@ -11,8 +11,8 @@ from reins.engine.network import add_attention_layer, add_feature_layer
 from reins.engine.span import Span
 from reins.engine.unet import find_sites, unet_of
 from reins.tests.helpers import tiny_models
+from reins.tests.helpers.other_packs import hook_with
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import hook_with
 
 SITES = [FeatureSite("input", 0), FeatureSite("input", 3), FeatureSite("output", 0), FeatureSite("output", 4)]
 

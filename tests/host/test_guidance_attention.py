@@ -10,9 +10,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from reins.engine.unet import find_transformers, unet_of
 from reins.tests.helpers import ip_adapter, tiny_models
 from reins.tests.helpers.methods import nag, pag, pladis
+from reins.tests.helpers.predictions import conds, denoise, in_one_run
+from reins.tests.helpers.references import entmax_by_bisection, nag_by_the_paper
 from reins.tests.helpers.tiny_models import nearly, noise, text
-from reins.tests.host.test_guidance_family import conds, denoise, in_one_run
-from reins.tests.test_guidance_formulas import by_bisection, nag_by_the_paper
 
 
 def dense(q, k, v, heads):
@@ -25,7 +25,7 @@ def extrapolated(scale):
     def attend(q, k, v, heads):
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        weights = scale * by_bisection(scores).to(q) + (1 - scale) * scores.softmax(-1)
+        weights = scale * entmax_by_bisection(scores).to(q) + (1 - scale) * scores.softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
     return attend

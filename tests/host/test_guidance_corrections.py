@@ -12,9 +12,9 @@ from reins.models.guidance.image_loss import LOSSES
 from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.tests.helpers import h_space, tiny_models
 from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, interval, pag
+from reins.tests.helpers.predictions import KINDS, conds, denoise, in_one_run
+from reins.tests.helpers.references import apg_by_the_paper
 from reins.tests.helpers.tiny_models import nearly, noise, text
-from reins.tests.host.test_guidance_family import KINDS, conds, denoise, in_one_run
-from reins.tests.test_guidance_formulas import apg_by_the_paper
 
 CORRECTIONS = {"apg": apg, "fdg": fdg, "cfg-zero": lambda model, **span: cfg_zero(model, 1, **span)}
 SMALL = (8, 8)

@@ -10,8 +10,6 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from comfy.model_base import ModelType
-from comfy.samplers import KSAMPLER
 from reins.engine.run import RUN, STEP, Run, Step
 from reins.engine.unet import find_transformers, unet_of
 from reins.models.guidance.windows import windows
@@ -19,35 +17,8 @@ from reins.nodes.guidance.token_perturbation import shuffle_tokens
 from reins.tests.helpers import h_space, ip_adapter, tiny_models
 from reins.tests.helpers.methods import swg as any_swg
 from reins.tests.helpers.methods import tpg, weak, weaker
+from reins.tests.helpers.predictions import KINDS, conds, denoise, in_one_run
 from reins.tests.helpers.tiny_models import nearly, noise, text
-
-KINDS = [ModelType.EPS, ModelType.V_PREDICTION, ModelType.EDM, ModelType.FLOW]
-
-
-def conds(seed, **extra):
-    return [tiny_models.cond(text(seed)[0][0], **extra)]
-
-
-def denoise(model, cfg=5.0, sigma=3.0, size=(12, 12), b=1, positive=None, negative=None, x=None):
-    x = sigma * noise(*size, b=b) if x is None else x
-    return tiny_models.denoise(model, x, sigma, positive or conds(1), negative or conds(2), cfg)
-
-
-def in_one_run(model, points, cfg=5.0, seed=7, sigmas=h_space.LEVELS, **prompts):
-    """What the model predicts for each (x, sigma) of a run, whose sampler asks for these."""
-    found = []
-
-    def loop(model, x, sigmas, extra_args, callback, disable):
-        found.extend(model(x, x.new_full([len(x)], sigma), **extra_args) for x, sigma in points)
-        return x
-
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": text(1), "negative": text(2), **prompts})
-    guider.set_cfg(cfg)
-    x = points[0][0]
-    guider.sample(torch.zeros_like(x), torch.zeros_like(x), KSAMPLER(loop), sigmas, disable_pbar=True, seed=seed)
-    return found
-
 
 # --- TPG ---
 

@@ -12,8 +12,8 @@ from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak
+from reins.tests.helpers.predictions import denoise
 from reins.tests.helpers.tiny_models import noise, text
-from reins.tests.host.test_guidance_family import denoise
 
 NAN = float("nan")
 PICTURE = torch.rand((1, 32, 32, 3), generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,8 @@ from reins.nodes.look.nodes import GuidancePlot
 from reins.nodes.look.plot import curves
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import apg, cfg_zero, fdg, fit, image, interval, pag, rescale, sag, scope, swg, weak
+from reins.tests.helpers.predictions import denoise
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_guidance_family import denoise
 
 SMALL = (8, 8)
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}

@@ -28,19 +28,11 @@ from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.nodes.h_space import direction as direction_module
 from reins.nodes.h_space import edit as module
 from reins.tests.helpers import controlnext, h_space, tiny_models, unicon
+from reins.tests.helpers.conds import controlled, controlled_together, hooked
 from reins.tests.helpers.h_space import along, asyrp, by_hand, edit, live, of, patched, run, stored
 from reins.tests.helpers.methods import interval, pag, rescale
-from reins.tests.helpers.tiny_models import nearly, text
-from reins.tests.host.test_batch import (
-    VERSION,
-    controlled,
-    controlled_together,
-    hook_with,
-    hooked,
-    pass_through,
-    reads_per_step,
-    windows,
-)
+from reins.tests.helpers.other_packs import VERSION, hook_with, pass_through, windows
+from reins.tests.helpers.tiny_models import nearly, reads_per_step, text
 from torch.nn import functional
 
 ONE = stored(sigmas=(1.0,))  # one direction for all noise levels

@@ -16,11 +16,11 @@ from reins.nodes.h_space.direction import BlockDirection, StoredDirection
 from reins.nodes.h_space.direction_node import METHODS, HDirectionCapture, HDirectionFromPrompts
 from reins.nodes.h_space.files_node import HDirectionLoader, HDirectionSave
 from reins.tests.helpers import h_space, tiny_models
+from reins.tests.helpers.damaged_files import Bomb
 from reins.tests.helpers.h_space import SOURCE, TARGET, asyrp, edit, golden, live, patched, run, stored
 from reins.tests.helpers.methods import pag
+from reins.tests.helpers.other_packs import VERSION, pass_through, windows
 from reins.tests.helpers.tiny_models import nearly, text
-from reins.tests.host.test_batch import VERSION, pass_through, windows
-from reins.tests.host.test_ip_adapter_files import Bomb
 from safetensors.torch import save_file
 
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from reins.tests.helpers import controlnext, h_space, prompt_diffusion, tiny_models, together
 from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.other_packs import pass_through
 from reins.tests.helpers.tiny_models import nearly
 from reins.tests.helpers.together import (
     INGREDIENTS,
@@ -23,7 +24,6 @@ from reins.tests.helpers.together import (
     model_of,
     prompt_diffusion_of,
 )
-from reins.tests.host.test_batch import pass_through
 
 LAYOUT = "sd15"
 SETTINGS = Path(__file__).parents[2] / "pyproject.toml"

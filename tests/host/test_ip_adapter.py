@@ -23,8 +23,8 @@ from reins.nodes.ip_adapter.conditioning_node import IPAdapterConditioning
 from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests.helpers import ip_adapter, tiny_models
 from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.other_packs import VERSION, hook_with, regrouped, tiled, windows
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import VERSION, hook_with, regrouped, tiled, windows
 
 LAYERS = 10  # text attentions of the tiny SD1.5
 

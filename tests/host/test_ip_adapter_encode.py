@@ -254,7 +254,7 @@ def test_bad_input_is_named_before_anything_runs(name, sd15):
 
 def test_the_message_about_a_wrong_encoder_names_the_one_to_load():
     from reins.models.ip_adapter.files import take_apart
-    from reins.tests.test_ip_adapter_files import RELEASED, table
+    from reins.tests.helpers.released_files import RELEASED, table
 
     expected = {"image_embeds": {1024: "ViT-H", 1280: "ViT-bigG"}, "penultimate_hidden_states": {1280: "ViT-H"}}
     for name, (_, _, _, reads, width, *_) in RELEASED.items():

@@ -9,7 +9,6 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from reins.engine.folders import path_of
 from reins.engine.unet import find_transformers
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
@@ -17,24 +16,12 @@ from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.nodes.ip_adapter.load import as_ip_adapter, in_file_order, make_ip_adapter
 from reins.nodes.ip_adapter.load_node import IPAdapterLoader
 from reins.nodes.ip_adapter.tokens_node import LoadImageTokens, SaveImageTokens
-from reins.tests.helpers import ip_adapter, tiny_models
+from reins.tests.helpers import full_size, ip_adapter, tiny_models
+from reins.tests.helpers.damaged_files import Bomb, truncated
 from reins.tests.helpers.tiny_models import nearly, sample
 from safetensors.torch import save_file
 
 MAPS = json.loads((Path(__file__).parents[1] / "golden" / "ip_adapter_files.json").read_text())["maps"]
-LAYOUTS = {
-    "sd15": {
-        "model_channels": 320, "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "num_heads": 8,
-        "num_head_channels": -1, "context_dim": 768, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
-    },
-    "sdxl": {
-        "model_channels": 320, "channel_mult": [1, 2, 4], "num_res_blocks": [2] * 3, "num_heads": -1,
-        "num_head_channels": 64, "context_dim": 2048, "transformer_depth": [0, 0, 2, 2, 10, 10],
-        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
-        "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential",
-    },
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -51,12 +38,10 @@ def apply(model, made, tokens, **settings):
     return IPAdapterApply.execute(model, made, tokens, **settings).result[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", full_size.LAYOUTS)
 def test_the_layers_of_a_file_are_numbered_as_in_the_official_table(layout):
     """The real UNet, without memory for its weights; the middle comes last and the host calls it block 0."""
-    unet = UNetModel(
-        **{**tiny_models.unet_config(), **LAYOUTS[layout]}, device="meta", operations=ip_adapter.OPERATIONS
-    )
+    unet = full_size.unet(layout)
     found = in_file_order(find_transformers(unet))
     ours = [
         [2 * i + 1, f"{one.path}.attn2", one.width, one.context, [one.block, one.number, one.index]]
@@ -93,17 +78,6 @@ def test_every_kind_in_every_form_loads_and_works(kind, form, folder, sd15):
     assert made.kind.name == kind
     assert torch.equal(tokens.cond, expected.cond)
     assert not nearly(sample(apply(sd15, made, tokens)), sample(sd15), 1e-2)
-
-
-class Bomb:
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-def truncated(path):
-    whole = path.with_suffix(".whole")
-    save_file({"image_proj.proj.weight": torch.zeros(9, 9)}, whole)
-    path.write_bytes(whole.read_bytes()[:-20])
 
 
 FILES = {

@@ -15,8 +15,8 @@ from reins.models.guidance.blur import gaussian_blur
 from reins.models.guidance.fade import linear
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import interval, pag, rescale, sag, seg
+from reins.tests.helpers.other_packs import pass_through
 from reins.tests.helpers.tiny_models import nearly, noise, sample, text
-from reins.tests.host.test_batch import pass_through
 
 KINDS = [ModelType.EPS, ModelType.V_PREDICTION, ModelType.EDM, ModelType.FLOW]
 SIGMAS = {ModelType.FLOW: 0.7}

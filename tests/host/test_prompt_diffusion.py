@@ -12,9 +12,9 @@ import pytest
 import torch
 from reins.nodes.prompt_diffusion.control import PromptDiffusion
 from reins.tests.helpers import controlnext, prompt_diffusion, tiny_models
+from reins.tests.helpers.conds import areas, masks
 from reins.tests.helpers.methods import pag, sag
 from reins.tests.helpers.tiny_models import nearly, noise, text
-from reins.tests.host.test_batch import areas, masks
 
 SIZE = (8, 8)
 SIZES = [(5, 7), (13, 6)]

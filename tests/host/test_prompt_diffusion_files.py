@@ -13,8 +13,8 @@ from reins.models.prompt_diffusion.files import control_part
 from reins.nodes.prompt_diffusion.load import Outline, _config, _network, make_prompt_diffusion
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
 from reins.tests.helpers import controlnext, prompt_diffusion, tiny_models
+from reins.tests.helpers.damaged_files import Bomb, truncated
 from reins.tests.helpers.tiny_models import nearly
-from reins.tests.host.test_ip_adapter_files import Bomb, truncated
 from safetensors.torch import save_file
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "prompt_diffusion_files.json").read_text())

@@ -18,9 +18,10 @@ from comfy.patcher_extension import WrappersMP
 from reins.engine.run import Step
 from reins.engine.shared_control import sharing_controls
 from reins.tests.helpers import controlnext, h_space, ip_adapter, tiny_models, unicon
+from reins.tests.helpers.conds import areas, controlled_together, masks
 from reins.tests.helpers.methods import METHODS, nag, pag, pladis, sag, seg, tpg
+from reins.tests.helpers.other_packs import pass_through
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import areas, controlled_together, masks, pass_through
 
 SHARING = {"pag": pag, "seg": seg, "tpg": tpg}
 

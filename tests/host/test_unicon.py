@@ -10,11 +10,12 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from reins.nodes.unicon.joint_node import UniConJointLatent, UniConSplit
+from reins.nodes.unicon.joint_node import UniConSplit
 from reins.nodes.unicon.two_clocks_node import UniConSampler
 from reins.tests.helpers import tiny_models, unicon
 from reins.tests.helpers.methods import pag
 from reins.tests.helpers.tiny_models import nearly, sample, text
+from reins.tests.helpers.unicon import halves, run_joint
 
 SIZE = (16, 16)
 GIVEN = 0.0413
@@ -216,20 +217,6 @@ def test_a_partner_may_stand_beside_a_joint_latent(sd15):
 
 
 # Halves
-
-
-def halves(image=None, condition=None, **more):
-    return UniConJointLatent.execute(image, condition, 128, 128, **more).result[0]
-
-
-def run_joint(model, latent, steps=2, cfg=5.0, sampler="euler", positive=None, negative=None, **extra):
-    samples = latent["samples"]
-    out = comfy.sample.sample(
-        model, tiny_models.noise(*SIZE, b=len(samples)), steps, cfg, sampler, "normal", positive or text(1),
-        negative or text(2), samples, seed=7,
-        noise_mask=latent.get("noise_mask"), disable_pbar=True, **extra,
-    )  # fmt: skip
-    return [half["samples"] for half in UniConSplit.execute({**latent, "samples": out}).result]
 
 
 @pytest.mark.parametrize("noise", [1.0, 0.7, 0.3])

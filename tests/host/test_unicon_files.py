@@ -12,7 +12,7 @@ from reins.engine.unet import block_names, unet_of
 from reins.nodes.unicon.load import read_unicon
 from reins.nodes.unicon.load_node import UniConLoader, UniConSave, _choices
 from reins.tests.helpers import tiny_models, unicon
-from reins.tests.host.test_unicon_goldens import UNET
+from reins.tests.helpers.unicon import GOLDEN_UNET
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -38,7 +38,7 @@ def load(name, trigger="auto"):
 
 def test_names_of_blocks_are_those_of_the_hosts_table():
     """Which is right where all levels have as many blocks."""
-    for model in (tiny_models.sd15(), tiny_models.sdxl(), tiny_models.sd15(**UNET)):
+    for model in (tiny_models.sd15(), tiny_models.sdxl(), tiny_models.sd15(**GOLDEN_UNET)):
         table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
         for name, block in block_names(unet_of(model)).items():
             assert table[f"{name}.attn1.to_q.weight"] == f"{block.path}.attn1.to_q.weight"

@@ -25,6 +25,7 @@ from reins.nodes.unicon.joint_node import UniConApplyJoint
 from reins.nodes.unicon.load_node import UniConLoader
 from reins.nodes.unicon.two_clocks_node import UniConSampler
 from reins.tests.helpers import tiny_models
+from reins.tests.helpers.unicon import GOLDEN_UNET
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -34,17 +35,13 @@ with safe_open(FOLDER / "unicon.safetensors", "pt") as opened:
     METADATA = {name: json.loads(text) for name, text in opened.metadata().items() if text.startswith("{")}
 SCHEDULES = json.loads((FOLDER / "unicon_schedules.json").read_text())
 TRAJECTORIES = sorted(name.removeprefix("traj.") for name in METADATA if name.startswith("traj."))
-UNET = {
-    "channel_mult": [1, 2], "num_res_blocks": [1, 1], "transformer_depth": [1, 0], "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 0, 0], "context_dim": 32, "num_heads": 4,
-}  # fmt: skip
 ONE_STEP, TRAJECTORY = 2e-5, 3e-4  # of single predictions and of latents of size 20 to 44
 SEED = 5
 
 
 @pytest.fixture(scope="module")
 def model():
-    made = tiny_models.sd15(kind=ModelType.EPS, **UNET)
+    made = tiny_models.sd15(kind=ModelType.EPS, **GOLDEN_UNET)
     table = comfy.utils.unet_to_diffusers(made.model.model_config.unet_config)
     weights = {name.removeprefix("base."): value for name, value in GOLDEN.items() if name.startswith("base.")}
     made.model.diffusion_model.load_state_dict({table[name]: value for name, value in weights.items()})

@@ -18,10 +18,11 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from reins.engine.partner_run import _Roomier
 from reins.nodes.unicon.prompt_node import UniConPrompt
 from reins.tests.helpers import controlnext, ip_adapter, tiny_models, unicon
+from reins.tests.helpers.conds import areas, masks
 from reins.tests.helpers.methods import pag, sag, seg
+from reins.tests.helpers.other_packs import VERSION, hook_with, one_by_one, pass_through, tiled, windows
 from reins.tests.helpers.tiny_models import nearly, sample, text
-from reins.tests.host.test_batch import VERSION, areas, hook_with, masks, one_by_one, pass_through, tiled, windows
-from reins.tests.host.test_unicon import halves, run_joint
+from reins.tests.helpers.unicon import halves, run_joint
 
 
 @pytest.fixture
