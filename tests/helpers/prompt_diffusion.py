@@ -70,10 +70,8 @@ def apply(
     image: Tensor | None = None, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
 ) -> dict[str, list]:  # fmt: skip
     """The host's Apply ControlNet; the result is for `tiny_models.sample`."""
-    positive, negative = (
-        tiny_models.text(1) if positive is None else positive,
-        tiny_models.text(2) if negative is None else negative,
-    )
+    positive = tiny_models.text(1) if positive is None else positive
+    negative = tiny_models.text(2) if negative is None else negative
     both = ControlNetApplyAdvanced().apply_controlnet(
         positive, negative, control() if control_net is None else control_net,
         controlnext.picture(30) if image is None else image, strength, start, end,

@@ -100,11 +100,9 @@ def test_a_pack_that_sends_chunks_one_by_one_changes_nothing(method, batch, sd15
 @pytest.mark.parametrize("name", ["pag", "seg"])
 def test_under_a_tiling_pack_each_tile_is_steered(name, sd15):
     """The reference: the same tiles by hand, each with the layers of the extra prediction."""
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(text(1)[0][0])],
-        [tiny_models.cond(text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(text(1)[0][0])]
+    negative = [tiny_models.cond(text(2)[0][0])]
     found = tiny_models.denoise(METHODS[name](regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
     tiles = [tiny_models.denoise(METHODS[name](sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
     assert nearly(found, torch.cat(tiles, -1))
@@ -176,11 +174,9 @@ def test_other_packs_see_the_extra_chunks_as_positives_behind_the_others(sd15):
 def test_the_hosts_nag_keeps_its_effect(method, sd15):
     nag = pytest.importorskip("comfy_extras.nodes_nag").NAGuidance
     with_nag = nag.execute(sd15, 5.0, 0.5, 1.5).result[0]
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(text(1)[0][0])],
-        [tiny_models.cond(text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(text(1)[0][0])]
+    negative = [tiny_models.cond(text(2)[0][0])]
     merged = tiny_models.denoise(method(with_nag), x, 3.0, positive, negative, 5.0)
     separate = tiny_models.denoise(method(pass_through(with_nag)), x, 3.0, positive, negative, 5.0)
     assert nearly(merged, separate)

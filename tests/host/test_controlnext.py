@@ -442,11 +442,9 @@ def test_neighbours_see_the_steered_model(neighbour, sd15):
 
 
 def test_a_control_net_of_the_host_acts_beside_it(sd15):
-    made, image, conds = (
-        controlnext.control(sd15),
-        controlnext.picture(1),
-        {"positive": controlled(1), "negative": controlled(2)},
-    )
+    made = controlnext.control(sd15)
+    image = controlnext.picture(1)
+    conds = {"positive": controlled(1), "negative": controlled(2)}
     for name in ("sd15", "sd15-training"):
         made = controlnext.control(sd15, name)
         found = sample(apply(sd15, made, image), **conds)

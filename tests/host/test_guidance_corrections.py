@@ -114,10 +114,8 @@ def test_cfg_zero_scales_the_negatives_velocity(kind):
 @pytest.mark.parametrize("kind", [ModelType.EPS, ModelType.FLOW])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_the_first_steps_of_cfg_zero_leave_x_where_it_is(kind, sampler):
-    model, sigmas = (
-        tiny_models.sd15(kind=kind, dtype=torch.float64),
-        h_space.LEVELS if kind is ModelType.EPS else h_space.FLOW,
-    )
+    model = tiny_models.sd15(kind=kind, dtype=torch.float64)
+    sigmas = h_space.LEVELS if kind is ModelType.EPS else h_space.FLOW
     states = []
     h_space.run(
         cfg_zero(model, 2),

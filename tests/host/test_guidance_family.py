@@ -230,10 +230,8 @@ def test_the_same_weights_with_an_adapter_on_one_are_one_network(sd15):
 
 
 def test_a_weak_model_has_the_areas_of_the_prompt(sd15):
-    other, positive = (
-        tiny_models.sd15(5, dtype=torch.float64),
-        [*conds(1, area=(12, 7, 0, 0)), *conds(3, area=(12, 8, 0, 4))],
-    )
+    other = tiny_models.sd15(5, dtype=torch.float64)
+    positive = [*conds(1, area=(12, 7, 0, 0)), *conds(3, area=(12, 8, 0, 4))]
     away = denoise(sd15, 1.0, positive=positive) - denoise(other, 1.0, positive=positive)
     expected = denoise(sd15, positive=positive) + 2.0 * away
     assert nearly(denoise(weak(sd15, other), positive=positive), expected)

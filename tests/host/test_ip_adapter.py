@@ -499,11 +499,9 @@ def test_a_mask_under_a_pack_that_tiles_the_picture_is_refused(sd15):
 
 
 def test_under_a_tiling_pack_each_tile_gets_the_tokens_of_its_prompt(sd15):
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(text(1)[0][0])],
-        [tiny_models.cond(text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(text(1)[0][0])]
+    negative = [tiny_models.cond(text(2)[0][0])]
     found = tiny_models.denoise(ip_adapter.apply(regrouped(sd15, tiled)), x, 3.0, positive, negative, 5.0)
     tiles = [tiny_models.denoise(ip_adapter.apply(sd15), tile, 3.0, positive, negative, 5.0) for tile in x.chunk(2, -1)]
     assert nearly(found, torch.cat(tiles, -1))

@@ -247,9 +247,8 @@ def test_bad_input_is_named_before_anything_runs(name, sd15):
     with pytest.raises(ValueError, match=message) as error:
         encode(made, **inputs)
     assert "\n" not in str(error.value)
-    assert (
-        encode(ip_adapter.adapter(sd15), ip_adapter.encoder(), ip_adapter.picture()).cond.isfinite().all()
-    )  # the next prompt runs
+    next_prompt = encode(ip_adapter.adapter(sd15), ip_adapter.encoder(), ip_adapter.picture())
+    assert next_prompt.cond.isfinite().all()
 
 
 def test_the_message_about_a_wrong_encoder_names_the_one_to_load():

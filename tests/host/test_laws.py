@@ -118,11 +118,9 @@ def test_terms_commute(pair, sd15):
 @pytest.mark.parametrize("cfg", [5.0, 1.0])
 def test_two_terms_are_the_sum_of_their_single_effects(pair, sd15, cfg):
     """One prediction at one sigma: the effect of both is the sum of the effects."""
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(tiny_models.text(1)[0][0])],
-        [tiny_models.cond(tiny_models.text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(tiny_models.text(1)[0][0])]
+    negative = [tiny_models.cond(tiny_models.text(2)[0][0])]
     first, second = (METHODS[name] for name in pair)
     plain, a, b, both = (
         tiny_models.denoise(model, x, 3.0, positive, negative, cfg)
@@ -134,11 +132,9 @@ def test_two_terms_are_the_sum_of_their_single_effects(pair, sd15, cfg):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_two_nodes_of_a_kind_act_twice(name, sd15):
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(tiny_models.text(1)[0][0])],
-        [tiny_models.cond(tiny_models.text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(tiny_models.text(1)[0][0])]
+    negative = [tiny_models.cond(tiny_models.text(2)[0][0])]
     method = METHODS[name]
     plain, once, twice = (
         tiny_models.denoise(model, x, 3.0, positive, negative, 5.0)

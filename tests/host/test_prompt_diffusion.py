@@ -242,10 +242,8 @@ def denoised(model, conds):
 
 def test_without_the_example_on_the_negative_guidance_strengthens_it_too(shared, control, sd15):
     """e = e(null, null) + s * (e(txt, pair) - e(null, null)); predictions of a step are linear in e."""
-    with_pair, without = (
-        prompt_diffusion.apply(control_net=control),
-        prompt_diffusion.apply(control_net=prompt_diffusion.example(shared, drop=True)),
-    )
+    with_pair = prompt_diffusion.apply(control_net=control)
+    without = prompt_diffusion.apply(control_net=prompt_diffusion.example(shared, drop=True))
     conds = {"positive": with_pair["positive"], "negative": without["negative"]}
     null, both = denoised(sd15, conds["negative"]), denoised(sd15, conds["positive"])
     found = sample(sd15, steps=1, cfg=4.0, **conds)

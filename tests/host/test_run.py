@@ -73,11 +73,9 @@ def test_nothing_of_a_run_outlives_it(end, sd15):
 def test_a_models_own_options_keep_nothing_when_they_are_sampled_unprepared(sd15):
     """Code without a guider may hand a model's options straight to the host's sampling function."""
     steered = sag(pag(sd15))
-    x, positive, negative = (
-        3 * tiny_models.noise(),
-        [tiny_models.cond(tiny_models.text(1)[0][0])],
-        [tiny_models.cond(tiny_models.text(2)[0][0])],
-    )
+    x = 3 * tiny_models.noise()
+    positive = [tiny_models.cond(tiny_models.text(1)[0][0])]
+    negative = [tiny_models.cond(tiny_models.text(2)[0][0])]
     expected = tiny_models.denoise(steered, x, 3.0, positive, negative, 5.0)
     steered.pre_run()
     with torch.no_grad():
