@@ -29,7 +29,7 @@ from reins.demo.host import Host, HostSettings, weightless_arguments, write_weig
 from reins.demo.serve import offer_examples  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
-from reins.tests.helpers.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import host_folder  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph
@@ -93,7 +93,8 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """One open editor.  Not for the session: while it is open, no other test of this process can use asyncio."""
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
-    settings = HostSettings(comfy(), tmp_path_factory.mktemp("browser"), arguments=weightless_arguments(comfy()))
+    comfy = host_folder()
+    settings = HostSettings(comfy, tmp_path_factory.mktemp("browser"), arguments=weightless_arguments(comfy))
     offer_names(settings.base)
     stand_ins.draw(settings.base, set(EXAMPLE_FILES["input"]))
     write_weightless(settings.comfy, WEIGHTLESS, settings.checkpoints)

@@ -21,7 +21,7 @@ from reins.demo.graphs import EXAMPLE_CHECKPOINT, EXAMPLE_FILES, load_graphs, ne
 from reins.demo.host import Host, HostSettings, weightless_arguments  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
-from reins.tests.helpers.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import host_folder  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.demo.client import Graph
@@ -70,8 +70,8 @@ CASES = [
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
-    arguments = (*weightless_arguments(comfy()), *ARGUMENTS)
-    settings = HostSettings(comfy(), tmp_path_factory.mktemp("released"), arguments=arguments)
+    arguments = (*weightless_arguments(host_folder()), *ARGUMENTS)
+    settings = HostSettings(host_folder(), tmp_path_factory.mktemp("released"), arguments=arguments)
     offer_names(settings.base)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as editor:
         yield Desk(editor, host)

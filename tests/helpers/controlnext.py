@@ -27,6 +27,7 @@ USUAL = {"SD1.x": "sd15-training", "SDXL": "sdxl", "SVD": "svd-v2"}
 
 
 def layout(variant: str, outputs: int) -> Layout:
+    """Where a variant has its layers, in small, with so many output channels."""
     old = variant == "sd15"
     return Layout(() if old else STEM, STAGES.get(variant, SHARED), TIME, outputs, not old, variant == "svd-v1")
 
@@ -71,6 +72,7 @@ def control(
     model: ModelPatcher, variant: str = "", seed: int = 0, scale: float | None = None,
     unet: Mapping[str, Tensor] | None = None, **load: object,
 ) -> ControlNeXt:  # fmt: skip
+    """A drawn file as the loader makes it, with a file for the UNet beside it if `unet` is given."""
     if unet is not None:
         load["unet"] = make_unet_weights(unet, "tiny unet")
     return make_controlnext(file_for(model, variant, seed, scale), "tiny control", variant or "auto", **load)
@@ -83,6 +85,6 @@ def picture(seed: int = 0, b: int = 1, h: int = 128, w: int = 128) -> Tensor:
 
 
 def apply(model: ModelPatcher, seed: int = 0, image: Tensor | None = None, **settings: object) -> ModelPatcher:
-    """The Apply node with a file and a hint of its own."""
+    """The Apply node with a drawn file and a drawn hint."""
     made = control(model, seed=seed, unet=unet_file(model, seed))
     return ControlNeXtApply.execute(model, made, picture(seed) if image is None else image, **settings).result[0]

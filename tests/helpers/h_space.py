@@ -44,6 +44,7 @@ def golden(part: str) -> dict[str, Tensor]:
 def stored(
     seed: int = 0, channels: int = CHANNELS, size: tuple[int, int] = (2, 2), sigmas: tuple[float, ...] = (14.0, 0.1)
 ) -> StoredDirection:  # fmt: skip
+    """A drawn direction (t, c, h, w) for these noise levels."""
     generator = torch.Generator().manual_seed(seed)
     return of(torch.randn((len(sigmas), channels, *size), generator=generator), sigmas)
 

@@ -108,14 +108,17 @@ def blank_encoder(**changes: object) -> comfy.clip_vision.ClipVisionModel:
 
 
 def picture(seed: int = 0, b: int = 1, h: int = 28, w: int = 28) -> Tensor:
+    """Seeded pictures (b, h, w, 3)."""
     return torch.rand((b, h, w, 3), generator=torch.Generator().manual_seed(seed))
 
 
 def adapter(model: ModelPatcher, kind: str = "linear", seed: int = 0, name: str = "tiny.safetensors") -> IPAdapter:
+    """A drawn adapter as the loader makes it."""
     return make_ip_adapter(file_for(model, kind, seed), name)
 
 
 def tokens(adapter: IPAdapter, seed: int = 0, images: int = 1, count: int = TOKENS) -> ImageTokens:
+    """Drawn tokens for pictures, (images, count, context), as the encode node gives them."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(b: int) -> Tensor:
@@ -125,10 +128,11 @@ def tokens(adapter: IPAdapter, seed: int = 0, images: int = 1, count: int = TOKE
 
 
 def weighted(tokens: ImageTokens, *weights: float) -> ImageTokens:
+    """The tokens with a weight for each picture."""
     return replace(tokens, weights=torch.tensor(weights))
 
 
 def apply(model: ModelPatcher, seed: int = 0, images: int = 1, **settings: object) -> ModelPatcher:
-    """The Apply node with an adapter and tokens of its own."""
+    """The Apply node with a drawn adapter and drawn tokens."""
     made = adapter(model, seed=seed)
     return IPAdapterApply.execute(model, made, tokens(made, seed, images), **settings).result[0]

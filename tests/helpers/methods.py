@@ -30,40 +30,60 @@ MASK = torch.linspace(0, 1, 40).expand(1, 24, 40)
 Method = Callable[[ModelPatcher], ModelPatcher]
 
 
-def pag(model, scale=3.0, start=0.0, end=1.0, layers="m0", fade="none", adaptive_scale=0.1, share=True):
+def pag(
+    model: ModelPatcher, scale: float = 3.0, start: float = 0.0, end: float = 1.0, layers: str = "m0",
+    fade: str = "none", adaptive_scale: float = 0.1, share: bool = True,
+) -> ModelPatcher:  # fmt: skip
     return PerturbedAttentionGuidance.execute(model, scale, start, end, layers, fade, adaptive_scale, share).result[0]
 
 
-def seg(model, scale=3.0, blur_sigma=-1.0, start=0.0, end=1.0, layers="m0", fade="none", share=True):
+def seg(
+    model: ModelPatcher, scale: float = 3.0, blur_sigma: float = -1.0, start: float = 0.0, end: float = 1.0,
+    layers: str = "m0", fade: str = "none", share: bool = True,
+) -> ModelPatcher:  # fmt: skip
     return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade, share).result[0]
 
 
-def sag(model, scale=0.75, blur_sigma=1.0, threshold=1.0, start=0.0, end=1.0, kernel_size=0):
+def sag(
+    model: ModelPatcher, scale: float = 0.75, blur_sigma: float = 1.0, threshold: float = 1.0, start: float = 0.0,
+    end: float = 1.0, kernel_size: int = 0,
+) -> ModelPatcher:  # fmt: skip
     return SelfAttentionGuidance.execute(model, scale, blur_sigma, threshold, start, end, kernel_size).result[0]
 
 
-def tpg(model, scale=3.0, start=0.0, end=1.0, layers="m0", share=True):
+def tpg(
+    model: ModelPatcher, scale: float = 3.0, start: float = 0.0, end: float = 1.0, layers: str = "m0",
+    share: bool = True,
+) -> ModelPatcher:  # fmt: skip
     return TokenPerturbationGuidance.execute(model, scale, start, end, layers, share).result[0]
 
 
-def swg(model, scale=2.0, tile=64, overlap=16, start=0.0, end=1.0):
+def swg(
+    model: ModelPatcher, scale: float = 2.0, tile: int = 64, overlap: int = 16, start: float = 0.0, end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     return SlidingWindowGuidance.execute(model, scale, tile, overlap, start, end).result[0]
 
 
-def nag(model, negative=None, scale=2.0, tau=2.5, alpha=0.5, start=0.0, end=1.0):
+def nag(
+    model: ModelPatcher, negative: list | None = None, scale: float = 2.0, tau: float = 2.5, alpha: float = 0.5,
+    start: float = 0.0, end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     text = tiny_models.text(3) if negative is None else negative
     return NormalizedAttentionGuidance.execute(model, text, scale, tau, alpha, start, end).result[0]
 
 
-def pladis(model, scale=2.0, start=0.0, end=1.0):
+def pladis(model: ModelPatcher, scale: float = 2.0, start: float = 0.0, end: float = 1.0) -> ModelPatcher:
     return SparseCrossAttention.execute(model, scale, start, end).result[0]
 
 
-def weak(model, weak_model=None, scale=2.0, start=0.0, end=1.0):
+def weak(
+    model: ModelPatcher, weak_model: ModelPatcher | None = None, scale: float = 2.0, start: float = 0.0,
+    end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     return WeakModelGuidance.execute(model, weak_model or weaker(model), scale, start, end).result[0]
 
 
-def weaker(model, share=0.2):
+def weaker(model: ModelPatcher, share: float = 0.2) -> ModelPatcher:
     """The same network with a part of its weights taken away, as a patch of the host."""
     keys = [key for key in model.model.state_dict() if key.endswith(("to_v.weight", "to_k.weight"))]
     weak_model = model.clone()
@@ -71,32 +91,39 @@ def weaker(model, share=0.2):
     return weak_model
 
 
-def apg(model, eta=0.0, norm_threshold=15.0, momentum=-0.5, start=0.0, end=1.0):
+def apg(
+    model: ModelPatcher, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5, start: float = 0.0,
+    end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     return AdaptiveProjectedGuidance.execute(model, eta, norm_threshold, momentum, start, end).result[0]
 
 
-def fdg(model, low=1.0, high=2.0, levels=2, start=0.0, end=1.0):
+def fdg(
+    model: ModelPatcher, low: float = 1.0, high: float = 2.0, levels: int = 2, start: float = 0.0, end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     return FrequencyDecoupledGuidance.execute(model, low, high, levels, start, end).result[0]
 
 
-def cfg_zero(model, zero_init_steps=0, start=0.0, end=1.0):
+def cfg_zero(model: ModelPatcher, zero_init_steps: int = 0, start: float = 0.0, end: float = 1.0) -> ModelPatcher:
     return CFGZeroStar.execute(model, zero_init_steps, start, end).result[0]
 
 
-def image(model, loss="low frequencies", scale=0.5, start=0.0, end=1.0):
+def image(
+    model: ModelPatcher, loss: str = "low frequencies", scale: float = 0.5, start: float = 0.0, end: float = 1.0,
+) -> ModelPatcher:  # fmt: skip
     latent = {"samples": 3 * tiny_models.noise(seed=9)}
     return ImageGuidance.execute(model, loss, scale, start, end, latent=latent).result[0]
 
 
-def scope(model):
+def scope(model: ModelPatcher) -> ModelPatcher:
     return GuidanceScope.execute(model).result[0]
 
 
-def interval(model, start=0.3, end=0.7):
+def interval(model: ModelPatcher, start: float = 0.3, end: float = 0.7) -> ModelPatcher:
     return GuidanceInterval.execute(model, start, end).result[0]
 
 
-def rescale(model, rescale=0.7):
+def rescale(model: ModelPatcher, rescale: float = 0.7) -> ModelPatcher:
     return GuidanceRescale.execute(model, rescale).result[0]
 
 

@@ -1,4 +1,4 @@
-"""The host that the tests with a server use."""
+"""Where the host lies that the tests run or start; imports nothing of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 from pathlib import Path
 
 
-def comfy() -> Path:
+def host_folder() -> Path:
     """The folder that COMFYUI_PATH names, the first of several."""
     return Path(os.environ["COMFYUI_PATH"].split(os.pathsep)[0]).resolve()

@@ -50,7 +50,7 @@ def loaded(
 
 
 def example(control: PromptDiffusion, seed: int = 0, drop: bool = False, **settings: object) -> PromptDiffusion:
-    """The Example node with soft pictures of its own."""
+    """The Example node with soft drawn pictures."""
     pair = (
         settings.pop("source", controlnext.picture(seed + 10)),
         settings.pop("target", controlnext.picture(seed + 20)),

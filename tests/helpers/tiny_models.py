@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 
 
 def unet_config(**changes: object) -> dict:
+    """The host's settings for the smallest SD1.5, with some of them changed."""
     return {
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
         "channel_mult": [1, 1, 2], "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True,
@@ -64,6 +65,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 def patcher_of(family: type, base: type, unet: dict, kind: ModelType, seed: int) -> ModelPatcher:
+    """A model of a family of the host with this UNet, its weights drawn."""
     config = family(unet)
     config.unet_config = unet  # undo the family's own number of heads
     model = base(config, kind, device=CPU)
@@ -74,15 +76,18 @@ def patcher_of(family: type, base: type, unet: dict, kind: ModelType, seed: int)
 
 
 def sd15(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
+    """A tiny SD1.5."""
     return patcher_of(comfy.supported_models.SD15, comfy.model_base.BaseModel, unet_config(**config), kind, seed)
 
 
 def sd2(seed: int = 0, kind: ModelType = ModelType.V_PREDICTION, **config: object) -> ModelPatcher:
+    """A tiny SD2: v-prediction, heads of equal width, linear projections."""
     unet = unet_config(use_linear_in_transformer=True, num_heads=-1, num_head_channels=16, **config)
     return patcher_of(comfy.supported_models.SD20, comfy.model_base.BaseModel, unet, kind, seed)
 
 
 def sdxl(seed: int = 0, kind: ModelType = ModelType.EPS, **config: object) -> ModelPatcher:
+    """A tiny SDXL."""
     return patcher_of(comfy.supported_models.SDXL, comfy.model_base.SDXL, unet_config(**SDXL, **config), kind, seed)
 
 
@@ -94,6 +99,7 @@ def text(seed: int, tokens: int = TOKENS, **extra: object) -> list:
 
 
 def noise(h: int = 16, w: int = 16, b: int = 1, seed: int = 7) -> Tensor:
+    """Seeded noise (b, 4, h, w)."""
     return torch.randn((b, 4, h, w), generator=torch.Generator().manual_seed(seed))
 
 

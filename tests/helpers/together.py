@@ -38,6 +38,8 @@ FOUR = {
 
 
 class Ingredient(NamedTuple):
+    """What one name in a recipe changes: the model, the prompts, or both."""
+
     model: Callable[[ModelPatcher, str], ModelPatcher] = lambda model, layout: model
     prompts: Callable[[Prompts, str], Prompts] = lambda prompts, layout: prompts
 
@@ -55,6 +57,7 @@ def model_of(layout: str) -> ModelPatcher:
 
 @cache
 def control_of(layout: str) -> comfy.controlnet.ControlNet:
+    """A drawn ControlNet of the host for a layout."""
     unet = model_of(layout).model.model_config.unet_config
     config = {key: value for key, value in unet.items() if key not in prompt_diffusion.NOT_OF_A_CONTROLNET}
     network = comfy.cldm.cldm.ControlNet(
@@ -67,6 +70,7 @@ def control_of(layout: str) -> comfy.controlnet.ControlNet:
 
 @cache
 def t2i_adapter() -> comfy.controlnet.T2IAdapter:
+    """A drawn T2I-Adapter of the host for the layout with four levels."""
     network = Adapter(channels=[32] * 4, nums_rb=1, cin=3 * 64, ksize=1, sk=True, use_conv=False, xl=False)
     tiny_models.randomise(network, 3)
     return comfy.controlnet.T2IAdapter(
@@ -76,6 +80,7 @@ def t2i_adapter() -> comfy.controlnet.T2IAdapter:
 
 @cache
 def prompt_diffusion_of(layout: str) -> ControlBase:
+    """A drawn Prompt Diffusion with an example for a layout."""
     return prompt_diffusion.control(model_of(layout))
 
 
@@ -107,6 +112,7 @@ def lora_weights(model: ModelPatcher, seed: int = 0) -> dict[str, Tensor]:
 
 
 def with_lora(model: ModelPatcher, layout: str) -> ModelPatcher:
+    """The model with a drawn LoRA."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     model = model.clone()
     model.add_patches(comfy.lora.load_lora(lora_weights(model), keys), 0.7)
@@ -163,6 +169,8 @@ def layout_for(names: Sequence[str]) -> str | None:
 
 
 def base_prompts(layout: str, positive: int = 1, negative: int = 2) -> Prompts:
+    """A prompt and a negative of seeded texts, pooled as wide as the layout of SDXL needs."""
+
     def say(seed: int) -> list:
         pooled = torch.randn((1, EMBEDS), generator=torch.Generator().manual_seed(seed))
         return [[tiny_models.text(seed)[0][0], {"pooled_output": pooled}]]

@@ -57,10 +57,12 @@ def unicon(model: ModelPatcher, seed: int = 0, weights: Mapping[str, Tensor] | N
 
 
 def latent(size: tuple[int, int] = (16, 16), b: int = 1, seed: int = 21) -> dict[str, Tensor]:
+    """A partner: a seeded latent (b, 4, h, w) with the size of a picture's."""
     return {"samples": 3 * tiny_models.noise(*size, b=b, seed=seed)}
 
 
 def apply_file(model: ModelPatcher, file: UniCon) -> ModelPatcher:
+    """The Apply node with this file and a drawn partner."""
     return UniConApply.execute(model, file, latent(), "condition", tiny_models.text(31), tiny_models.text(41)).result[0]
 
 
@@ -68,7 +70,7 @@ def apply(
     model: ModelPatcher, seed: int = 0, partner: Mapping[str, Tensor] | None = None, role: str = "condition",
     file: Mapping[str, object] | None = None, weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
-    """The Apply node with a file and a partner of its own."""
+    """The Apply node with a drawn file and a drawn partner."""
     prompts = (
         settings.pop("positive", tiny_models.text(31 + seed)),
         settings.pop("negative", tiny_models.text(41 + seed)),
@@ -88,7 +90,7 @@ def joint(
     model: ModelPatcher, seed: int = 0, file: Mapping[str, object] | None = None,
     weights: Mapping[str, Tensor] | None = None, **settings: object,
 ) -> ModelPatcher:  # fmt: skip
-    """The Apply Joint node with a file of its own."""
+    """The Apply Joint node with a drawn file."""
     prompts = (
         settings.pop("positive", tiny_models.text(31 + seed)),
         settings.pop("negative", tiny_models.text(41 + seed)),

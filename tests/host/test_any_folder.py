@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reins.tests.helpers.named_host import comfy
+from reins.tests.helpers.named_host import host_folder
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ComfyUI-Reins", "a name with spaces", "a.dot", "9digits")
@@ -53,7 +53,7 @@ def test_they_pass_through_a_link(tmp_path):
 def test_they_pass_inside_custom_nodes_and_dev_py_finds_the_comfyui_round_them(tmp_path):
     host = tmp_path / "ComfyUI"
     host.mkdir()
-    for entry in comfy().iterdir():
+    for entry in host_folder().iterdir():
         if entry.name != "custom_nodes":
             (host / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
     folder = copy_of_the_checkout(host / "custom_nodes" / "ComfyUI-Reins")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from reins.demo.host import server_env
-from reins.tests.helpers.named_host import comfy
+from reins.tests.helpers.named_host import host_folder
 from reins.tools.environment import BASICS
 from reins.tools.venv import normal_name
 
@@ -52,7 +52,7 @@ IMPORTS_UNNAMED = "import comfy.options; comfy.options.enable_args_parsing(); im
 
 
 def _named_by_the_host() -> list[str]:
-    lines = (comfy() / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = (host_folder() / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [text for line in lines if (text := line.partition("#")[0].strip()) and not text.startswith("-")]
 
 
@@ -85,7 +85,7 @@ def _run(code: str, brought: set[str], base: Path) -> subprocess.CompletedProces
     distributions = [name for name in names if normal_name(name) not in brought]
     command = [sys.executable, "-c", HIDE + code, "--cpu", "--base-directory", str(base), *ALONE]
     return subprocess.run(
-        command, cwd=comfy(), env=server_env(), input=json.dumps([modules, distributions]),
+        command, cwd=host_folder(), env=server_env(), input=json.dumps([modules, distributions]),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", timeout=120,
     )  # fmt: skip
 

@@ -28,9 +28,9 @@ class Server(NamedTuple):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The host that COMFYUI_PATH names, on the CPU, with the pack linked in and nothing else."""
     from reins.demo.host import Host, HostSettings, write_weightless
-    from reins.tests.helpers.named_host import comfy
+    from reins.tests.helpers.named_host import host_folder
 
-    settings = HostSettings(comfy(), tmp_path_factory.mktemp("base"))
+    settings = HostSettings(host_folder(), tmp_path_factory.mktemp("base"))
     settings.checkpoints.mkdir(parents=True)
     checkpoint = write_weightless(settings.comfy, CHECKPOINT_KIND, settings.checkpoints)
     with Host(settings) as host:

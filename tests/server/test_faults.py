@@ -27,7 +27,7 @@ from PIL import ImageChops  # noqa: E402
 from reins.demo.client import Client, ExecutionFailed, PromptRejected  # noqa: E402
 from reins.demo.graphs import load_graphs, needs_checkpoint, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.host import PACK, Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
-from reins.tests.helpers.named_host import comfy  # noqa: E402
+from reins.tests.helpers.named_host import host_folder  # noqa: E402
 from reins.tests.server.pictures import picture, pixel_hash  # noqa: E402
 from reins.tests.server.random_graphs import RandomGraphs, leading_to  # noqa: E402
 
@@ -59,8 +59,9 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # wh
 def settings(tmp_path_factory: pytest.TempPathFactory) -> HostSettings:
     """A server of our own, with the probe and the watch."""
     base = tmp_path_factory.mktemp("faults")
+    comfy = host_folder()
     return HostSettings(
-        comfy(), base, packs={**PACK, "reins-probe": HERE / "probe"}, arguments=weightless_arguments(comfy()),
+        comfy, base, packs={**PACK, "reins-probe": HERE / "probe"}, arguments=weightless_arguments(comfy),
         environment={"PYTHONPATH": str(HERE / "watch"), "REINS_WATCH": str(base / "watch.log"), **GIVE_BACK},
     )  # fmt: skip
 

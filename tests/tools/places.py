@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_host(folder: Path, version: str = "0.30.0") -> Path:
+    """A folder with what dev.py reads of a ComfyUI."""
     (folder / "comfy").mkdir(parents=True)
     (folder / "main.py").touch()
     (folder / "requirements.txt").write_text("torch\neinops\n", encoding="utf-8")
@@ -16,5 +17,6 @@ def make_host(folder: Path, version: str = "0.30.0") -> Path:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
+    """Each file below a folder, by its path from there."""
     paths = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
