@@ -10,7 +10,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from comfy.model_patcher import ModelPatcher
-from reins.engine.layers.projections import Found
+from reins.engine.layers.projections import AttentionState
 from reins.models.unicon.network import Projected
 from reins.nodes.unicon.side_by_side import SideBySide
 from reins.tests.helpers import tiny_models, unicon
@@ -73,8 +73,8 @@ def projecting(shares: bool) -> Iterator[None]:
         yield
         return
 
-    def anew(found: Found) -> Projected:
-        hidden, attention = found.inputs.hidden, found.attention
+    def anew(state: AttentionState) -> Projected:
+        hidden, attention = state.inputs.hidden, state.attention
         return Projected(hidden, attention.to_q(hidden), attention.to_k(hidden), attention.to_v(hidden))
 
     with mock.patch.object(SideBySide, "_projected", staticmethod(anew)):

@@ -12,19 +12,20 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import KEY, append, install_wrapper, next_order
-from .layers.attention import MODULES, AttentionLayer, Layer, Rows, slots_with_layers
+from .layers.attention import AttentionLayer, Layer, Rows
+from .layers.call import NETWORK, NetworkCall
 from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
-from .layers.projections import projections_of
+from .layers.slots import around_attentions, slots_with_layers
 from .layers.tokens import token_patches
 from .partners import call_with_partners, partners_in
+from .rows.chunk import CHUNKS, chunks_of
+from .rows.conds import note_conds
 from .rows.groups import GROUPS
 from .rows.order import SAMPLING, extra_chunks_last
 from .run import RUN, STEP, Step, run_in, sigma_in, start_run
 from .shared_rows import sharing_forward
 from .span import WHOLE_RUN, Span
 from .unet import Site
-
-BUILT = "reins_built"
 
 
 def add_attention_layer(
@@ -106,7 +107,7 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
         return executor(*arguments, **kwargs)
     *inputs, options = arguments  # x, timesteps, context, y, control
-    if BUILT in options:  # a hook has brought the wrapper a second time
+    if NETWORK in options:  # a hook has brought the wrapper a second time
         return executor(*arguments, **kwargs)
     frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
     with_layers = options_with_layers(options, unet, inputs[1], frames)
@@ -119,17 +120,18 @@ def options_with_layers(
 ) -> dict[str, Any]:  # fmt: skip
     """Options for one call of the network in which the layers of the list act."""
     in_span = _span_test(options)
-    projections = projections_of(options, unet)
-    slots = slots_with_layers(options, in_span, frames, projections.outermost() if projections else {})
     # A plain function: whoever copies these options does not copy the network.
-    options = {**options, BUILT: True, MODULES: lambda path: unet.get_submodule(path)}
+    network = NetworkCall.of(options, lambda path: unet.get_submodule(path))
+    options = {**options, CHUNKS: chunks_of(options, len(timesteps)), NETWORK: network}
+    around = around_attentions(options, unet)
+    slots = slots_with_layers(options, in_span, frames, around)
     if slots is not None:
         options["patches_replace"] = slots
     patches = patches_with_layers(options, in_span, timesteps)
     if patches is not None:
         options["patches"] = patches
-    if projections:
-        options["patches"] = projections.patches(options)
+    if around:
+        options["patches"] = around.patches(options)
     patches = token_patches(options)
     if patches is not None:
         options["patches"] = patches
@@ -148,4 +150,8 @@ def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
     return in_span
 
 
-WRAPPERS = {WrappersMP.APPLY_MODEL: call_model, WrappersMP.DIFFUSION_MODEL: put_layers}
+WRAPPERS = {
+    WrappersMP.CALC_COND_BATCH: note_conds,
+    WrappersMP.APPLY_MODEL: call_model,
+    WrappersMP.DIFFUSION_MODEL: put_layers,
+}

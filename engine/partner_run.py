@@ -37,19 +37,21 @@ def prepare_for_partners(
     executor: Any, model: ModelPatcher, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
 ) -> Any:  # fmt: skip
     """PREPARE_SAMPLING wrapper: refuses what cannot be sampled, and asks the host for memory for the further rows."""
-    beside = [partner for partner in _partners(model) if partner.latent is not None]
+    partners = _partners(model)
+    methods = " and ".join(dict.fromkeys(partner.method for partner in partners))
+    beside = [partner for partner in partners if partner.latent is not None]
     for partner in beside:
         if tuple(partner.latent.shape[1:]) != tuple(noise_shape[1:]):
-            raise ValueError(size_fault(partner.name, partner.latent.shape, noise_shape))
+            raise ValueError(size_fault(partner.method, partner.name, partner.latent.shape, noise_shape))
     if any(_is_part(cond) for cond in _flat(conds)):
         raise ValueError(
-            "UniCon shows image and condition to each other as a whole, but a prompt is for an area of the picture. "
-            "Remove the area (a mask without 'mask bounds' works), or UniCon."
+            f"{methods} shows image and condition to each other as a whole, but a prompt is for an area of the "
+            f"picture. Remove the area (a mask without 'mask bounds' works), or {methods}."
         )
     if any("gligen" in cond for cond in _flat(conds)):
         raise ValueError(
-            "GLIGEN places what it draws in the rows of the sampler alone, and UniCon adds rows to them. Remove one of "
-            "the two."
+            f"GLIGEN places what it draws in the rows of the sampler alone, and {methods} adds rows to them. Remove "
+            f"one of the two."
         )
     shape = [noise_shape[0] * (1 + len(beside)), *noise_shape[1:]]
     return executor(model, shape, conds, *args, **kwargs)
@@ -62,7 +64,7 @@ def with_room_for_partners(
     options = {**model_options.get("transformer_options", {}), BATCH: len(x)}
     beside = sum(partner.latent is not None for partner in entries(options, Partner))
     model_options = {**model_options, "transformer_options": options}
-    return executor(_Roomier(model, 1 + beside) if beside else model, conds, x, timestep, model_options)
+    return executor(ModelWithMoreMemory(model, 1 + beside) if beside else model, conds, x, timestep, model_options)
 
 
 def sample_halves(
@@ -77,8 +79,8 @@ def sample_halves(
         return executor(noise, latent_image, *arguments, callback, disable_pbar, seed, **more)
     if len(noise) % 2:
         raise ValueError(
-            f"UniCon Apply Joint samples images and as many conditions, but the latent has {len(noise)} rows. Make it "
-            f"with UniCon Joint Latent."
+            f"{half.method} samples images and as many conditions, but the latent has {len(noise)} rows. Make it with "
+            f"{half.maker}."
         )
     check_ratio(model, half.condition_noise)
     scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
@@ -93,7 +95,7 @@ def sample_halves(
     return scaled.latent(out, scale)
 
 
-class _Roomier:
+class ModelWithMoreMemory:
     """A model of the host that asks for more memory; all else, read or written, is the model's own."""
 
     def __init__(self, model: Any, times: int) -> None:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .entries import Entry, entries
-from .rows.conds import CONDS, IMAGES, Area, info_of, is_negative
-from .rows.groups import GROUPS, TOKENS, Group
-from .rows.images import images_in_window, images_of
+from .rows.chunk import Chunk, chunks_of
+from .rows.conds import CONDS, Area
+from .rows.groups import GROUPS, Group
+from .rows.images import images_in_window
+from .rows.names import IMAGES, LABELS, UUIDS
 from .run import STEP, Step, run_in
 from .span import WHOLE_RUN, Span
 
@@ -38,13 +40,15 @@ class Partner(Entry):
     """
 
     role: Role
-    name: str
+    method: str  # what a person calls the method, for errors
+    name: str  # of its file
     positive: Tensor
     negative: Tensor
     latent: Tensor | None = None
     noise: Tensor | None = None
     sigma: float = 0.0
     condition_noise: float = 1.0
+    maker: str = ""  # the node that makes the latent of two halves, for errors
     off: UUID | None = None
     opens: bool = False
     span: Span = WHOLE_RUN
@@ -64,18 +68,18 @@ class Partner(Entry):
             h, w, top, left = area
             whole = whole[..., top : top + h, left : left + w]
         if whole.shape[1:] != like.shape[1:]:
-            raise RuntimeError(size_fault(self.name, whole.shape, like.shape))
+            raise RuntimeError(size_fault(self.method, self.name, whole.shape, like.shape))
         if len(whole) == 1:
             return whole.expand(len(images), -1, -1, -1)
         rows = tuple(i % len(whole) for i in images)
         return run.once((*key, rows, area), lambda: whole[list(rows)])
 
 
-def size_fault(name: str, partner: Sequence[int], sampled: Sequence[int]) -> str:
-    """What is wrong where a partner and the sampled latent differ in size, as an error says it."""
+def size_fault(method: str, name: str, partner: Sequence[int], sampled: Sequence[int]) -> str:
+    """Returns what is wrong if a partner and the sampled latent differ in size, as an error says it."""
     return (
         f"The partner of {name} is {_size(partner)}, but the model samples {_size(sampled)}. Encode a picture of "
-        f"the same size; areas of the picture and tiled diffusion do not go together with UniCon."
+        f"the same size; areas of the picture and tiled diffusion do not go together with {method}."
     )
 
 
@@ -103,7 +107,7 @@ def call_with_partners(
     control: dict | None = None, transformer_options: dict[str, Any] = {}, **conds: Any,  # noqa: B006
 ) -> Tensor:  # fmt: skip
     """The model's call with the rows of all partners in it; returns the sampled rows in the host's order."""
-    plan = _Plan(partners, transformer_options, len(x), sampling)
+    plan = PartnerPlan(partners, transformer_options, len(x), sampling)
     options = plan.options()
     c_concat, conds = plan.repeated(c_concat), {name: plan.repeated(value) for name, value in conds.items()}
     out = executor(
@@ -112,81 +116,76 @@ def call_with_partners(
     return plan.sampled(out)
 
 
-class _Plan:
+class PartnerPlan:
     """Which rows a call with partners has."""
 
     def __init__(self, partners: Sequence[Partner], options: dict[str, Any], rows: int, sampling: Any) -> None:
         self.by_id = {partner.id: partner for partner in partners}
         self.host, self.sampling = options, sampling
-        self.uuids = options.get("uuids") or [None]
-        self.labels = options.get("cond_or_uncond") or [0] * len(self.uuids)
+        self.chunks = chunks_of(options, rows)
         self.half = next((partner for partner in partners if partner.role == "half"), None)
         self.turned = next((partner for partner in partners if partner.role == "image"), None)
-        self.rows, self.per_chunk = rows, rows // len(self.uuids)
+        self.rows, self.per_chunk = rows, rows // len(self.chunks)
         self.count = self.per_chunk // (2 if self.half else 1)  # rows of a group
-        self.groups = self._groups(partners)
+        self.groups = [group._replace(tokens=self._tokens(group)) for group in self._groups(partners)]
         if self.half:
-            self._check_pairs()
+            self._check_pairs(self.half)
 
-    def _check_pairs(self) -> None:
-        """RuntimeError where images and their conditions do not come together."""
+    def _check_pairs(self, half: Partner) -> None:
+        """Raises RuntimeError if images and their conditions do not come together."""
         is_part = self.host.get(BATCH, self.per_chunk) != self.per_chunk
         if is_part or images_in_window(self.host, self.per_chunk) is not None:
             raise RuntimeError(
-                "UniCon Apply Joint needs all images and conditions in one call of the model, but another node sends "
-                "them in parts (context windows, tiled diffusion). Remove that node."
+                f"{half.method} needs all images and conditions in one call of the model, but another node sends them "
+                f"in parts (context windows, tiled diffusion). Remove that node."
             )
 
     def _groups(self, partners: Sequence[Partner]) -> list[Group]:
-        step: Step | None = self.host.get(STEP)
-        marks = [step.marks.get(uuid) if step is not None else None for uuid in self.uuids]
-        chunks = range(len(self.uuids))
-        groups = [Group(i, "image", None, True) for i in chunks]
+        groups = [Group(chunk.index) for chunk in self.chunks]
         if self.turned:
-            groups = [self._condition(self.turned, i, marks[i], True) for i in chunks]
+            groups = [self._condition(self.turned, chunk, is_sampled=True) for chunk in self.chunks]
         if self.half:
-            groups += [self._condition(self.half, i, marks[i], True) for i in chunks]
+            groups += [self._condition(self.half, chunk, is_sampled=True) for chunk in self.chunks]
         for partner in partners:
-            seen = [i for i in chunks if partner.off is None or marks[i] != partner.off]
+            seen = [chunk for chunk in self.chunks if partner.off is None or chunk.mark != partner.off]
             if partner.role == "condition":
-                groups += [self._condition(partner, i, marks[i], False) for i in seen]
+                groups += [self._condition(partner, chunk, is_sampled=False) for chunk in seen]
             elif partner.role == "image":
-                groups += [Group(i, "image", None, False) for i in seen]
+                groups += [Group(chunk.index, is_sampled=False) for chunk in seen]
         return groups
 
     @staticmethod
-    def _condition(partner: Partner, chunk: int, mark: UUID | None, is_sampled: bool) -> Group:
-        paired = partner.off is None or mark != partner.off
-        return Group(chunk, "condition", partner.id, is_sampled, paired, partner.opens)
+    def _condition(partner: Partner, chunk: Chunk, is_sampled: bool) -> Group:
+        paired = partner.off is None or chunk.mark != partner.off
+        return Group(chunk.index, "condition", partner.id, is_sampled, paired, partner.opens)
 
     def options(self) -> dict[str, Any]:
-        """The host's options with a chunk for each group."""
-        options = {
-            **self.host,
-            GROUPS: self.groups,
-            "uuids": self._names(),
-            "cond_or_uncond": [self.labels[group.chunk] for group in self.groups],
-            TOKENS: [self._tokens(group) for group in self.groups],
-        }
+        """Returns the host's options with a chunk for each group."""
+        labels = [self._chunk(group).label for group in self.groups]
+        options = {**self.host, GROUPS: self.groups, UUIDS: self._uuids(), LABELS: labels}
         if IMAGES in self.host:
-            options[IMAGES] = [self._images(group) for group in self.groups]
+            options[IMAGES] = [self.host[IMAGES][group.chunk][: self.count] for group in self.groups]
         return options
 
-    def _names(self) -> list[Any]:
+    def _uuids(self) -> list[UUID | None]:
         """A uuid for each group: caches of the host and of other packs tell rows by them."""
         step: Step | None = self.host.get(STEP)
         infos = self.host.get(CONDS, {})
-        names: list[Any] = []
+        uuids: list[UUID | None] = []
         for group in self.groups:
-            name = own = self.uuids[group.chunk]
-            if own in names and own is not None:
-                name = uuid5(own, str(group.owner))
+            uuid = own = self._chunk(group).uuid
+            if own in uuids and own is not None:
+                uuid = uuid5(own, str(group.owner))
                 if step is not None and own in step.marks:
-                    step.marks[name] = step.marks[own]
+                    step.marks[uuid] = step.marks[own]
                 if own in infos:
-                    infos[name] = infos[own]
-            names.append(name)
-        return names
+                    infos[uuid] = infos[own]
+            uuids.append(uuid)
+        return uuids
+
+    def _chunk(self, group: Group) -> Chunk:
+        """The chunk of the host's call that a group's rows belong to."""
+        return self.chunks[group.chunk]
 
     def _place(self, group: Group) -> slice:
         """Where a group's rows, or those that it stands beside, lie in the host's call."""
@@ -194,7 +193,7 @@ class _Plan:
         return slice(start, start + self.count)
 
     def _images(self, group: Group) -> Sequence[int]:
-        return images_of(self.host, group.chunk, self.per_chunk)[: self.count]
+        return self._chunk(group).images[: self.count]
 
     def _partner(self, group: Group) -> Partner | None:
         """Whose picture and text a group has; None for the sampler's own."""
@@ -224,7 +223,7 @@ class _Plan:
         for group in self.groups:
             own = x[self._place(group)]
             if not group.is_sampled:
-                info = info_of(self.host, self.uuids[group.chunk])
+                info = self._chunk(group).info
                 area = None if info is None else info.area
                 own = self._partner(group).rows(own, self._images(group), area, self.host, self.sampling)
             rows.append(own * self._scale if self._is_scaled(group) else own)
@@ -240,29 +239,26 @@ class _Plan:
         return torch.cat(levels)
 
     def _text(self, partner: Partner, group: Group) -> Tensor:
-        return partner.negative if is_negative(self.host, self.labels[group.chunk]) else partner.positive
+        return partner.negative if self._chunk(group).is_negative else partner.positive
 
     def _tokens(self, group: Group) -> int | None:
         """Of a group's text, before it is repeated."""
         partner = self._partner(group)
-        if partner is not None:
-            return self._text(partner, group).shape[1]
-        info = info_of(self.host, self.uuids[group.chunk])
-        return None if info is None else info.tokens
+        return self._chunk(group).tokens if partner is None else self._text(partner, group).shape[1]
 
     def texts(self, texts: Tensor) -> Tensor:
         """Texts of different length are repeated to the least common one, which attention does not notice."""
-        found = []
+        own_texts = []
         for group in self.groups:
             partner = self._partner(group)
             if partner is None:
-                found.append(texts[self._place(group)])
+                own_texts.append(texts[self._place(group)])
                 continue
             own = self._text(partner, group)
             images = [i % len(own) for i in self._images(group)]
-            found.append((own.expand(self.count, -1, -1) if len(own) == 1 else own[images]).to(texts))
-        longest = lcm(*(text.shape[1] for text in found))
-        return torch.cat([text.repeat(1, longest // text.shape[1], 1) for text in found])
+            own_texts.append((own.expand(self.count, -1, -1) if len(own) == 1 else own[images]).to(texts))
+        longest = lcm(*(text.shape[1] for text in own_texts))
+        return torch.cat([text.repeat(1, longest // text.shape[1], 1) for text in own_texts])
 
     def control(self, control: Any) -> Any:
         """Control of the host for the sampled rows; none for those beside them and for the second half."""
@@ -282,7 +278,7 @@ class _Plan:
         if self.half is None:
             return out[: self.rows]
         parts = out[: self.rows].split(self.count)
-        chunks = len(self.uuids)
+        chunks = len(self.chunks)
         rows: list[Tensor] = []
         for i in range(chunks):
             rows += [parts[i], parts[chunks + i] / self._scale]

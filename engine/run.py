@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP
@@ -16,20 +16,6 @@ from .unet import Depth
 
 RUN, STEP = "reins_run", "reins_step"
 Made = TypeVar("Made")
-
-
-class AttentionMap(NamedTuple):
-    """How much the cells of one chunk were attended, (b, h, w).
-
-    `label` is the chunk's place among the conds: positive and negative may share a uuid. `size` is that of the latent
-    which the network saw; `window` the context window, if there are any.
-    """
-
-    chunk: UUID
-    label: int
-    received: Tensor
-    size: tuple[int, int]
-    window: Any
 
 
 @dataclass(eq=False)
@@ -47,7 +33,6 @@ class Step:
     first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
-    maps: list[AttentionMap] = field(default_factory=list)
     notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other, by a key of their own
 
     def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:

@@ -15,7 +15,8 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from .rows.groups import of_chunks
+from .rows.chunk import of_chunks
+from .rows.names import names_in
 from .run import Step
 
 CondLists = list[list[dict] | None]
@@ -61,15 +62,15 @@ class SharedControl:
         self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
     ) -> dict[str, list] | None:  # fmt: skip
         """The residuals, as the host asks for them."""
-        uuids, labels = transformer_options["uuids"], transformer_options["cond_or_uncond"]
-        origins = [self.step.origin(uuid, label) for uuid, label in zip(uuids, labels, strict=True)]
+        names = names_in(transformer_options)
+        origins = [self.step.origin(uuid, label) for uuid, label in names]
         kept = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
         if len(kept) == chunks:
             return self.control.get_control(x, t, cond, chunks, transformer_options)
         few_x, few_t, few = (of_chunks(value, kept, chunks, len(x)) for value in (x, t, transformer_options))
         narrow = {name: of_chunks(value, kept, chunks, len(x)) for name, value in cond.items()}
         found = self.control.get_control(few_x, few_t, {**narrow, "transformer_options": few}, len(kept), few)
-        self.step.controlled.update(uuids)
+        self.step.controlled.update(uuid for uuid, _ in names)
         sources = [kept.index(origins.index(origin)) for origin in origins]
         return None if found is None else _repeated(found, sources, len(kept))
 

@@ -20,8 +20,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .entries import KEY
-from .rows.groups import GROUPS, PER_CHUNK, of_chunks
-from .run import STEP, Step
+from .layers.call import NETWORK
+from .rows.chunk import CHUNKS, PER_CHUNK, Chunk, of_chunks
+from .rows.groups import GROUPS
+from .run import Step
 from .unet import ORDER, Depth
 
 AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
@@ -38,15 +40,15 @@ def sharing_forward(
     which may treat chunks by their place in the batch, residuals that are not known to be equal, partners' rows and
     frames of a video are reasons to compute everything.
     """
-    first_changes = _first_changes(options)
+    chunks, step = options[CHUNKS], options[NETWORK].step
+    first_changes = _first_changes(step, chunks)
     if not first_changes or not _is_plain(executor, unet, options):
         return None
     if any(seen < max(first_changes.values()) for seen in _seen_by_others(foreign)):
         return None
-    step: Step = options[STEP]
     if control is not None and not all(chunk in step.controlled for chunk in step.twins):
         return None
-    plan = _Plan(options, first_changes)
+    plan = SharingPlan(chunks, step, first_changes)
     return plan.forward(unet) if plan.saves_rows else None
 
 
@@ -68,22 +70,19 @@ def _is_plain(executor: Any, unet: UNetModel, options: Mapping[str, Any]) -> boo
     return is_hosts and not others and GROUPS not in options and not unet.use_temporal_resblocks
 
 
-def _first_changes(options: Mapping[str, Any]) -> dict[UUID, Depth]:
+def _first_changes(step: Step | None, chunks: Sequence[Chunk]) -> dict[UUID, Depth]:
     """Of each chunk of this call that repeats another one, where it first differs."""
-    step: Step | None = options.get(STEP)
     if step is None:
         return {}
-    return {chunk: step.first_changes[chunk] for chunk in options.get("uuids", ()) if chunk in step.first_changes}
+    return {chunk.uuid: step.first_changes[chunk.uuid] for chunk in chunks if chunk.uuid in step.first_changes}
 
 
-class _Plan:
+class SharingPlan:
     """Which chunks are computed at each depth of a call."""
 
-    def __init__(self, options: Mapping[str, Any], first_changes: Mapping[UUID, Depth]) -> None:
-        chunks, step = options["uuids"], options[STEP]
-        labels = options.get("cond_or_uncond") or [0] * len(chunks)
-        origins = [step.origin(chunk, label) for chunk, label in zip(chunks, labels, strict=True)]
-        changes = [first_changes.get(chunk) for chunk in chunks]
+    def __init__(self, chunks: Sequence[Chunk], step: Step, first_changes: Mapping[UUID, Depth]) -> None:
+        origins = [step.origin(chunk.uuid, chunk.label) for chunk in chunks]
+        changes = [first_changes.get(chunk.uuid) for chunk in chunks]
         self.model_of = [self._representative(i, origins, changes) for i in range(len(chunks))]
         self.until = [changes[i] if model != i else None for i, model in enumerate(self.model_of)]
 

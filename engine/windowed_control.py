@@ -17,6 +17,7 @@ from comfy.controlnet import ControlBase
 from torch import Tensor
 
 from .rows.conds import Area, info_of
+from .rows.names import names_in
 from .run import Run
 from .shared_control import is_known
 
@@ -53,7 +54,7 @@ class WindowedControl:
         self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
     ) -> dict[str, list] | None:  # fmt: skip
         """The residuals, as the host asks for them."""
-        infos = [info_of(transformer_options, uuid) for uuid in transformer_options["uuids"]]
+        infos = [info_of(transformer_options, uuid) for uuid, _ in names_in(transformer_options)]
         areas = tuple(info.area for info in infos)
         key = (areas, len(x))
         if key not in self.made:

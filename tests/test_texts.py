@@ -221,8 +221,9 @@ def test_the_help_page_of_a_method_has_formula_paper_and_cost(node):
 @pytest.mark.parametrize("node", NODES)
 def test_errors_quoted_in_a_help_page_are_those_of_the_code(node):
     trouble = (DOCS / f"{node}.md").read_text(encoding="utf-8").split("## If something goes wrong")[1]
-    quoted = set(re.findall(r"^- `([^`]+)`", trouble, re.MULTILINE))
-    assert quoted <= messages()
+    quoted = re.findall(r"^- `([^`]+)`", trouble, re.MULTILINE)
+    raised = [re.compile(re.escape(message).replace("…", ".+")) for message in messages() if message != "…"]
+    assert not [text for text in quoted if not any(message.fullmatch(text) for message in raised)]
 
 
 def test_a_help_page_is_translated_into_every_language_or_into_none():

@@ -20,7 +20,7 @@ from ...engine.rows.groups import GROUPS, Group
 from ...engine.unet import Transformer, block_names
 from ...models.unicon.files import Parts, flat_names
 from ...models.unicon.network import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
-from ...nodes.unicon.side_by_side import Places, SideBySide
+from ...nodes.unicon.side_by_side import BlockNumbers, SideBySide
 from ..world.model import tokens
 from .data import Question, ask, draw_batch, v_loss
 from .frozen import FrozenBase
@@ -45,9 +45,9 @@ class UniConTask:
         self.network = UniCon(self.parts.sizes, comfy.ops.disable_weight_init, device=device)
         self.network.apply(_initialise)
         owner = uuid4()
-        around = SideBySide(self.network, owner, places := Places.of(self.parts, blocks))
-        self.layer = ProjectionLayer(sites=places.paths, around=around)
-        self.groups = [Group(0, "image", None, True), Group(0, "condition", owner, True)]
+        around = SideBySide(self.network, owner, numbers := BlockNumbers.of(self.parts, blocks))
+        self.layer = ProjectionLayer(sites=numbers.paths, around=around)
+        self.groups = [Group(0), Group(0, "condition", owner)]
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         names = flat_names(self.parts)

@@ -7,18 +7,18 @@ the patches that other packs put there: such a patch works on the steered featur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, entries
-from ..rows.groups import GROUPS, Group, options_of_chunks
+from ..rows.chunk import CHUNKS, numbered, pick, put
 from ..span import WHOLE_RUN, Span
 from ..unet import ORDER, Depth
+from .call import NETWORK, LayerCall
 
 
 class FeatureSite(NamedTuple):
@@ -33,36 +33,32 @@ class FeatureSite(NamedTuple):
         return Depth(ORDER[self.block], self.number + (self.block == "input"), 0)
 
 
-@dataclass(frozen=True)
-class FeatureCall:
-    """A feature (chunks * b, c, h, w), the number that stands for the noise level (chunks * b,), the host's options.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureCall(LayerCall):
+    """A feature (chunks * b, c, h, w), and the number that stands for the noise level (chunks * b,).
 
     `embedding` (chunks * b, width) is what the network makes of that number, for layers that ask for it.
     """
 
     feature: Tensor
     timesteps: Tensor
-    options: Mapping[str, Any]
     embedding: Tensor | None = None
 
     @property
-    def chunks(self) -> Sequence[Any]:
-        """The uuid of each chunk; code that has no conditioning sends one without."""
-        return self.options.get("uuids") or [None]
+    def now(self) -> Tensor:
+        """What tells this step from others: the sampler's own tensor."""
+        return self.options.get("sigmas", self.timesteps)
 
-    @property
-    def labels(self) -> Sequence[int]:
-        """The host's number of each chunk's conditioning."""
-        return self.options.get("cond_or_uncond") or [0] * len(self.chunks)
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Returns a tensor of this call (chunks * b, ...) cut into its chunks (b, ...)."""
+        return rows.chunk(len(self.chunks))
 
-    def only(self, chunks: Sequence[int]) -> FeatureCall:
-        """The same call for some of the chunks, by number."""
-        count = len(self.chunks)
-        feature, timesteps, embedding = (
-            None if rows is None else torch.cat([rows.chunk(count)[i] for i in chunks])
-            for rows in (self.feature, self.timesteps, self.embedding)
-        )
-        return FeatureCall(feature, timesteps, options_of_chunks(self.options, chunks), embedding)
+    def only(self, numbers: Sequence[int]) -> FeatureCall:
+        """Returns the same call for some of the chunks, by number."""
+        total, chunks = len(self.chunks), numbered([self.chunks[i] for i in numbers])
+        feature, timesteps = pick(self.feature, numbers, total), pick(self.timesteps, numbers, total)
+        embedding = None if self.embedding is None else pick(self.embedding, numbers, total)
+        return replace(self, feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks)
 
 
 AddedTerm = Callable[[FeatureCall], Tensor | None]
@@ -98,7 +94,11 @@ def patches_with_layers(
         terms = by_site.get(options["block"])
         if not terms:
             return feature
-        call = FeatureCall(feature, timesteps, options, embeddings[-1] if embeddings else None)
+        embedding = embeddings[-1] if embeddings else None
+        call = FeatureCall(
+            feature=feature, timesteps=timesteps, embedding=embedding, chunks=options[CHUNKS], options=options,
+            **options[NETWORK]._asdict(),
+        )  # fmt: skip
         return _on_open_rows(call, partial(_sum, terms))
 
     def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -118,16 +118,12 @@ def _sum(terms: Sequence[AddedTerm], call: FeatureCall) -> Tensor:
 
 def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -> Tensor:
     """The feature, steered on the rows that are open to all methods."""
-    groups: Sequence[Group] = call.options.get(GROUPS, ())
-    acting = [i for i, group in enumerate(groups) if group.is_open]
-    if len(acting) == len(groups):
+    acting = [chunk.index for chunk in call.chunks if chunk.group.is_open]
+    if len(acting) == len(call.chunks):
         return steered(call)
     if not acting:
         return call.feature
-    parts = list(call.feature.chunk(len(groups)))
-    for i, part in zip(acting, steered(call.only(acting)).chunk(len(acting)), strict=True):
-        parts[i] = part
-    return torch.cat(parts)
+    return put(call.feature, acting, len(call.chunks), steered(call.only(acting)))
 
 
 def channels_at(unet: UNetModel, site: FeatureSite) -> int:

@@ -6,15 +6,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..entries import Entry, entries
-from ..rows.groups import marked_chunks, marks_in
+from ..rows.chunk import CHUNKS, numbered, pick, put
 from ..unet import Site
+from .call import NETWORK, LayerCall
 
 PATCH = "middle_patch"
-TokenLayer = Callable[[Tensor, Site, Mapping[str, Any]], Tensor]  # on (b, tokens, c), with the host's options
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenCall(LayerCall):
+    """The tokens (chunks * b, tokens, c) between the attentions of a transformer; `site` is the first of the two."""
+
+    tokens: Tensor
+    site: Site
+
+
+TokenLayer = Callable[[TokenCall], Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,9 +36,9 @@ class PerturbedTokens(Entry):
 
 
 def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
-    """The host's lists of patches with the layers of this call behind them; None where no layer acts."""
-    marked = marks_in(options)
-    acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marked]
+    """Returns the host's lists of patches with the layers of this call behind them; None if no layer acts."""
+    marks = {chunk.mark for chunk in options[CHUNKS]}
+    acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marks]
     if not acting:
         return None
 
@@ -50,7 +60,12 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
 
 
 def _changed(tokens: Tensor, entry: PerturbedTokens, site: Site, options: Mapping[str, Any]) -> Tensor:
-    parts = list(tokens.chunk(len(options["uuids"])))
-    for i in marked_chunks(options, entry.id):
-        parts[i] = entry.change(parts[i], site, options)
-    return torch.cat(parts)
+    chunks, total = options[CHUNKS], len(options[CHUNKS])
+    marked = [chunk.index for chunk in chunks if chunk.mark == entry.id and chunk.group.is_open]
+    if not marked:
+        return tokens
+    call = TokenCall(
+        tokens=pick(tokens, marked, total), site=site, chunks=numbered([chunks[i] for i in marked]), options=options,
+        **options[NETWORK]._asdict(),
+    )  # fmt: skip
+    return put(tokens, marked, total, entry.change(call))

@@ -5,35 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .conds import IMAGES
+from .names import IMAGES
 
 
-def images_of(options: Mapping[str, Any], chunk: int, rows: int) -> Sequence[int]:
-    """The index of each row of a chunk, by its place in the call, in the batch that is sampled.
+def images_of_chunks(options: Mapping[str, Any], count: int, rows: int) -> list[tuple[int, ...]]:
+    """Returns for each of `count` chunks the index of each of its `rows` rows in the batch that is sampled.
 
-    Under context windows over the batch that is a part of it.
+    Under context windows over the batch that is a part of it. Raises RuntimeError if the window holds fewer images.
     """
-    given = options.get(IMAGES)
-    inside = range(rows) if given is None else given[chunk]
-    whole = images_in_window(options, rows)
-    return inside if whole is None else [whole[i] for i in inside]
+    inside = options.get(IMAGES) or [range(rows)] * count
+    shown = 1 + max(max(images) for images in inside)
+    whole = images_in_window(options, shown)
+    if whole is None:
+        return [tuple(images) for images in inside]
+    if shown > len(whole):
+        raise RuntimeError(
+            f"A context window should hold the {shown} pictures that the model is shown, but holds {len(whole)}: "
+            f"another pack changes the batch inside the window. Remove that pack from the model."
+        )
+    return [tuple(whole[i] for i in images) for images in inside]
 
 
-def images_in_window(options: Mapping[str, Any], rows: int) -> Sequence[int] | None:
-    """Which images of the batch the network is shown; None where it is shown all of them."""
+def images_in_window(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
+    """Returns which images of the batch the network is shown; None if it is shown all of them."""
     window = options.get("context_window")
     if window is not None and window.dim == 0:
         return images_of_window(window, rows)
     # AnimateDiff-Evolved names its windows by a key of its own
-    return (options.get("ad_params") or {}).get("sub_idxs")
+    images = (options.get("ad_params") or {}).get("sub_idxs")
+    return None if images is None else tuple(images)
 
 
 def clamped(images: Sequence[int], count: int) -> list[int]:
-    """Which of `count` given things each image has: its own, those beyond the last the last."""
+    """Returns which of `count` given things each image has: its own, or the last for those beyond it."""
     return [min(i, count - 1) for i in images]
 
 
-def images_of_window(window: Any, rows: int) -> list[int]:
-    """Which images a context window of the host holds; 0.33 may put one more before them, as an anchor."""
-    images = list(window.index_list)
-    return images if len(images) == rows else [window.causal_anchor_index, *images]
+def images_of_window(window: Any, rows: int) -> tuple[int, ...]:
+    """Returns which images a context window of the host holds; 0.33 may put one more before them, as an anchor."""
+    images = tuple(window.index_list)
+    return images if rows <= len(images) else (window.causal_anchor_index, *images)

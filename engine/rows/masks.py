@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .chunk import Chunk
 from .conds import Area, ChunkInfo
 from .images import clamped
 
 
-def on_grid(
-    mask: Tensor, grid: tuple[int, int], chunks: Sequence[ChunkInfo | None], images: Sequence[Sequence[int]]
-) -> Tensor:  # fmt: skip
-    """(chunks, 1 or b, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
+def mask_on_grid(mask: Tensor, grid: tuple[int, int], chunks: Sequence[Chunk]) -> Tensor:
+    """Returns (chunks, 1 or b, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
 
-    `images` are those of each chunk's rows. Image i has mask i, those beyond the last mask have the last. A chunk of
-    an area sees its part of the mask; each part is resized once, bilinearly, straight to the grid (h, w).
+    Image i has mask i, those beyond the last mask have the last. A chunk of an area sees its part of the mask. Each
+    part is resized once, bilinearly, straight to the grid (h, w).
     """
-    masks = [mask if len(mask) == 1 else mask[clamped(rows, len(mask))] for rows in images]
-    return torch.stack([_resized(_part(own, info), grid) for own, info in zip(masks, chunks, strict=True)])
+    masks = [mask if len(mask) == 1 else mask[clamped(chunk.images, len(mask))] for chunk in chunks]
+    return torch.stack([_resized(_part(own, chunk.info), grid) for own, chunk in zip(masks, chunks, strict=True)])
+
+
+def shown_by(chunks: Sequence[Chunk]) -> tuple:
+    """Returns what a mask on the grid depends on, as a key to keep it by."""
+    return tuple((chunk.info, chunk.images) for chunk in chunks)
 
 
 def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..run import STEP, Step
-from .conds import ROWS, true_chunks
+from .names import LABELS, NUMBERS, UUIDS, with_true_names
 
 SAMPLING = "reins_sampling"
 
@@ -25,23 +25,23 @@ def extra_chunks_last(
 ) -> Tensor:  # fmt: skip
     """APPLY_MODEL wrapper (its signature is the host's); also tells the layers below the model's sigma table."""
     transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
-    rows = conds.pop(ROWS, None)
-    if rows is not None:
-        transformer_options = true_chunks(transformer_options, rows)
+    numbers = conds.pop(NUMBERS, None)
+    if numbers is not None:
+        transformer_options = with_true_names(transformer_options, numbers, len(x))
     step: Step | None = transformer_options.get(STEP)
-    uuids = transformer_options.get("uuids", [])
+    uuids = transformer_options.get(UUIDS, [])
     marked = [step is not None and uuid in step.marks for uuid in uuids]
     if not any(marked):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
     order = sorted(range(len(uuids)), key=marked.__getitem__)  # stable
     labels = [
         int(uuid in step.negatives) if extra else label
-        for uuid, extra, label in zip(uuids, marked, transformer_options["cond_or_uncond"], strict=True)
+        for uuid, extra, label in zip(uuids, marked, transformer_options[LABELS], strict=True)
     ]
     options = {
         **transformer_options,
-        "uuids": [uuids[i] for i in order],
-        "cond_or_uncond": [labels[i] for i in order],
+        UUIDS: [uuids[i] for i in order],
+        LABELS: [labels[i] for i in order],
     }
     if order == list(range(len(order))):
         return executor(x, t, c_concat, c_crossattn, control, options, **conds)

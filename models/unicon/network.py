@@ -80,6 +80,21 @@ class AttentionLoRA(nn.ModuleDict):
             base + self[name](found.hidden) for name, base in zip(PROJECTIONS[:3], found[1:], strict=True)
         )  # fmt: skip
 
+    def on_projections(
+        self, projected: Sequence[Tensor], inputs: Sequence[Tensor], rows: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Returns q, k and v (b, tokens, c) with the LoRA on some rows of what enters, `inputs` (b, tokens, c)."""
+        parts = zip(PROJECTIONS[:3], projected, inputs, strict=True)
+        return tuple(_added(base, rows, self[name](entering[rows])) for name, base, entering in parts)
+
+    def on_output(self, out: Tensor, attended: Tensor, rows: slice) -> Tensor:
+        """Returns an attention's output (b, tokens, c) with the LoRA on some rows; `attended` is what was projected."""
+        return _added(out, rows, self["to_out"](attended[rows]))
+
+
+def _added(base: Tensor, rows: slice, term: Tensor) -> Tensor:
+    return torch.cat([base[: rows.start], base[rows] + term, base[rows.stop :]])
+
 
 class JointAttention(nn.Module):
     """x looks at y and y at x (section 3.2)."""

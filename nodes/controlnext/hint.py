@@ -22,10 +22,11 @@ from torch import Tensor
 from ...engine.layers.features import FeatureCall, FeatureSite
 from ...engine.loading import load_with
 from ...engine.network import add_feature_layer
-from ...engine.rows.conds import CONDS, Area, ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
-from ...engine.rows.images import clamped, images_in_window, images_of
-from ...engine.rows.masks import on_grid
-from ...engine.run import Run, run_in
+from ...engine.rows.chunk import Chunk
+from ...engine.rows.conds import Area
+from ...engine.rows.images import clamped
+from ...engine.rows.masks import mask_on_grid, shown_by
+from ...engine.run import Run
 from ...engine.span import Span
 from ...engine.unet_weights import UNetWeights
 from ...models.controlnext.cross_normalization import dressed, standardised
@@ -64,15 +65,6 @@ class HintKey(NamedTuple):
     area: Area | None
 
 
-class Chunk(NamedTuple):
-    """A chunk that the hint acts on; `images` are those of its rows in the batch."""
-
-    gain: float
-    info: ChunkInfo | None
-    images: Sequence[int]
-    hints: list[HintKey]  # one for all rows, or one for each
-
-
 @dataclass(frozen=True, eq=False)
 class Hint:
     """Settings of one ControlNeXt on one model, and the term that it adds."""
@@ -85,32 +77,21 @@ class Hint:
     mask: Tensor | None  # (m, height, width)
 
     def __call__(self, call: FeatureCall) -> Tensor | None:
-        """The term (chunks * b, c, h, w); None where no chunk is acted on."""
-        features = call.feature.chunk(len(call.chunks))
-        self._check(call, features)
-        gains = [self._gain(is_negative(call.options, label)) for label in call.labels]
-        if not any(gains):
-            return None
-        infos = [info_of(call.options, chunk) for chunk in call.chunks]
-        check_whole(call.options, infos, "hint", "a ControlNeXt")
-        return torch.cat([
-            self._term(call, i, feature, self._chunk(call, i, len(feature), gain, infos[i]))
-            if gain else torch.zeros_like(feature)
-            for i, (feature, gain) in enumerate(zip(features, gains, strict=True))
-        ])  # fmt: skip
-
-    def _check(self, call: FeatureCall, features: Sequence[Tensor]) -> None:
-        """RuntimeError where the rows are not those that the host tells of, or nobody tells what they show."""
-        if len(features) != len(call.labels):
-            raise RuntimeError(
-                f"A ControlNeXt should find the rows of {len(call.labels)} prompts, but found {len(call.feature)} "
-                f"rows: another pack sends them in groups of its own. Remove that pack from the model."
-            )
-        if CONDS not in call.options and "sample_sigmas" in call.options:
+        """Returns the term (chunks * b, c, h, w); None if no chunk is acted on."""
+        if call.lacks_conds:
             raise RuntimeError(
                 "A ControlNeXt that a hook brings cannot know which part of the picture a prompt sees. Put ControlNeXt "
                 "Apply on the model itself."
             )
+        gains = [self._gain(chunk.is_negative) for chunk in call.chunks]
+        if not any(gains):
+            return None
+        call.check_whole(call.chunks, "hint", "a ControlNeXt")
+        parts = zip(call.chunks, call.split(call.feature), call.split(call.timesteps), gains, strict=True)
+        return torch.cat([
+            self._term(call, chunk, feature, timesteps, gain) if gain else torch.zeros_like(feature)
+            for chunk, feature, timesteps, gain in parts
+        ])  # fmt: skip
 
     def _gain(self, negative: bool) -> float:
         gain = self.variant.gain(self.control.scale)
@@ -120,16 +101,15 @@ class Hint:
             gain = self.variant.uncond
         return gain * self.strength
 
-    def _chunk(self, call: FeatureCall, place: int, rows: int, gain: float, info: ChunkInfo | None) -> Chunk:
-        images = images_of(call.options, place, rows)
-        numbers = self._numbers(call, images)
-        if self.variant.first_frame_in_windows and images_in_window(call.options, rows) is not None:
+    def _hints(self, call: FeatureCall, chunk: Chunk) -> list[HintKey]:
+        """The part of a hint for each row of a chunk, or one for all rows."""
+        numbers = self._numbers(call, chunk.images)
+        if self.variant.first_frame_in_windows and call.images_in_window is not None:
             numbers = [0, *numbers[1:]]
         if len(set(numbers)) == 1:
             numbers = numbers[:1]
-        size = tuple(call.options["original_shape"][-2:]) if info is None else info.size
-        area = None if info is None else info.area
-        return Chunk(gain, info, images, [HintKey(number, size, area) for number in numbers])
+        size, area = (call.size, None) if chunk.info is None else (chunk.info.size, chunk.info.area)
+        return [HintKey(number, size, area) for number in numbers]
 
     def _numbers(self, call: FeatureCall, images: Sequence[int]) -> Sequence[int]:
         """Which hint each image has: frames beyond the last have the last, for pictures they begin again."""
@@ -137,22 +117,26 @@ class Hint:
         if self.variant.family != "SVD":
             return [image % count for image in images]
         if 1 < count <= max(images):
-            run = run_in(call.options)
-            run.once((self, "too few"), lambda: logger.warning("%d hints are too few: the last is repeated", count))
+            call.run.once(
+                (self, "too few"), lambda: logger.warning("%d hints are too few: the last is repeated", count)
+            )
         return clamped(images, count)
 
-    def _term(self, call: FeatureCall, place: int, feature: Tensor, chunk: Chunk) -> Tensor:
-        run = run_in(call.options)
-        timesteps = call.timesteps.chunk(len(call.chunks))[place]
-        term = dressed(self._control(run, call, chunk.hints, timesteps), feature) * chunk.gain
+    def _term(self, call: FeatureCall, chunk: Chunk, feature: Tensor, timesteps: Tensor, gain: float) -> Tensor:
+        """Returns what is added to a chunk's feature (b, c, h, w), like it."""
+        term = dressed(self._control(call, self._hints(call, chunk), timesteps), feature) * gain
         if self.mask is not None:
-            term = term * self._mask_rows(run, feature, chunk)
+            term = term * self._mask_rows(call.run, feature, chunk)
         return term.to(feature.dtype)
 
-    def _control(self, run: Run, call: FeatureCall, hints: Sequence[HintKey], timesteps: Tensor) -> Tensor:
-        """(hints, c, h, w), standardised; made once per step, only for hints that nobody has asked for yet."""
-        like, grid = call.feature, tuple(call.feature.shape[-2:])
-        now = self._now(run, call)
+    def _control(self, call: FeatureCall, hints: Sequence[HintKey], timesteps: Tensor) -> Tensor:
+        """Returns the control (hints, c, h, w), standardised.
+
+        It is made once per step, only for hints that nobody has asked for yet.
+        """
+        like, grid, run = call.feature, tuple(call.feature.shape[-2:]), call.run
+        # Context windows each bring a tensor of their own, so there the noise level is read.
+        now = call.now if call.images_in_window is None else run.sigma(call.now)
         made: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
         missing = list(dict.fromkeys(hint for hint in hints if hint not in made))
         for piece in _pieces(missing):
@@ -160,12 +144,6 @@ class Hint:
             out = self.control.network.model(self._prepared(run, piece, like), at)
             made.update(zip(piece, standardised(out, grid, self.variant.order).split(1), strict=True))
         return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
-
-    def _now(self, run: Run, call: FeatureCall) -> Tensor | float:
-        """What tells this step from others. Context windows each bring a tensor of their own, so there it is read."""
-        now = call.options.get("sigmas", call.timesteps)
-        rows = len(call.feature) // len(call.chunks)
-        return now if images_in_window(call.options, rows) is None else run.sigma(now)
 
     def _prepared(self, run: Run, hints: Sequence[HintKey], like: Tensor) -> Prepared:
         """What of the network does not depend on the noise level; kept for the run as far as there is room."""
@@ -194,12 +172,12 @@ class Hint:
         return whole[..., top : top + h, left : left + w]
 
     def _mask_rows(self, run: Run, feature: Tensor, chunk: Chunk) -> Tensor:
-        """(1 or b, 1, h, w)."""
+        """Returns the mask (1 or b, 1, h, w) on the grid of the feature."""
         grid = tuple(feature.shape[-2:])
-        key = (self, "mask", grid, chunk.info, tuple(chunk.images), feature.device)
+        key = (self, "mask", grid, shown_by([chunk]), feature.device)
 
         def make() -> Tensor:
-            (rows,) = on_grid(self.mask, grid, [chunk.info], [chunk.images])
+            (rows,) = mask_on_grid(self.mask, grid, [chunk])
             return rearrange(rows, "b (h w) one -> b one h w", h=grid[0]).to(feature.device)
 
         return run.once(key, make)
@@ -207,9 +185,7 @@ class Hint:
 
 def add_hint(model: ModelPatcher, hint: Hint, site: FeatureSite, span: Span) -> ModelPatcher:
     """A clone of `model` that follows a hint."""
-    model = load_with(add_feature_layer(model, site, hint, span), hint.control.network)
-    install_chunk_infos(model)
-    return model
+    return load_with(add_feature_layer(model, site, hint, span), hint.control.network)
 
 
 def stretched(image: Tensor, h: int, w: int) -> Tensor:

@@ -8,7 +8,7 @@ lies above and is not pushed away from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...engine.layers.attention import Attend, Call, module_in, only_on
-from ...engine.network import SAMPLING, add_attention_layer
-from ...engine.rows import masks as row_masks
-from ...engine.rows.conds import ChunkInfo, check_whole, info_of, install_chunk_infos, is_negative
-from ...engine.rows.groups import TOKENS
-from ...engine.rows.images import clamped, images_of
-from ...engine.run import run_in, sigma_in
+from ...engine.layers.attention import Attend, Call, only_on
+from ...engine.network import add_attention_layer
+from ...engine.rows.chunk import Chunk
+from ...engine.rows.images import clamped
+from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import Site, find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
@@ -30,8 +28,6 @@ from ..inputs.schema import make_input, model_input, model_output, percent_input
 from ..inputs.sockets import checked_mask, finite_tensor
 
 DEPTH = 1  # the text attention itself, above what changes how it attends
-
-Rows = tuple[tuple[int, ...], ...]  # of each chunk the images of its rows
 
 
 class NormalizedAttentionGuidance(io.ComfyNode):
@@ -98,14 +94,12 @@ class NegativeText:
     def is_everywhere(self) -> bool:
         return self.mask is None and self.area is None
 
-    def weights(
-        self, grid: tuple[int, int], infos: Sequence[ChunkInfo | None], size: tuple[int, int], images: Rows
-    ) -> Tensor:
-        """(chunks, 1 or b, tokens, 1)."""
+    def weights(self, grid: tuple[int, int], chunks: Sequence[Chunk], size: tuple[int, int]) -> Tensor:
+        """Returns how much the text counts, (chunks, 1 or b, tokens, 1), in a latent of `size` cells."""
         shown = torch.ones(1, *size) if self.mask is None else self.mask.float()
         if self.area is not None:
             shown = shown * self._inside(shown.shape[-2:], size)
-        return row_masks.on_grid(shown * self.strength, grid, infos, images)
+        return mask_on_grid(shown * self.strength, grid, chunks)
 
     def _inside(self, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
         """1 in the area and 0 elsewhere, of a mask's `shape`; the latent has `size` cells."""
@@ -132,14 +126,12 @@ class NormalizedAttention:
         texts = self._active(call)
         if not texts:
             return below(call)
-        return only_on(positives, lambda call, below: self._guided(call, below, texts))(call, below)
+        return only_on(is_positive, lambda call, below: self._guided(call, below, texts))(call, below)
 
     def _active(self, call: Call) -> list[NegativeText]:
         if all(text.span == WHOLE_RUN for text in self.texts):
             return list(self.texts)
-        run, sigma = run_in(call.options), sigma_in(call.options)
-        to_sigma = call.options[SAMPLING].percent_to_sigma
-        return [text for text in self.texts if text.span.contains(sigma, run, to_sigma)]
+        return [text for text in self.texts if text.span.contains(call.sigma, call.run, call.to_sigma)]
 
     def _guided(self, call: Call, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
         positive = below(call)
@@ -147,63 +139,55 @@ class NormalizedAttention:
         return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
 
     def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
-        """What all texts give, weighed; where none is, what the positive gives, which guides nothing."""
-        count, rows = len(call.chunks), len(call.q) // len(call.chunks)
-        images = tuple(tuple(images_of(call.options, i, rows)) for i in range(count))
-        found = []
+        """What all texts give, weighed; where none counts, what the positive gives, which guides nothing."""
+        outs = []
         for text in texts:
-            k, v = self._keys(call, text, images)
-            options = {**call.options, TOKENS: [text.text.shape[1]] * count}
-            found.append(below(Call(call.q, k, v, options)))
-        if len(found) == 1 and texts[0].is_everywhere:
-            return found[0]
-        weights = [self._weights(call, text, images) for text in texts]
+            k, v = self._keys(call, text)
+            chunks = tuple(chunk._replace(tokens=text.text.shape[1]) for chunk in call.chunks)
+            outs.append(below(replace(call, k=k, v=v, chunks=chunks)))
+        if len(outs) == 1 and texts[0].is_everywhere:
+            return outs[0]
+        weights = [self._weights(call, text) for text in texts]
         total = sum(weights)
-        mean = sum(w * out for w, out in zip(weights, found, strict=True)) / total.clamp_min(1e-6)
+        mean = sum(w * out for w, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
         return torch.where(total > 1e-6, mean, positive)
 
-    def _keys(self, call: Call, text: NegativeText, images: Rows) -> tuple[Tensor, Tensor]:
-        """k and v (rows, tokens, c) of a text."""
-        run = run_in(call.options)
-        site = Site("attn2", *call.options["block"], call.options["block_index"])
+    def _keys(self, call: Call, text: NegativeText) -> tuple[Tensor, Tensor]:
+        """Returns k and v (rows, tokens, c) of a text."""
+        run, like = call.run, call.k
 
         def project() -> tuple[Tensor, Tensor]:
-            attention, context = module_in(call.options, self.paths[site]), text.text.to(call.k)
+            attention, context = call.module(self.paths[call.site]), text.text.to(like)
             return attention.to_k(context), attention.to_v(context)
 
-        key = (self, text, site, call.k.dtype, call.k.device)
+        key = (self, text, call.site, like.dtype, like.device)
         k, v = project() if run.is_hooked else run.once(key, project)
-        rows = [row for of_chunk in images for row in clamped(of_chunk, len(k))]
+        rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
         return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
 
-    def _weights(self, call: Call, text: NegativeText, images: Rows) -> Tensor:
-        """(rows, tokens, 1)."""
+    def _weights(self, call: Call, text: NegativeText) -> Tensor:
+        """Returns how much a text counts, (rows, tokens, 1)."""
         if text.is_everywhere:
             return call.q.new_full((1, 1, 1), text.strength)
-        infos = tuple(info_of(call.options, chunk) for chunk in call.chunks)
-        check_whole(call.options, infos, "mask", "the negative of Normalized Attention Guidance")
-        shown = tuple(call.options["original_shape"][-2:])
-        size = next((info.size for info in infos if info is not None), shown)
+        call.check_whole(call.chunks, "mask", "the negative of Normalized Attention Guidance")
+        size = next((chunk.info.size for chunk in call.chunks if chunk.info is not None), call.size)
         grid, per_chunk = call.grid(call.q), len(call.q) // len(call.chunks)
 
         def make() -> Tensor:
-            found = text.weights(grid, infos, size, images)
-            return found.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
+            weights = text.weights(grid, call.chunks, size)
+            return weights.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
 
-        return run_in(call.options).once((self, text, "weights", grid, infos, size, images, call.q.dtype), make)
+        return call.run.once((self, text, "weights", grid, size, shown_by(call.chunks), call.q.dtype), make)
 
 
-def positives(call: Call) -> list[int]:
-    """The chunks that are not for a negative prompt, by number."""
-    labels = call.options.get("cond_or_uncond") or [0] * len(call.chunks)
-    return [i for i, label in enumerate(labels) if not is_negative(call.options, label)]
+def is_positive(chunk: Chunk) -> bool:
+    """Whether a chunk is not for a negative prompt."""
+    return not chunk.is_negative
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """A clone of `model` that is guided away from these texts in its text attention."""
-    model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
-    install_chunk_infos(model)
-    return model
+    return add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
 
 
 def _checked(negative: Any) -> list:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import comfy.samplers
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 from ...engine.guidance import Args, current_step, in_span, install_guidance
 from ...engine.layers.attention import Attend, Call
 from ...engine.network import add_attention_layer, options_of_call
-from ...engine.rows.groups import GROUPS, Group
+from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import images_of_window
-from ...engine.run import STEP, AttentionMap, Step
+from ...engine.run import Step
 from ...engine.scope import add_post_cfg
 from ...engine.span import Span
 from ...engine.unet import Site, find_sites
@@ -71,12 +72,12 @@ class SelfAttentionGuidance(io.ComfyNode):
             )
         if scale == 0 or blur_sigma == 0 or kernel_length(blur_sigma, kernel_size) == 1:
             return io.NodeOutput(model)
-        settings = Settings(scale, blur_sigma, threshold, kernel_size, Span(start_percent, end_percent))
+        settings = BlurSettings(scale, blur_sigma, threshold, kernel_size, Span(start_percent, end_percent))
         return io.NodeOutput(add_self_attention_guidance(model, site, settings))
 
 
 @dataclass(frozen=True)
-class Settings:
+class BlurSettings:
     """Scale of the guidance, and how the attended places are blurred (`blur_sigma` in cells of the latent)."""
 
     scale: float
@@ -86,7 +87,7 @@ class Settings:
     span: Span
 
 
-def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Settings) -> ModelPatcher:
+def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: BlurSettings) -> ModelPatcher:
     """A clone of `model` that is steered away from its prediction for a picture blurred where `site` looks."""
 
     def add_to_result(args: Args) -> Tensor:
@@ -103,44 +104,53 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: Setti
     return model
 
 
+class AttentionMap(NamedTuple):
+    """How much the cells of one chunk were attended, (b, h, w).
+
+    `label` is the chunk's place among the conds: positive and negative may share a uuid. `size` is that of the latent
+    which the network saw; `window` the context window, if there are any.
+    """
+
+    chunk: UUID | None
+    label: int
+    received: Tensor
+    size: tuple[int, int]
+    window: Any
+
+
+def maps_of(step: Step) -> list[AttentionMap]:
+    """Returns the maps that were noted in a step, for whoever notes more."""
+    return step.notes.setdefault(AttentionMap, [])
+
+
 def watch(call: Call, below: Attend) -> Tensor:
-    """Note how much each place is attended, for the chunks of a step that are not extra predictions."""
-    step: Step | None = call.options.get(STEP)
-    if step is not None and _rows_are_whole_pictures(call, step):
-        plain = [i for i, chunk in enumerate(call.chunks) if chunk not in step.marks]
+    """Notes how much each place is attended, for the chunks of a step that are not extra predictions."""
+    if call.step is not None and _rows_are_whole_pictures(call, call.step):
+        plain = [chunk.index for chunk in call.chunks if chunk.mark is None]
         if plain:
-            _note_maps(call.only(plain), step)
+            _note_maps(call.only(plain), call.step)
     return below(call)
 
 
 def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
     """Whether each chunk has a row per picture; other packs may cut pictures into tiles, or split batches again."""
-    chunks = len(set(_host_chunks(call)))
-    window = call.options.get("context_window")
+    chunks = len({chunk.group.chunk for chunk in call.chunks})
     # 0.33 may put one picture more before a window, as an anchor
-    per_chunk = (len(step.x),) if window is None else (len(window.index_list), len(window.index_list) + 1)
+    per_chunk = (len(step.x),) if call.window is None else (count := len(call.window.index_list), count + 1)
     return len(call.q) == len(call.k) and len(call.k) in [rows * chunks for rows in per_chunk]
 
 
 def _note_maps(call: Call, step: Step) -> None:
     h, w = call.grid(call.k)
-    received = attention_received(call.q, call.k, call.options["n_heads"])
-    maps = call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w))
-    size, window = tuple(call.options["original_shape"][-2:]), call.options.get("context_window")
+    received = attention_received(call.q, call.k, call.heads)
     parts: dict[int, list[Tensor]] = {}
-    named: dict[int, tuple[Any, int]] = {}
-    for place, chunk, label, found in zip(
-        _host_chunks(call), call.chunks, call.options["cond_or_uncond"], maps, strict=True
-    ):  # fmt: skip
-        parts.setdefault(place, []).append(found)
-        named.setdefault(place, (chunk, label))  # of two branches the first has the name of the conditioning
-    step.maps += [AttentionMap(*named[place], torch.cat(found), size, window) for place, found in parts.items()]
-
-
-def _host_chunks(call: Call) -> Sequence[int]:
-    """The number of the host's chunk that each chunk of the call is of: with partners it may have two branches."""
-    groups: Sequence[Group] | None = call.options.get(GROUPS)
-    return range(len(call.chunks)) if groups is None else [group.chunk for group in groups]
+    named: dict[int, Chunk] = {}
+    for chunk, rows in zip(call.chunks, call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w)), strict=True):
+        parts.setdefault(chunk.group.chunk, []).append(rows)
+        named.setdefault(chunk.group.chunk, chunk)  # of two branches the first has the name of the conditioning
+    for number, rows in parts.items():
+        uuid, label = named[number].uuid, named[number].label
+        maps_of(step).append(AttentionMap(uuid, label, torch.cat(rows), call.size, call.window))
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class _Degraded:
         return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
 
 
-def _degraded(args: Args, settings: Settings) -> _Degraded | None:
+def _degraded(args: Args, settings: BlurSettings) -> _Degraded | None:
     step = current_step(args)
     # At cfg 1 another node may have asked for the negative all the same.
     guided = step.guided and args["uncond"] is not None and not isclose(args["cond_scale"], 1.0)
@@ -176,12 +186,11 @@ def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
     """How much each cell of the latent is attended in a pass, (b, h, w); None where no cond of it is active."""
     label, x, timestep = len(conds) - 1, args["input"], args["sigma"]
     ours = {(cond["uuid"], label) for cond in conds[-1]}
-    maps = [found for found in step.maps if (found.chunk, found.label) in ours]
+    maps = [seen for seen in maps_of(step) if (seen.chunk, seen.label) in ours]
     if not maps:
-        alone = step.for_another_call()
-        options = options_of_call(args["model_options"], alone)
+        options = options_of_call(args["model_options"], step.for_another_call())
         comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, options)
-        maps = alone.maps
+        maps = [seen for seen in maps_of(step) if (seen.chunk, seen.label) in ours]
     return combine(maps, conds[-1], x, timestep)
 
 
@@ -220,10 +229,10 @@ def combine(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, time
 def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The mean over context windows of a chunk's maps, (b, h, w), and which images have one, (b, 1, 1)."""
     received, counts = x.new_zeros((len(x), *size)), x.new_zeros((len(x), 1, 1))
-    for found in maps:
-        if found.size != size:
+    for seen in maps:
+        if seen.size != size:
             raise RuntimeError(TILED)
-        rows = list(range(len(x))) if found.window is None else images_of_window(found.window, len(found.received))
-        received[rows] += enlarge(found.received.to(x), size)
-        counts[rows] += 1
+        rows = range(len(x)) if seen.window is None else images_of_window(seen.window, len(seen.received))
+        received[list(rows)] += enlarge(seen.received.to(x), size)
+        counts[list(rows)] += 1
     return received / counts.clamp_min(1), (counts > 0).to(x)

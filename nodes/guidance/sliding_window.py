@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.guidance import CELL, Term, add_term
-from ...engine.rows.conds import Area, install_chunk_infos
+from ...engine.rows.conds import Area
 from ...engine.run import run_of
 from ...engine.scope import Args
 from ...engine.span import Span
@@ -66,7 +66,7 @@ class SlidingWindowGuidance(io.ComfyNode):
         term = WindowTerm(
             name="SWG", scale=scale, span=Span(start_percent, end_percent), tile=cells, overlap=min(shared, cells - 1)
         )
-        return io.NodeOutput(add_window_term(model, term) if scale else model)
+        return io.NodeOutput(add_term(model, term) if scale else model)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,10 +122,3 @@ def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict,
             weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
             rest = rest - weights
         yield cond, own, weights
-
-
-def add_window_term(model: ModelPatcher, term: WindowTerm) -> ModelPatcher:
-    """A clone of `model` with this guidance."""
-    model = add_term(model, term)
-    install_chunk_infos(model)
-    return model

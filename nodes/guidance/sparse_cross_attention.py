@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call, Layer
 from ...engine.network import add_attention_layer
-from ...engine.rows.conds import info_of, install_chunk_infos
-from ...engine.rows.groups import TOKENS
 from ...engine.span import Span
 from ...engine.unet import Site, find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
@@ -53,18 +51,15 @@ class SparseCrossAttention(io.ComfyNode):
 
 def add_sparse_attention(model: ModelPatcher, sites: Iterable[Site], scale: float, span: Span) -> ModelPatcher:
     """A clone of `model` with sparse attention at these text attentions."""
-    model = add_attention_layer(model, sites, sparse_attention(scale), span, depth=DEPTH)
-    install_chunk_infos(model)
-    return model
+    return add_attention_layer(model, sites, sparse_attention(scale), span, depth=DEPTH)
 
 
 def sparse_attention(scale: float) -> Layer:
     """Attention plus `scale` times what it lacks to a sparse one; with 1 it is sparse, above extrapolated."""
 
     def attend_sparsely(call: Call, below: Attend) -> Tensor:
-        heads, count = call.options["n_heads"], len(call.chunks)
-        parts = zip(*(tensor.chunk(count) for tensor in (call.q, call.k, call.v)), lengths(call), strict=True)
-        lacking = [sparse_less_dense(q, k[:, :length], v[:, :length], heads) for q, k, v, length in parts]
+        parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), lengths(call), strict=True)
+        lacking = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
         return below(call) + scale * torch.cat(lacking)
 
     return attend_sparsely
@@ -72,6 +67,11 @@ def sparse_attention(scale: float) -> Layer:
 
 def lengths(call: Call) -> Sequence[int]:
     """The tokens of each chunk's own text. What the host repeats to fill a batch would take part more than once."""
-    found = call.k.shape[1]
-    known = call.options.get(TOKENS) or [getattr(info_of(call.options, i), "tokens", None) for i in call.chunks]
-    return [length if length and found % length == 0 else found for length in known]
+    if any(chunk.is_regional for chunk in call.chunks):
+        raise RuntimeError(
+            "Sparse Cross-Attention (PLADIS) should know how long the text of each row is, but another pack adds rows "
+            "for regional prompts (attention couple) and does not tell their lengths. Remove one of the two."
+        )
+    whole = call.k.shape[1]
+    known = [chunk.tokens for chunk in call.chunks]
+    return [length if length and whole % length == 0 else whole for length in known]

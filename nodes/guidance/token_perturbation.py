@@ -8,10 +8,8 @@ network is replaced for it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -19,8 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.guidance import Term, add_term
-from ...engine.layers.tokens import PerturbedTokens
-from ...engine.run import STEP, Step, run_in
+from ...engine.layers.tokens import PerturbedTokens, TokenCall
 from ...engine.span import Span
 from ...engine.unet import Depth, Site, find_sites
 from ..inputs.layers import parse_layers
@@ -71,15 +68,15 @@ class TokenTerm(PerturbedTokens, Term):
         return min(site.depth for site in self.sites) if self.share else None
 
 
-def shuffle_tokens(tokens: Tensor, site: Site, options: Mapping[str, Any]) -> Tensor:
-    """The tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
-    run, step = run_in(options), options[STEP]
-    count, device = tokens.shape[1], tokens.device
-    order = run.once_at(step.sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, step, site, count))
-    return tokens[:, order.to(device)]
+def shuffle_tokens(call: TokenCall) -> Tensor:
+    """Returns the tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
+    run, site, count, device = call.run, call.site, call.tokens.shape[1], call.tokens.device
+    sigma = call.step.sigma
+    order = run.once_at(sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, sigma, site, count))
+    return call.tokens[:, order.to(device)]
 
 
-def _order(seed: int, step: Step, site: Site, count: int) -> Tensor:
-    name = struct.pack("<Qd", seed % 2**64, step.sigma) + repr(tuple(site)).encode()
+def _order(seed: int, sigma: float, site: Site, count: int) -> Tensor:
+    name = struct.pack("<Qd", seed % 2**64, sigma) + repr(tuple(site)).encode()
     own_seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
     return torch.randperm(count, generator=torch.Generator().manual_seed(own_seed))

@@ -11,21 +11,17 @@ import comfy.samplers
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler, trange
 from comfy.model_sampling import CONST
-from comfy.patcher_extension import WrappersMP
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ...engine.entries import KEY
 from ...engine.guidance import Args, with_slot
 from ...engine.network import WRAPPERS, with_wrappers
-from ...engine.rows.conds import note_conds
 from ...engine.run import RUN, Run
 from ...engine.span import WHOLE_RUN, Span
 from ...models.h_space.steps import edited_step, levels_of_step
 from .direction import BlockDirection, check_direction
 from .edit import Edit, entries_of
-
-AROUND = {**WRAPPERS, WrappersMP.CALC_COND_BATCH: note_conds}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +83,7 @@ def with_edit(model_options: Mapping[str, Any], edit: Edit, run: Run) -> Args:
     added = entries_of(replace(edit, asymmetric=False, span=WHOLE_RUN))
     options[KEY] = [*options.get(KEY, ()), *added]
     options.setdefault(RUN, run)
-    return with_slot({**model_options, "transformer_options": with_wrappers(options, AROUND)})
+    return with_slot({**model_options, "transformer_options": with_wrappers(options, WRAPPERS)})
 
 
 def load(edit: Edit) -> None:

@@ -21,7 +21,7 @@ from ...engine.entries import append
 from ...engine.guidance import Args, current_step, install_guidance
 from ...engine.layers.features import FeatureCall
 from ...engine.network import add_feature_layer
-from ...engine.run import STEP, Step
+from ...engine.run import Step
 from ...engine.span import WHOLE_RUN
 from ...engine.unet import family_of, unet_of
 from ...models.h_space.files import directions
@@ -85,10 +85,9 @@ def capture_component(model: ModelPatcher, request: Request, number: int) -> Sto
     """One standard deviation along a principal component of h over the samples."""
 
     def note(call: FeatureCall) -> None:
-        step: Step | None = call.options.get(STEP)
-        for h, chunk in zip(call.feature.chunk(len(call.chunks)), call.chunks, strict=True):
-            if step is not None and chunk not in step.marks:
-                note_h(step, PLAIN, None, h)
+        for h, chunk in zip(call.split(call.feature), call.chunks, strict=True):
+            if call.step is not None and chunk.mark is None:
+                note_h(call.step, PLAIN, None, h)
 
     recorder = _Recorder()
     _run(add_feature_layer(model, SITE, note), request, recorder, lambda args, step: _found(step, PLAIN))

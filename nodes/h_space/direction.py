@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...engine.layers.features import FeatureSite, channels_at
+from ...engine.rows.chunk import Chunk
 from ...engine.rows.conds import ChunkInfo
 from ...engine.run import Run, Step
 from ...engine.unet import family_of, unet_of
@@ -24,12 +25,12 @@ SITE = FeatureSite("output", 0)  # after the middle block and its control, befor
 FAMILY = "family"
 
 
-class Place(NamedTuple):
-    """The rows of one chunk where h is edited: h (b, c, h, w), embedding (b, width), what the chunk shows, and when."""
+class EditedRows(NamedTuple):
+    """The rows of one chunk whose h (b, c, h, w) is edited, with the network's embedding (b, width) of the time."""
 
     h: Tensor
     embedding: Tensor | None
-    info: ChunkInfo | None
+    chunk: Chunk
     window: Any  # what tells the context windows of a step apart
     sigma: float
     run: Run
@@ -46,7 +47,7 @@ class HDirection(Protocol):
     name: str
     channels: int | None  # None: those of any model
 
-    def at(self, place: Place) -> Tensor | None:
+    def at(self, rows: EditedRows) -> Tensor | None:
         """The change of h, (1 or b, c, h, w); None where it is not known yet in this step."""
 
 
@@ -62,15 +63,15 @@ class StoredDirection:
     def channels(self) -> int:
         return self.directions.dh.shape[1]
 
-    def at(self, place: Place) -> Tensor:
-        like = place.h
+    def at(self, rows: EditedRows) -> Tensor:
+        like = rows.h
 
         def prepare() -> Tensor:
-            whole = at_sigma(self.directions.dh, self.directions.sigmas, place.sigma)[None]
-            return on_grid(whole.to(like.device), place.info, place.grid).to(like.dtype)
+            whole = at_sigma(self.directions.dh, self.directions.sigmas, rows.sigma)[None]
+            return change_on_grid(whole.to(like.device), rows.chunk.info, rows.grid).to(like.dtype)
 
-        key = (self, place.grid, place.info, like.dtype, like.device)
-        return place.run.once_at(place.sigma, key, prepare)
+        key = (self, rows.grid, rows.chunk.info, like.dtype, like.device)
+        return rows.run.once_at(rows.sigma, key, prepare)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,10 @@ class BlockDirection:
     channels: int
     time: int | None
 
-    def at(self, place: Place) -> Tensor:
+    def at(self, rows: EditedRows) -> Tensor:
         weights = next(self.network.model.parameters())
-        embedding = None if place.embedding is None else place.embedding.to(weights.dtype)
-        return self.network.model(place.h.to(weights.dtype), embedding).to(place.h.dtype)
+        embedding = None if rows.embedding is None else rows.embedding.to(weights.dtype)
+        return self.network.model(rows.h.to(weights.dtype), embedding).to(rows.h.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +101,12 @@ class PromptDirection:
     target_id: UUID
     channels: None = None
 
-    def at(self, place: Place) -> Tensor | None:
-        found = [noted_h(place.step, side, place.window) for side in (self.source_id, self.target_id)]
+    def at(self, rows: EditedRows) -> Tensor | None:
+        found = [noted_h(rows.step, side, rows.window) for side in (self.source_id, self.target_id)]
         if any(h is None for h in found):
             return None
         source, target = found
-        return on_grid(target - source, place.info, place.grid).to(place.h.dtype)
+        return change_on_grid(target - source, rows.chunk.info, rows.grid).to(rows.h.dtype)
 
 
 def note_h(step: Step, side: UUID, window: Any, h: Tensor) -> None:
@@ -116,7 +117,7 @@ def noted_h(step: Step | None, side: UUID, window: Any) -> Tensor | None:
     return None if step is None else step.notes.get((side, window))
 
 
-def on_grid(change: Tensor, info: ChunkInfo | None, grid: tuple[int, int]) -> Tensor:
+def change_on_grid(change: Tensor, info: ChunkInfo | None, grid: tuple[int, int]) -> Tensor:
     """The part of a whole picture's change (1 or b, c, h, w) that a chunk shows, bilinearly on its own grid."""
     if change.shape[-2:] == (1, 1):
         return change

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import NAMESPACE_URL, uuid5
 
 import comfy.sampler_helpers
 import comfy.samplers
@@ -28,15 +28,14 @@ from ...engine.guidance import Args, ExtraPrediction, current_step, in_span, ins
 from ...engine.layers.features import FeatureCall, FeatureLayer
 from ...engine.loading import load_with
 from ...engine.network import install_layers
-from ...engine.rows import masks as row_masks
-from ...engine.rows.conds import check_whole, info_of, install_chunk_infos, is_negative
-from ...engine.rows.images import images_in_window, images_of
-from ...engine.run import STEP, Run, Step, run_in, run_of, sigma_in
+from ...engine.rows.chunk import Chunk
+from ...engine.rows.masks import mask_on_grid, shown_by
+from ...engine.run import Run, Step, run_of
 from ...engine.scope import add_post_cfg
 from ...engine.span import Span
 from ...engine.unet import Depth
 from ...models.h_space.steps import effective_factor, following_level, levels_of_step, scaled_to
-from .direction import SITE, BlockDirection, HDirection, Place, PromptDirection, note_h
+from .direction import SITE, BlockDirection, EditedRows, HDirection, PromptDirection, note_h
 
 logger = logging.getLogger(__name__)
 ETAS = {"sample_euler": 0.0, "sample_euler_ancestral": 1.0}  # samplers of plain steps, and how much noise they renew
@@ -58,65 +57,60 @@ class Edit:
     mask: Tensor | None = None  # (m, height, width)
 
     def __call__(self, call: FeatureCall) -> Tensor | None:
-        """The change of h on the chunks that are edited; the rows of the direction's own prompts are noted."""
-        step: Step | None = call.options.get(STEP)
-        marks = [None if step is None else step.marks.get(chunk) for chunk in call.chunks]
-        features = call.feature.chunk(len(marks))
+        """Returns the change of h on the chunks that are edited, or None; notes the rows of the direction's prompts."""
+        features = call.split(call.feature)
         if isinstance(self.direction, PromptDirection):
-            for i, mark in enumerate(marks):
-                if mark in (self.direction.source_id, self.direction.target_id):
-                    note_h(step, mark, _window(call, len(features[i])), features[i])
-        edited = self._edited(call, marks)
-        terms = [self._term(call, i, step) if i in edited else None for i in range(len(marks))]
+            for chunk, h in zip(call.chunks, features, strict=True):
+                if chunk.mark in (self.direction.source_id, self.direction.target_id):
+                    note_h(call.step, chunk.mark, call.images_in_window, h)
+        edited = self._edited(call)
+        terms = [self._term(call, chunk) if chunk in edited else None for chunk in call.chunks]
         if all(term is None for term in terms):
             return None
         return torch.cat(
             [torch.zeros_like(h) if term is None else term for h, term in zip(features, terms, strict=True)]
         )
 
-    def _edited(self, call: FeatureCall, marks: Sequence[UUID | None]) -> list[int]:
-        run = run_in(call.options)
-        if self.is_asymmetric(run):
+    def _edited(self, call: FeatureCall) -> list[Chunk]:
+        if self.is_asymmetric(call.run):
             mine = {POSITIVE.id, NEGATIVE.id} if self.both else {POSITIVE.id}
-            return [i for i, mark in enumerate(marks) if mark in mine]
+            return [chunk for chunk in call.chunks if chunk.mark in mine]
         if self.asymmetric:
-            run.once(_warn_of_symmetry, lambda: _warn_of_symmetry(run))
+            call.run.once(_warn_of_symmetry, lambda: _warn_of_symmetry(call.run))
         prompts = {rows.id for rows in entries(call.options, PromptRows)}
         return [
-            i for i, (mark, label) in enumerate(zip(marks, call.labels, strict=True))
-            if mark not in prompts and (self.both or not is_negative(call.options, label))
+            chunk for chunk in call.chunks if chunk.mark not in prompts and (self.both or not chunk.is_negative)
         ]  # fmt: skip
 
-    def _term(self, call: FeatureCall, chunk: int, step: Step | None) -> Tensor | None:
-        h, info = call.feature.chunk(len(call.chunks))[chunk], info_of(call.options, call.chunks[chunk])
-        embedding = None if call.embedding is None else call.embedding.chunk(len(call.chunks))[chunk]
-        run = run_in(call.options)
-        place = Place(h, embedding, info, _window(call, len(h)), sigma_in(call.options), run, step)
-        change = self.direction.at(place)
+    def _term(self, call: FeatureCall, chunk: Chunk) -> Tensor | None:
+        h = call.split(call.feature)[chunk.index]
+        embedding = None if call.embedding is None else call.split(call.embedding)[chunk.index]
+        change = self.direction.at(
+            EditedRows(h, embedding, chunk, call.images_in_window, call.sigma, call.run, call.step)
+        )
         if change is None:
-            if step is None or not self.is_asymmetric(run):
+            if call.step is None or not self.is_asymmetric(call.run):
                 raise RuntimeError(
                     "An h-space direction from prompts needs the model to be asked for them first, but this guider or "
                     "another node calls it by itself. Set mode to asymmetric with Euler, or capture the direction."
                 )
-            step.notes[UNFINISHED] = True  # the prompts come in a later part of a split batch
+            call.step.notes[UNFINISHED] = True  # the prompts come in a later part of a split batch
             return None
         if self.relative:
             change = scaled_to(change, h)
         change = (change * self.strength).expand(h.shape)
         return change if self.mask is None else change * self._mask_rows(call, chunk, h)
 
-    def _mask_rows(self, call: FeatureCall, chunk: int, h: Tensor) -> Tensor:
-        """(1 or b, 1, h, w)."""
-        info, images = info_of(call.options, call.chunks[chunk]), tuple(images_of(call.options, chunk, len(h)))
-        check_whole(call.options, [info], "mask", "an H-Space Edit")
+    def _mask_rows(self, call: FeatureCall, chunk: Chunk, h: Tensor) -> Tensor:
+        """Returns the mask (1 or b, 1, h, w) on the grid of h."""
+        call.check_whole([chunk], "mask", "an H-Space Edit")
         grid = tuple(h.shape[-2:])
 
         def make() -> Tensor:
-            (rows,) = row_masks.on_grid(self.mask, grid, [info], [images])
+            (rows,) = mask_on_grid(self.mask, grid, [chunk])
             return rearrange(rows, "b (h w) one -> b one h w", h=grid[0]).to(h)
 
-        return run_in(call.options).once((self, grid, info, images, h.dtype, h.device), make)
+        return call.run.once((self, grid, shown_by([chunk]), h.dtype, h.device), make)
 
     def is_asymmetric(self, run: Run) -> bool:
         """Whether this run's sampler lets the edit be so."""
@@ -203,7 +197,6 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
     add_post_cfg(model, "H-Space Edit", add_to_result)
     install_layers(model)
     install_guidance(model)
-    install_chunk_infos(model)
     return model
 
 
@@ -291,8 +284,3 @@ def eta_of(run: Run) -> float | None:
 def _sampler_of(run: Run) -> str:
     sampler = run.sampler
     return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
-
-
-def _window(call: FeatureCall, rows: int) -> Any:
-    images = images_in_window(call.options, rows)
-    return None if images is None else tuple(images)

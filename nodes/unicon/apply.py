@@ -19,15 +19,14 @@ from ...engine.loading import load_with
 from ...engine.network import install_layers
 from ...engine.partner_run import check_ratio, install_partners, is_flow
 from ...engine.partners import Partner
-from ...engine.rows.conds import install_chunk_infos
 from ...engine.span import Span
 from ...engine.unet import find_transformers, unet_of
 from .load import match_model
-from .side_by_side import Places, SideBySide, UniCon
+from .side_by_side import BlockNumbers, SideBySide, UniCon
 
 
 @dataclass(frozen=True)
-class Settings:
+class Strengths:
     """How much image and condition see of each other, and the scale of guidance by that."""
 
     strength_x: float = 1.0
@@ -36,7 +35,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class PartnerSettings:
     """A given picture, `latent` (n, c, h, w), beside the one that is sampled, with its prompts (1 or n, tokens, c)."""
 
     role: Literal["image", "condition"]
@@ -60,67 +59,69 @@ class Halves:
     opens: bool
 
 
-def add_partner(model: ModelPatcher, unicon: UniCon, beside: Beside, settings: Settings) -> ModelPatcher:
+def add_partner(model: ModelPatcher, unicon: UniCon, given: PartnerSettings, strengths: Strengths) -> ModelPatcher:
     """A clone of `model` that samples beside a given picture. ValueError where file, picture or prompts do not fit."""
-    places = match_model(unicon, model)
+    numbers = match_model(unicon, model)
     channels = model.model.latent_format.latent_channels
-    if beside.latent.shape[1] != channels:
+    if given.latent.shape[1] != channels:
         raise ValueError(
-            f"The partner has {beside.latent.shape[1]} channels, but the model's latents have {channels}. Encode it "
+            f"The partner has {given.latent.shape[1]} channels, but the model's latents have {channels}. Encode it "
             f"with the VAE of the model."
         )
-    if beside.sigma > 1 and is_flow(model):
+    if given.sigma > 1 and is_flow(model):
         raise ValueError(
-            f"partner_sigma of a flow model is from 0 (clean) to 1 (noise), but is {beside.sigma:g}. Lower it."
+            f"partner_sigma of a flow model is from 0 (clean) to 1 (noise), but is {given.sigma:g}. Lower it."
         )
     partner = Partner(
-        role=beside.role,
+        role=given.role,
+        method="UniCon",
         name=unicon.name,
-        positive=beside.positive,
-        negative=beside.negative,
-        latent=model.model.process_latent_in(beside.latent.float()),
-        noise=comfy.sample.prepare_noise(beside.latent, beside.seed, beside.batch_index).float(),
-        sigma=beside.sigma,
-        opens=beside.opens,
-        span=beside.span,
+        positive=given.positive,
+        negative=given.negative,
+        latent=model.model.process_latent_in(given.latent.float()),
+        noise=comfy.sample.prepare_noise(given.latent, given.seed, given.batch_index).float(),
+        sigma=given.sigma,
+        opens=given.opens,
+        span=given.span,
     )
-    acts = settings.strength_x if beside.role == "condition" else settings.strength_x or settings.strength_y
-    return _add(model, unicon, places, partner, settings) if acts else model
+    acts = strengths.strength_x if given.role == "condition" else strengths.strength_x or strengths.strength_y
+    return _add(model, unicon, numbers, partner, strengths) if acts else model
 
 
-def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, settings: Settings) -> ModelPatcher:
+def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, strengths: Strengths) -> ModelPatcher:
     """A clone of `model` that samples images and conditions. ValueError where file, model or prompts do not fit."""
-    places = match_model(unicon, model)
+    numbers = match_model(unicon, model)
     check_ratio(model, halves.condition_noise)
     partner = Partner(
         role="half",
+        method="UniCon Apply Joint",
+        maker="UniCon Joint Latent",
         name=unicon.name,
         positive=halves.positive,
         negative=halves.negative,
         condition_noise=halves.condition_noise,
         opens=halves.opens,
     )
-    return _add(model, unicon, places, partner, settings) if settings.strength_x or settings.strength_y else model
+    return _add(model, unicon, numbers, partner, strengths) if strengths.strength_x or strengths.strength_y else model
 
 
 def _add(
-    model: ModelPatcher, unicon: UniCon, places: Places, partner: Partner, settings: Settings
+    model: ModelPatcher, unicon: UniCon, numbers: BlockNumbers, partner: Partner, strengths: Strengths
 ) -> ModelPatcher:  # fmt: skip
     _check_roles(model, partner)
     _check_prompts(model, partner)
-    off: UUID | None = uuid4() if settings.condition_guidance else None
+    off: UUID | None = uuid4() if strengths.condition_guidance else None
     model = load_with(model, unicon.network)
     partner = replace(partner, off=off, order=next_order(model))
-    around = SideBySide(unicon.network.model, partner.id, places, settings.strength_x, settings.strength_y)
+    around = SideBySide(unicon.network.model, partner.id, numbers, strengths.strength_x, strengths.strength_y)
     append(model, partner)
-    append(model, ProjectionLayer(order=next_order(model), sites=places.paths, around=around))
+    append(model, ProjectionLayer(order=next_order(model), sites=numbers.paths, around=around))
     install_layers(model)
-    install_chunk_infos(model)
     install_partners(model)
     if off is not None:
-        # Where its chunk is marked, the partner stays away (branches.py): no attention is changed.
+        # Where its chunk is marked, the partner stays away (engine/partners.py): no attention is changed.
         term = AttentionTerm(
-            id=off, name="UniCon", scale=settings.condition_guidance, span=partner.span, sites=(), apply=_unchanged
+            id=off, name="UniCon", scale=strengths.condition_guidance, span=partner.span, sites=(), apply=_unchanged
         )
         model = add_term(model, term)
     return model

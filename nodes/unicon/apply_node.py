@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ...engine.span import Span
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import UniConSocket, checked_latent, checked_prompt
-from .apply import Beside, Settings, add_partner
+from .apply import PartnerSettings, Strengths, add_partner
 from .side_by_side import UniCon, checked_unicon
 
 ROLES = ("condition", "image")
@@ -71,7 +71,7 @@ class UniConApply(io.ComfyNode):
         partner_seed: int = 0, condition_guidance: float = 0.0, start_percent: float = 0.0, end_percent: float = 1.0,
         others_on: str = OTHERS_ON[0],
     ) -> io.NodeOutput:  # fmt: skip
-        beside = Beside(
+        given = PartnerSettings(
             role=partner_role,
             latent=checked_latent(partner, "partner"),
             positive=checked_prompt(partner_positive, "partner_positive"),
@@ -82,8 +82,8 @@ class UniConApply(io.ComfyNode):
             opens=others_on == "both",
             span=Span(start_percent, end_percent),
         )
-        settings = Settings(strength_x, strength_y, condition_guidance)
-        return io.NodeOutput(add_partner(model, checked_unicon(unicon), beside, settings))
+        strengths = Strengths(strength_x, strength_y, condition_guidance)
+        return io.NodeOutput(add_partner(model, checked_unicon(unicon), given, strengths))
 
 
 def strength_inputs() -> list[io.Input]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..inputs.schema import make_input, model_input, model_output, schema
 from ..inputs.sockets import UniConSocket, checked_latent, checked_prompt
-from .apply import Halves, Settings, add_halves
+from .apply import Halves, Strengths, add_halves
 from .apply_node import OTHERS_ON, guidance_input, others_input, strength_inputs
 from .latents import NOISE_KEY, join, split
 from .side_by_side import UniCon, checked_unicon
@@ -112,8 +112,8 @@ class UniConApplyJoint(io.ComfyNode):
             condition_noise=condition_noise if latent is None else latent.get(NOISE_KEY, condition_noise),
             opens=others_on == "both",
         )
-        settings = Settings(strength_x, strength_y, condition_guidance)
-        return io.NodeOutput(add_halves(model, checked_unicon(unicon), halves, settings))
+        strengths = Strengths(strength_x, strength_y, condition_guidance)
+        return io.NodeOutput(add_halves(model, checked_unicon(unicon), halves, strengths))
 
 
 class UniConSplit(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""From files to a UniCon, and from that to its places in a model."""
+"""From files to a UniCon, and from that to its blocks in a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...models.foreign_files import few
 from ...models.unicon.files import SETS, Parts, flat_names, parse
 from ...models.unicon.network import PROJECTIONS
 from ...models.unicon.network import UniCon as Network
-from .side_by_side import Places, UniCon
+from .side_by_side import BlockNumbers, UniCon
 
 MODEL_FILE, LORA_FILE = "model.pth", "pytorch_lora_weights.safetensors"
 NAME_KEY, TRIGGER_KEY, POST_KEY = "unicon.name", "unicon.trigger", "unicon.post"  # of the metadata of a single file
@@ -70,7 +70,7 @@ def _usual_trigger(name: str) -> str:
     return next((trigger for word, trigger in TRIGGERS.items() if word in words), "")
 
 
-def match_model(unicon: UniCon, model: ModelPatcher) -> Places:
+def match_model(unicon: UniCon, model: ModelPatcher) -> BlockNumbers:
     """Where the blocks of a file are in a model. ValueError that names what the file is for and what the model is."""
     unet = unet_of(model)
     family, found = family_of(unet, model), type(model.model).__name__
@@ -90,7 +90,7 @@ def match_model(unicon: UniCon, model: ModelPatcher) -> Places:
     wrong = [*_joint_faults(parts, blocks), *_condition_faults(parts, blocks)]
     if wrong:
         raise ValueError(f"{unicon.name} does not fit {found}: {few(wrong)}. Connect the kind of model it is for.")
-    return Places.of(parts, blocks)
+    return BlockNumbers.of(parts, blocks)
 
 
 def _joint_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from typing import Any
 from uuid import UUID
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...engine.layers.attention import Call, attend
-from ...engine.layers.projections import Found
-from ...engine.rows.groups import GROUPS, Group
+from ...engine.layers.attention import Call
+from ...engine.layers.projections import AttentionState
+from ...engine.layers.slots import host_attention
+from ...engine.rows.chunk import Chunk, add, pick_each
 from ...engine.unet import Site, Transformer
 from ...models.unicon.files import Parts
-from ...models.unicon.network import ATTENTIONS, Projected
+from ...models.unicon.network import ATTENTIONS, AttentionLoRA, Projected
 from ...models.unicon.network import UniCon as Network
 
 
@@ -31,7 +33,7 @@ class UniCon:
 
 
 @dataclass(frozen=True)
-class Places:
+class BlockNumbers:
     """The numbers of a file's blocks in its network by site, and the paths of their attentions in a model."""
 
     joints: Mapping[Site, int]
@@ -39,7 +41,7 @@ class Places:
     paths: Mapping[Site, str]
 
     @classmethod
-    def of(cls, parts: Parts, blocks: Mapping[str, Transformer]) -> Places:
+    def of(cls, parts: Parts, blocks: Mapping[str, Transformer]) -> BlockNumbers:
         """Of a file in a model whose blocks have these names."""
         joints = {blocks[name].site("attn1"): i for i, name in enumerate(parts.joints)}
         conditions = {blocks[name].site(kind): i for i, name in enumerate(parts.conditions) for kind in ATTENTIONS}
@@ -54,76 +56,64 @@ class SideBySide:
 
     network: Network
     owner: UUID  # the partner whose rows are the condition
-    places: Places
+    numbers: BlockNumbers
     strength_x: float = 1.0
     strength_y: float = 1.0
+    name: str = "UniCon"
 
-    def acts(self, options: Mapping[str, Any]) -> bool:
-        return any(group.owner == self.owner for group in options.get(GROUPS, ()))
+    def acts(self, chunks: Sequence[Chunk]) -> bool:
+        return any(chunk.group.owner == self.owner for chunk in chunks)
 
-    def project(self, site: Site, found: Found, call: Call) -> Call:
-        """q, k and v with the condition's LoRA on its rows."""
-        if site not in self.places.conditions:
+    def project(self, state: AttentionState, call: Call) -> Call:
+        """Returns q, k and v with the condition's LoRA on its rows."""
+        lora = self._lora(call.site)
+        if lora is None:
             return call
-        lora, where = self._lora(site), self._rows(call)
-        added = [lora[name](inputs[where]) for name, inputs in zip(("to_q", "to_k", "to_v"), found.inputs, strict=True)]
-        q, k, v = (_with_rows(rows, where, more) for rows, more in zip((call.q, call.k, call.v), added, strict=True))
-        return Call(q, k, v, call.options)
+        rows = self._rows(call)
+        q, k, v = lora.on_projections((call.q, call.k, call.v), state.inputs, rows)
+        return replace(call, q=q, k=k, v=v)
 
-    def add(self, site: Site, found: Found, out: Tensor) -> Tensor:
-        """The output with the condition's LoRA on its rows, and with what image and condition saw of each other."""
-        if site in self.places.conditions:
-            where = self._rows(found.call)
-            out = _with_rows(out, where, self._lora(site)["to_out"](found.attended[where]))
-        return self._with_joint(site, found, out) if site in self.places.joints else out
+    def add(self, state: AttentionState, out: Tensor) -> Tensor:
+        """Returns the output with the condition's LoRA and with what image and condition saw of each other."""
+        call, lora = state.call, self._lora(state.call.site)
+        if lora is not None:
+            out = lora.on_output(out, state.attended, self._rows(call))
+        return self._with_joint(state, out) if call.site in self.numbers.joints else out
 
-    def _lora(self, site: Site) -> Any:
-        return self.network.conditions[self.places.conditions[site]][site.kind]
+    def _lora(self, site: Site) -> AttentionLoRA | None:
+        number = self.numbers.conditions.get(site)
+        return None if number is None else self.network.conditions[number][site.kind]
 
     def _rows(self, call: Call) -> slice:
         """Where the condition's rows lie: its groups follow each other."""
-        groups: Sequence[Group] = call.options[GROUPS]
-        ours = [i for i, group in enumerate(groups) if group.owner == self.owner]
-        per_group = len(call.q) // len(groups)
+        ours = [chunk.index for chunk in call.chunks if chunk.group.owner == self.owner]
+        per_group = len(call.q) // len(call.chunks)
         return slice(ours[0] * per_group, (ours[-1] + 1) * per_group)
 
-    def _with_joint(self, site: Site, found: Found, out: Tensor) -> Tensor:
-        call = found.call
-        groups: Sequence[Group] = call.options[GROUPS]
-        conditions = [i for i, group in enumerate(groups) if group.owner == self.owner and group.is_paired]
+    def _with_joint(self, state: AttentionState, out: Tensor) -> Tensor:
+        call = state.call
+        conditions = [chunk for chunk in call.chunks if chunk.group.owner == self.owner and chunk.group.is_paired]
         if not conditions:
             return out
-        by_chunk = {group.chunk: i for i, group in enumerate(groups) if group.branch == "image"}
-        images = [by_chunk[groups[i].chunk] for i in conditions]
-        call.grid(call.q)  # both must have a token for each place
-        projected = self._projected(found)
-        x, y = (Projected(*(call.rows(part, branch) for part in projected)) for branch in (images, conditions))
-        joint = self.network.joints[self.places.joints[site]]
-        term_x, term_y = joint(x, y, lambda q, k, v: attend(Call(q, k, v, call.options)), found.attention.to_out)
-        for term, strength, of_branch in ((term_x, self.strength_x, images), (term_y, self.strength_y, conditions)):
-            if strength:
-                out = _add_groups(out, of_branch, len(groups), term * strength)
-        return out
+        image_of = {chunk.group.chunk: chunk.index for chunk in call.chunks if chunk.group.branch == "image"}
+        images, own = [image_of[chunk.group.chunk] for chunk in conditions], [chunk.index for chunk in conditions]
+        if call.q.shape[1] != prod(call.shape):  # both must have a token for each place
+            call.grid(call.q)
+        projected, count = self._projected(state), len(call.chunks)
+        x, y = (Projected(*parts) for parts in pick_each(projected, (images, own), count))
+        joint = self.network.joints[self.numbers.joints[call.site]]
+        term_x, term_y = joint(x, y, partial(host_attention, options=call.options), state.attention.to_out)
+        terms = ((images, term_x, self.strength_x), (own, term_y, self.strength_y))
+        return add(out, count, *((branch, term * strength) for branch, term, strength in terms if strength))
 
     @staticmethod
-    def _projected(found: Found) -> Projected:
-        """What the model's matrices make of the features; anew where another pack's patch gave them other tokens."""
-        hidden, context, value = found.inputs
+    def _projected(state: AttentionState) -> Projected:
+        """What the model's matrices make of the features; anew if another pack's patch gave them other tokens."""
+        hidden, context, value = state.inputs
         if context is hidden and value is hidden:
-            return Projected(hidden, found.call.q, found.call.k, found.call.v)
-        attention = found.attention
-        return Projected(hidden, found.call.q, attention.to_k(hidden), attention.to_v(hidden))
-
-
-def _add_groups(rows: Tensor, numbers: Sequence[int], count: int, added: Tensor) -> Tensor:
-    parts = list(rows.chunk(count))
-    for i, part in zip(numbers, added.chunk(len(numbers)), strict=True):
-        parts[i] = parts[i] + part
-    return torch.cat(parts)
-
-
-def _with_rows(rows: Tensor, where: slice, added: Tensor) -> Tensor:
-    return torch.cat([rows[: where.start], rows[where] + added, rows[where.stop :]])
+            return Projected(hidden, state.call.q, state.call.k, state.call.v)
+        attention = state.attention
+        return Projected(hidden, state.call.q, attention.to_k(hidden), attention.to_v(hidden))
 
 
 def checked_unicon(found: Any) -> UniCon:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.hooks
@@ -47,10 +47,70 @@ def one_by_one(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tens
     return torch.cat(out)
 
 
+def tiled_by_name(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+    """Stacks tiles as `tiled` does, but repeats only the tensors that it knows by name."""
+    x, t = args["input"], args["timestep"]
+    named = ("c_crossattn", "y", "c_concat")
+    doubled = {name: torch.cat([value, value]) if name in named else value for name, value in args["c"].items()}
+    left, right = apply_model(torch.cat(x.chunk(2, -1)), torch.cat([t, t]), **doubled).chunk(2)
+    return torch.cat([left, right], -1)
+
+
+def labelled(alone: bool, names: Sequence[str] = ("cond_or_uncond", "uuids")) -> Wrapper:
+    """Sends each chunk alone, or all of them in reverse, labels them truly in these lists, and knows texts alone."""
+
+    def send(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+        options, count = args["c"]["transformer_options"], len(args["cond_or_uncond"])
+        order = list(reversed(range(count)))
+        outs: dict[int, Tensor] = {}
+        for group in [[i] for i in order] if alone else [order]:
+
+            def picked(tensor: Tensor, group: list[int] = group) -> Tensor:
+                return torch.cat([tensor.chunk(count)[i] for i in group])
+
+            lists = {name: [options[name][i] for i in group] for name in names}
+            conds = {**args["c"], "c_crossattn": picked(args["c"]["c_crossattn"])}
+            conds["transformer_options"] = {**options, **lists}
+            out = apply_model(picked(args["input"]), picked(args["timestep"]), **conds)
+            outs.update(zip(group, out.chunk(len(group)), strict=True))
+        return torch.cat([outs[i] for i in range(count)])
+
+    return send
+
+
 def regrouped(model: ModelPatcher, wrapper: Wrapper) -> ModelPatcher:
-    """A model whose rows go through `tiled` or `one_by_one`."""
+    """A model whose rows go through one of the wrappers above."""
     model = model.clone()
     model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+def coupled(model: ModelPatcher, copies: int, option: str | None) -> ModelPatcher:
+    """A pack for regional prompts: copies of the positive's rows enter the text attention, their mean leaves it.
+
+    The labels of the rows are told under the name `option` for as long as they are there; None tells nobody.
+    """
+    told: list[list[int]] = []
+
+    def enlarge(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        labels = options["cond_or_uncond"]
+        told.append(labels)
+        chosen = [i for i, label in enumerate(labels) for _ in range(1 if label == 1 else copies)]
+        if option:
+            options[option] = [labels[i] for i in chosen]
+        return tuple(torch.cat([part.chunk(len(labels))[i] for i in chosen]) for part in (q, k, v))
+
+    def merge(out: Tensor, options: dict[str, Any]) -> Tensor:
+        options["cond_or_uncond"] = labels = told.pop()
+        parts = list(out.chunk(sum(1 if label == 1 else copies for label in labels)))
+        return torch.cat([
+            parts.pop(0) if label == 1 else torch.stack([parts.pop(0) for _ in range(copies)]).mean(0)
+            for label in labels
+        ])  # fmt: skip
+
+    model = model.clone()
+    model.set_model_attn2_patch(enlarge)
+    model.set_model_attn2_output_patch(merge)
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from reins.engine.entries import KEY
-from reins.engine.layers.attention import Call, attend
+from reins.engine.layers.slots import host_attention
 from reins.engine.network import add_attention_layer
 from reins.engine.span import Span
 from reins.engine.unet import find_sites
@@ -34,13 +34,12 @@ def test_find_sites_names_every_attention_as_the_host_does(kind, model):
     seen = []
 
     def record(call, below):
-        site = (kind, *call.options["block"], call.options["block_index"])
-        seen.append(site)
+        seen.append(call.site)
         return below(call)
 
     sites = find_sites(model, kind)
     sample(with_layers(model, *((site, record) for site in sites)), steps=2)
-    assert seen[: len(sites)] == [tuple(site) for site in sites]
+    assert seen[: len(sites)] == sites
 
 
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
@@ -69,7 +68,7 @@ def test_a_foreign_slot_is_kept_underneath_whenever_it_was_set(before, key, sd15
     site = next(site for site in find_sites(sd15, "attn2") if site.block == "middle")
 
     def halve(q, k, v, options):
-        return attend(Call(q, k, v, options)) * 0.5
+        return host_attention(q, k, v, options) * 0.5
 
     foreign = sd15.clone()
     foreign.set_model_attn2_replace(halve, *key)
@@ -92,7 +91,7 @@ def test_a_perturbed_layer_sees_no_row_of_the_main_predictions(sd15):
 
     def note(q, k, v, options):
         seen.append((list(options["cond_or_uncond"]), len(options["uuids"]), len(q)))
-        return attend(Call(q, k, v, options))
+        return host_attention(q, k, v, options)
 
     foreign = sd15.clone()
     foreign.set_model_attn1_replace(note, "middle", 0)

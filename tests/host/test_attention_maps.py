@@ -7,8 +7,7 @@ from uuid import uuid4
 
 import pytest
 import torch
-from reins.engine.run import AttentionMap
-from reins.nodes.guidance.self_attention import combine
+from reins.nodes.guidance.self_attention import AttentionMap, combine
 
 X, SIGMA = torch.zeros(2, 4, 16, 16), torch.tensor([3.0, 3.0])
 

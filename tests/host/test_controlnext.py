@@ -13,7 +13,6 @@ from comfy.patcher_extension import WrappersMP
 from comfy.t2i_adapter.adapter import Adapter
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
-from reins.engine.layers.features import FeatureCall
 from reins.engine.run import RUN, Run
 from reins.models.controlnext.files import VARIANTS
 from reins.models.controlnext.network import ControlNeXt as Network
@@ -21,6 +20,7 @@ from reins.nodes.controlnext import hint as module
 from reins.nodes.controlnext.hint import stretched
 from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.tests.helpers import controlnext, ip_adapter, tiny_models
+from reins.tests.helpers.calls import feature_call
 from reins.tests.helpers.conds import controlled
 from reins.tests.helpers.methods import METHODS, pag, sag
 from reins.tests.helpers.other_packs import VERSION, hook_with, regrouped, tiled, windows
@@ -654,7 +654,7 @@ def test_a_sampler_that_changes_the_size_within_a_run_gets_a_hint_of_that_size(s
 
     def term(size, run):
         feature = torch.randn((1, 32, *size), generator=torch.Generator().manual_seed(0))
-        return hint(FeatureCall(feature, torch.tensor([5.0]), {"original_shape": (1, 4, *size), RUN: run}))
+        return hint(feature_call(feature, torch.tensor([5.0]), {"original_shape": (1, 4, *size), RUN: run}))
 
     for size in ((16, 16), (8, 24)):
         assert torch.equal(term(size, run), term(size, Run()))

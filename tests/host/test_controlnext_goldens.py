@@ -16,13 +16,13 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.engine.layers.features import FeatureCall
 from reins.engine.unet import unet_of
 from reins.models.controlnext.files import VARIANTS
 from reins.models.controlnext.network import Prepared
 from reins.nodes.controlnext.hint import ControlNeXt, Hint
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.tests.helpers import controlnext
+from reins.tests.helpers.calls import feature_call
 from reins.tests.helpers.tiny_models import CPU
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -112,7 +112,7 @@ def steered(name: str, control: ControlNeXt, feature: Tensor, image: Tensor, lab
     size = [length // 8 for length in image.shape[-2:]]
     options = {"uuids": [uuid4()], "cond_or_uncond": [label], "original_shape": [1, 4, *size]}
     with torch.no_grad():
-        term = hint(FeatureCall(feature.double(), of(name, "timestep"), options))
+        term = hint(feature_call(feature.double(), of(name, "timestep"), options))
     return feature if term is None else feature + term
 
 

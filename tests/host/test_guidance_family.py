@@ -15,6 +15,7 @@ from reins.engine.unet import find_transformers, unet_of
 from reins.models.guidance.windows import windows
 from reins.nodes.guidance.token_perturbation import shuffle_tokens
 from reins.tests.helpers import h_space, ip_adapter, tiny_models
+from reins.tests.helpers.calls import token_call
 from reins.tests.helpers.methods import swg as any_swg
 from reins.tests.helpers.methods import tpg, weak, weaker
 from reins.tests.helpers.predictions import KINDS, conds, denoise, in_one_run
@@ -28,7 +29,7 @@ def order(site, count, sigma=3.0, seed=0):
     run = Run()
     run.seed = seed
     step = Step(x=torch.zeros(1), timestep=torch.zeros(1), sigma=sigma)
-    return shuffle_tokens(torch.arange(count)[None, :, None], site, {RUN: run, STEP: step})[0, :, 0]
+    return shuffle_tokens(token_call(torch.arange(count)[None, :, None], site, {RUN: run, STEP: step}))[0, :, 0]
 
 
 def shuffled(model, places, sigma=3.0, seed=0, **settings):

@@ -536,8 +536,8 @@ def test_what_is_kept_within_a_step_stays_beside_an_edit(sd15, monkeypatch):
     """ControlNeXt and an edit both keep something; neither may make the other forget, in however many calls."""
     made = controlnext.control(sd15)
     steered = edit(ControlNeXtApply.execute(sd15, made, controlnext.picture(1)).result[0], ONE)
-    calls, gridded = [], mock.Mock(wraps=direction_module.on_grid)
-    monkeypatch.setattr(direction_module, "on_grid", gridded)
+    calls, gridded = [], mock.Mock(wraps=direction_module.change_on_grid)
+    monkeypatch.setattr(direction_module, "change_on_grid", gridded)
     hook = made.network.model.register_forward_hook(lambda *_: calls.append(1))
     with tiny_models.little_memory(monkeypatch, sd15):
         run(steered)
@@ -757,7 +757,7 @@ class Fault(Exception):
     [(None, "live"), (None, "stored"), (Fault, "live"), (comfy.model_management.InterruptProcessingException, "live")],
 )
 def test_nothing_of_a_run_outlives_it(end, of, sd15, monkeypatch):
-    kept, note, grid, direction = [], module.note_h, direction_module.on_grid, DIRECTIONS[of]
+    kept, note, grid, direction = [], module.note_h, direction_module.change_on_grid, DIRECTIONS[of]
 
     def noted(step, side, window, h):
         kept.append(weakref.ref(h))
@@ -769,7 +769,7 @@ def test_nothing_of_a_run_outlives_it(end, of, sd15, monkeypatch):
         return found
 
     monkeypatch.setattr(module, "note_h", noted)
-    monkeypatch.setattr(direction_module, "on_grid", gridded)
+    monkeypatch.setattr(direction_module, "change_on_grid", gridded)
     runs = []
 
     def look(executor, *args, **kwargs):

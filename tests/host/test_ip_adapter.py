@@ -14,7 +14,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from reins.engine.layers.attention import attend
+from reins.engine.layers.slots import host_attention
+from reins.engine.rows.chunk import REGIONAL
 from reins.engine.unet import find_sites
 from reins.models.ip_adapter.network import ImageLayers
 from reins.nodes.ip_adapter import attention as module
@@ -23,7 +24,7 @@ from reins.nodes.ip_adapter.conditioning_node import IPAdapterConditioning
 from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests.helpers import ip_adapter, tiny_models
 from reins.tests.helpers.methods import METHODS, pag, sag
-from reins.tests.helpers.other_packs import VERSION, hook_with, regrouped, tiled, windows
+from reins.tests.helpers.other_packs import VERSION, coupled, hook_with, regrouped, tiled, windows
 from reins.tests.helpers.tiny_models import nearly, sample, text
 
 LAYERS = 10  # text attentions of the tiny SD1.5
@@ -230,7 +231,7 @@ def test_f_any_number_and_order_of_chunks_works(labels, sd15):
 @pytest.mark.parametrize("key", [("middle", 0), ("middle", 0, 0), ("output", 1)])
 def test_g_another_packs_slot_is_kept_underneath(before, key, sd15):
     def doubled(q, k, v, options):
-        return 2 * attend(module.Call(q, k, v, options))
+        return 2 * host_attention(q, k, v, options)
 
     made = ip_adapter.adapter(sd15)
     tokens = ip_adapter.tokens(made)
@@ -245,7 +246,7 @@ def test_g_another_packs_slot_is_kept_underneath(before, key, sd15):
         plain = expected.model_options["transformer_options"]["patches_replace"]["attn2"][site[1:]]
 
         def both(q, k, v, options, plain=plain):
-            return plain(q, k, v, options) + attend(module.Call(q, k, v, options))
+            return plain(q, k, v, options) + host_attention(q, k, v, options)
 
         expected.set_model_attn2_replace(both, *site[1:])
     assert nearly(sample(steered), sample(expected))
@@ -293,7 +294,9 @@ def test_i_a_mask_holds_at_its_place(size, sd15):
 
     def look(call, below):
         out = below(call)
-        seen.append((out - attend(call)).norm(dim=-1)[0].view(call.grid(call.q)))
+        seen.append(
+            (out - host_attention(call.q, call.k, call.v, call.options)).norm(dim=-1)[0].view(call.grid(call.q))
+        )
         return out
 
     steered = ip_adapter.apply(sd15, mask=mask, weight_type="custom", layer_weights="0:1")
@@ -545,29 +548,7 @@ def test_the_methods_of_the_table_include_this_one():
 # --- what reviewers broke --------------------------------------------------------------------------------------------
 
 
-def coupled(model, n, option):
-    """A pack for regional prompts: n copies of the positive's rows enter the attention, their mean leaves it."""
-
-    def enlarge(q, k, v, options):
-        labels = options["cond_or_uncond"]
-        chosen = [i for i, label in enumerate(labels) for _ in range(1 if label == 1 else n)]
-        if option:
-            options[option] = [labels[i] for i in chosen]
-        return tuple(torch.cat([part.chunk(len(labels))[i] for i in chosen]) for part in (q, k, v))
-
-    def merge(out, options):
-        labels = options["cond_or_uncond"]
-        parts = list(out.chunk(sum(1 if label == 1 else n for label in labels)))
-        return torch.cat([parts.pop(0) if label == 1 else torch.stack([parts.pop(0) for _ in range(n)]).mean(0)
-                          for label in labels])  # fmt: skip
-
-    model = model.clone()
-    model.set_model_attn2_patch(enlarge)
-    model.set_model_attn2_output_patch(merge)
-    return model
-
-
-@pytest.mark.parametrize("option", module.COUPLED)
+@pytest.mark.parametrize("option", REGIONAL)
 @pytest.mark.parametrize(("n", "batch"), [(2, 1), (3, 1), (2, 2), (3, 2)])
 def test_the_rows_of_attention_couple_packs_get_the_image_of_their_prompt(n, batch, option, sd15):
     made = ip_adapter.adapter(sd15)
@@ -579,7 +560,7 @@ def test_the_rows_of_attention_couple_packs_get_the_image_of_their_prompt(n, bat
 
 @pytest.mark.parametrize(("n", "batch"), [(2, 1), (3, 2)])
 def test_rows_that_nobody_explains_are_refused(n, batch, sd15):
-    with pytest.raises(RuntimeError, match="another pack adds rows for regional prompts and does not say which"):
+    with pytest.raises(RuntimeError, match=r"attention couple.* and does not say of which prompt each is"):
         sample(ip_adapter.apply(coupled(sd15, n, None)), batch=batch)
 
 

@@ -15,7 +15,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_tomesd import TomePatchModel
-from reins.engine.partner_run import _Roomier
+from reins.engine.partner_run import ModelWithMoreMemory
 from reins.nodes.unicon.prompt_node import UniConPrompt
 from reins.tests.helpers import controlnext, ip_adapter, tiny_models, unicon
 from reins.tests.helpers.conds import areas, masks
@@ -316,7 +316,7 @@ def test_tiles_are_refused(sd15):
 
 
 def test_what_asks_for_memory_is_the_model_for_everybody_else(sd15):
-    room = _Roomier(sd15.model, 3)
+    room = ModelWithMoreMemory(sd15.model, 3)
     room.note_of_a_pack = 3
     assert sd15.model.note_of_a_pack == 3 and {room: 1}[room] == 1
     assert room.memory_required([2, 4, 16, 16]) == sd15.model.memory_required([6, 4, 16, 16])

@@ -1,0 +1,80 @@
+"""What every layer is told of the call of the network that it acts in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..rows.chunk import Chunk
+from ..rows.conds import CONDS
+from ..rows.images import images_in_window
+from ..rows.order import SAMPLING
+from ..run import RUN, STEP, Run, Step, sigma_in
+
+NETWORK = "reins_network"
+
+
+class NetworkCall(NamedTuple):
+    """What all layers of one call of the network are told alike."""
+
+    run: Run
+    step: Step | None  # None if the network is called without our guidance
+    module: Callable[[str], nn.Module]  # finds a part of the network by its path; its weights are those of this call
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], module: Callable[[str], nn.Module]) -> NetworkCall:
+        return cls(options.get(RUN) or Run(), options.get(STEP), module)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerCall:
+    """What one layer is told; the first three as in NetworkCall. The host's options are for what lies below it."""
+
+    run: Run
+    step: Step | None
+    module: Callable[[str], nn.Module]
+    chunks: tuple[Chunk, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def sigma(self) -> float:
+        """The noise level; read from the device if no step has noted it."""
+        return sigma_in(self.options)
+
+    @property
+    def to_sigma(self) -> Callable[[float], float]:
+        """From a percent of the run to a noise level, by the model's own schedule."""
+        return self.options[SAMPLING].percent_to_sigma
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in cells, of the latent that the network is shown."""
+        return tuple(self.options["original_shape"][-2:])
+
+    @property
+    def window(self) -> Any:
+        """The host's context window; None without one."""
+        return self.options.get("context_window")
+
+    @property
+    def images_in_window(self) -> tuple[int, ...] | None:
+        """Which images of the batch the network is shown; None if it is shown all of them."""
+        return images_in_window(self.options, len(self.chunks[0].images))
+
+    @property
+    def lacks_conds(self) -> bool:
+        """Whether a sampler runs and nothing is known of the prompts, as in a layer that a hook brings."""
+        return CONDS not in self.options and "sample_sigmas" in self.options
+
+    def check_whole(self, chunks: Iterable[Chunk], what: str, owner: str) -> None:
+        """Raises RuntimeError if the network is shown a part of the picture that no chunk's conditioning asks for."""
+        seen, window = self.size, self.window
+        cut = window is not None and window.dim != 0
+        if cut or any(chunk.info is not None and chunk.info.seen != seen for chunk in chunks):
+            raise RuntimeError(
+                f"The {what} of {owner} belongs to the whole picture, but another node shows the model a part of "
+                f"{seen[0]}x{seen[1]} cells (tiled diffusion, windows over width). Remove that node or the {what}."
+            )

@@ -1,0 +1,200 @@
+"""The slots of the host's attentions, and the layers in them.
+
+The host keeps one callable per attention and kind. Whoever writes last wins. Here each method appends a layer to the
+pack's list, and the layers are stacked at call time on whatever sits in the host's slot, set before or after ours.
+
+Layers around a whole attention act at three places that the host offers: before the projections, in the slot, and after
+the output projection. They come last before the projections and first after them, so that they see what the model's own
+matrices see, whatever other packs do around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor, nn
+
+from ..entries import Entry, entries
+from ..rows.chunk import CHUNKS, chunks_at
+from ..rows.groups import GROUPS
+from ..span import Span
+from ..unet import Kind, Site
+from .attention import SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
+from .call import NETWORK
+from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
+
+BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Returns the host's own attention (rows, tokens, heads * d) of q, k and v like it: the user's kernel holds."""
+    precision = options["attn_precision"]
+    return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+
+
+def slots_with_layers(
+    options: Mapping[str, Any], in_span: Callable[[Span], bool], frames: int | None, around: AroundAttentions | None
+) -> dict[str, dict] | None:
+    """Returns the host's slots with the layers of this call on top of their occupants; None if no layer acts.
+
+    What happens `around` an attention sees q, k and v before the layers do, and what they give.
+    """
+    by_site = _layers_by_site(options, in_span)
+    for site in around.layers if around else ():
+        by_site.setdefault(site, [])
+    if not by_site:
+        return None
+    slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
+    for site, layers in by_site.items():
+        of_kind = slots.setdefault(site.kind, {})
+        # The host asks for the exact slot first, then for the slot of the whole block.
+        occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
+        is_around = around is not None and site in around.layers
+        of_kind[site[1:]] = _slot(site, occupant, layers, frames, around if is_around else None)
+    return slots
+
+
+def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[Layer]]:
+    marks = {chunk.mark for chunk in options[CHUNKS]}
+    by_site: dict[Site, list[Layer]] = {}
+    for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
+        if isinstance(entry, AttentionLayer) and in_span(entry.span):
+            layer = _on_rows(entry) if GROUPS in options else entry.apply
+        elif isinstance(entry, PerturbedLayers) and entry.id in marks:
+            layer = _on_marked(entry)
+        else:
+            continue
+        for site in entry.sites:
+            by_site.setdefault(site, []).append(layer)
+    return by_site
+
+
+def _on_rows(entry: AttentionLayer) -> Layer:
+    if entry.rows == "open":
+        return only_on(lambda chunk: chunk.group.is_open, entry.apply)
+    return only_on(lambda chunk: chunk.group.is_sampled, entry.apply)
+
+
+def _on_marked(entry: PerturbedLayers) -> Layer:
+    return only_on(lambda chunk: chunk.mark == entry.id and chunk.group.is_open, entry.apply)
+
+
+def _slot(
+    site: Site, occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], frames: int | None,
+    around: AroundAttentions | None,
+) -> Callable[..., Tensor]:  # fmt: skip
+    """What the host calls for one attention in this one call of the network."""
+    calls = count()
+    attend = occupant or host_attention
+
+    def below(call: Call) -> Tensor:
+        return attend(call.q, call.k, call.v, call.options)
+
+    chain = below
+    for layer in layers:
+        chain = _stacked(layer, chain)
+
+    def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        if _is_over_time(q, options, frames, next(calls)):
+            return attend(q, k, v, options)
+        chunks = options[CHUNKS]
+        if len(q) != len(chunks) * len(chunks[0].images):
+            chunks = chunks_at(chunks, options, len(q), may_be_tiled=site.kind == "attn1")
+        call = Call(
+            q=q, k=k, v=v, site=site, heads=options["n_heads"], shape=tuple(options[SHAPE][-2:]), chunks=chunks,
+            options=options, **options[NETWORK]._asdict(),
+        )  # fmt: skip
+        return chain(call) if around is None else around.attend(call, chain)
+
+    return replace_attention
+
+
+def _stacked(layer: Layer, below: Attend) -> Attend:
+    return lambda call: layer(call, below)
+
+
+def _is_over_time(q: Tensor, options: Mapping[str, Any], frames: int | None, earlier_calls: int) -> bool:
+    """Video models send their attention over time through the slot of the attention over space, and after it."""
+    if frames is None or q.shape[1] != frames:
+        return False
+    h, w = options[SHAPE][-2:]
+    return frames != h * w or earlier_calls % 2 == 1  # the shapes alone do not tell if there are h * w frames
+
+
+@dataclass
+class AroundAttentions:
+    """The layers around whole attentions in one call of the network."""
+
+    layers: Mapping[Site, Sequence[AroundAttention]]
+    attentions: Mapping[Site, nn.Module]
+    states: dict[Site, AttentionState] = field(default_factory=dict)
+
+    def attend(self, call: Call, below: Attend) -> Tensor:
+        """Returns the attention (rows, tokens, heads * d) with the layers' q, k and v for all that lies below."""
+        state = self.states[call.site]
+        state.call = call
+        for layer in self.layers[call.site]:
+            call = layer.project(state, call)
+        state.attended = below(call)
+        return state.attended
+
+    def patches(self, options: Mapping[str, Any]) -> dict[str, list]:
+        """Returns the host's lists of patches with the two ends of the layers in them."""
+        patches = dict(options.get("patches", {}))
+        for kind in {site.kind for site in self.layers}:
+            before, after = BEFORE.format(kind=kind), AFTER.format(kind=kind)
+            patches[before] = [*patches.get(before, ()), self._note(kind)]
+            patches[after] = [self._add(kind), *patches.get(after, ())]
+        return patches
+
+    @staticmethod
+    def _site(kind: Kind, options: Mapping[str, Any]) -> Site:
+        return Site(kind, *options["block"], options["block_index"])
+
+    def _note(self, kind: Kind) -> Callable[..., Inputs]:
+        def note(hidden: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]) -> Inputs:
+            site, inputs = self._site(kind, options), Inputs(hidden, context, value)
+            if site in self.layers:
+                self.states[site] = AttentionState(self.attentions[site], inputs)
+            return inputs
+
+        return note
+
+    def _add(self, kind: Kind) -> Callable[..., Tensor]:
+        def add(out: Tensor, options: Mapping[str, Any]) -> Tensor:
+            site = self._site(kind, options)
+            state = self.states.pop(site, None)
+            if state is None:
+                return out
+            if state.call is None:
+                names = " and ".join(dict.fromkeys(layer.name for layer in self.layers[site]))
+                raise RuntimeError(
+                    f"Another pack took over the attention {_called(site)} inside the call of the model, so that "
+                    f"what {names} does there is lost. Remove that pack from the model."
+                )
+            for layer in self.layers[site]:
+                out = layer.add(state, out)
+            return out
+
+        return add
+
+
+def around_attentions(options: Mapping[str, Any], unet: UNetModel) -> AroundAttentions | None:
+    """Returns the layers around whole attentions that act in this call; None if there are none."""
+    layers: dict[Site, list[AroundAttention]] = {}
+    attentions: dict[Site, nn.Module] = {}
+    for entry in entries(options, ProjectionLayer):
+        if entry.around.acts(options[CHUNKS]):
+            for site, path in entry.sites.items():
+                layers.setdefault(site, []).append(entry.around)
+                attentions[site] = unet.get_submodule(path)
+    return AroundAttentions(layers, attentions) if layers else None
+
+
+def _called(site: Site) -> str:
+    return f"{site.kind} of {site.block} {site.number}"

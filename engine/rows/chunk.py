@@ -1,0 +1,168 @@
+"""The chunks of a call of the network: the rows of one conditioning each.
+
+The host tells the network in two lists which chunks a batch has. They are read here, once for each call, and checked
+against the rows that are really there: other packs add, tile, drop and relabel rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import torch
+from torch import Tensor
+
+from ..run import STEP
+from .conds import CONDS, NEGATIVE_LABEL, NEGATIVES, ChunkInfo
+from .groups import GROUPS, Group
+from .images import images_of_chunks
+from .names import IMAGES, LABELS, UUIDS, names_in
+
+CHUNKS = "reins_chunks"
+PER_CHUNK = (UUIDS, LABELS, GROUPS, IMAGES, CHUNKS)  # lists of the options with an item for each chunk
+# Where packs for regional prompts (attention couple) tell the labels of the rows that they make of the host's.
+REGIONAL = ("cond_or_uncond_couple", "swarm_cond_or_uncond_couple", "cond_or_uncond_hook_couple", LABELS)
+
+
+class Chunk(NamedTuple):
+    """The rows of one conditioning in a call of the network."""
+
+    index: int  # its place among the chunks of the call
+    uuid: UUID | None  # of its conditioning; None if code without conditioning calls the network
+    label: int  # the host's number of the list that its conditioning is in
+    is_negative: bool
+    mark: UUID | None  # the extra prediction that it belongs to
+    images: tuple[int, ...]  # of each row, its place in the batch that is sampled
+    info: ChunkInfo | None
+    tokens: int | None  # of its text, before the host repeats it to fill a batch
+    group: Group
+    is_regional: bool = False  # whether another pack put rows for regional prompts into the call
+
+
+def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
+    """Returns the chunks of a call of the network with so many rows.
+
+    Raises RuntimeError if the rows are not those of the chunks that the host tells of.
+    """
+    names, step = names_in(options), options.get(STEP)
+    count = len(names)
+    if rows % count:
+        raise RuntimeError(
+            f"A call of the model should hold as many rows for each of its {count} prompts, but another pack sends "
+            f"{rows} rows (tiled diffusion, rows added or dropped). Remove that pack from the model."
+        )
+    groups = options.get(GROUPS) or [Group(i) for i in range(count)]
+    images = images_of_chunks(options, count, rows // count)
+    infos, negatives = options.get(CONDS, {}), options.get(NEGATIVES, (NEGATIVE_LABEL,))
+    chunks = []
+    for i, (uuid, label) in enumerate(names):
+        info, mark = infos.get(uuid), None if step is None else step.marks.get(uuid)
+        tokens = groups[i].tokens or (None if info is None else info.tokens)
+        chunks.append(Chunk(i, uuid, label, label in negatives, mark, images[i], info, tokens, groups[i]))
+    return tuple(chunks)
+
+
+def chunks_at(
+    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, may_be_tiled: bool
+) -> tuple[Chunk, ...]:  # fmt: skip
+    """Returns the chunks of an attention with so many rows, in a call of the network whose chunks are known.
+
+    Other packs may add rows for regional prompts, and cut each picture into tiles where the attention sees one alone.
+    Raises RuntimeError if they add rows and do not tell which.
+    """
+    per_chunk = len(known[0].images)
+    expected = per_chunk * len(known)
+    if rows == expected:
+        return known
+    labels = next((told for name in REGIONAL if (told := options.get(name)) and len(told) * per_chunk == rows), None)
+    regional = None if labels is None else _regional(known, labels)
+    if regional is not None:
+        return regional
+    if may_be_tiled and rows % expected == 0:
+        times = rows // expected
+        return tuple(chunk._replace(images=tuple(i for i in chunk.images for _ in range(times))) for chunk in known)
+    raise RuntimeError(
+        f"An attention should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in "
+        f"it (regional prompts, attention couple) and does not say of which prompt each is. Remove that pack from the "
+        f"model. IP-Adapter for Conditioning does regions too."
+    )
+
+
+def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...] | None:
+    """A chunk for each label; None if several chunks have a label and differ in what they show.
+
+    The text of a region may have any length.
+    """
+    by_label: dict[int, Chunk] = {}
+    for chunk in known:
+        first = by_label.setdefault(chunk.label, chunk)
+        if (chunk.info, chunk.images, chunk.group[1:]) != (first.info, first.images, first.group[1:]):
+            return None
+    if not {*labels} <= {*by_label}:
+        return None
+    return tuple(by_label[label]._replace(index=i, tokens=None, is_regional=True) for i, label in enumerate(labels))
+
+
+def pick(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
+    """Returns the rows (numbers * b, ...) of some of `count` chunks, by number, of a tensor (count * b, ...)."""
+    first, per_chunk = numbers[0], len(rows) // count
+    if list(numbers) == list(range(first, first + len(numbers))):
+        return rows[first * per_chunk : (first + len(numbers)) * per_chunk]
+    parts = rows.chunk(count)
+    return torch.cat([parts[i] for i in numbers])
+
+
+def pick_each(
+    tensors: Sequence[Tensor], numbers: Sequence[Sequence[int]], count: int
+) -> list[list[Tensor]]:  # fmt: skip
+    """Returns for each list of numbers the rows (numbers * b, ...) of these chunks, of each tensor (count * b, ...)."""
+    return [[pick(rows, of_part, count) for rows in tensors] for of_part in numbers]
+
+
+def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tensor:
+    """Returns the tensor (count * b, ...) with `parts` (numbers * b, ...) in the place of some of `count` chunks."""
+    return parts if len(numbers) == count else joined(count, (range(count), rows), (numbers, parts))
+
+
+def add(rows: Tensor, count: int, *terms: tuple[Sequence[int], Tensor]) -> Tensor:
+    """Returns the tensor (count * b, ...) with terms (numbers * b, ...) added to the chunks of their numbers."""
+    for numbers, term in terms:
+        rows = rows + term if len(numbers) == count else put(rows, numbers, count, pick(rows, numbers, count) + term)
+    return rows
+
+
+def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
+    """Returns a tensor (count * b, ...) from the rows (numbers * b, ...) of its chunks, given with their numbers."""
+    chunks: dict[int, Tensor] = {}
+    for numbers, rows in parts:
+        chunks.update(zip(numbers, rows.chunk(len(numbers)), strict=True))
+    return torch.cat([chunks[i] for i in range(count)])
+
+
+def options_with(options: Mapping[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Returns the options of a call that has these chunks alone."""
+    lists = {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
+    known = {name: names for name, names in lists.items() if options.get(name)}
+    return {**options, **known, CHUNKS: numbered(chunks)}
+
+
+def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
+    """Returns chunks as those of a call that has no others."""
+    return tuple(chunk._replace(index=i) for i, chunk in enumerate(chunks))
+
+
+def of_chunks(value: Any, numbers: Sequence[int], count: int, rows: int) -> Any:
+    """Returns what some of `count` chunks have, by number, of a tensor with `rows` rows, a list of such, or options."""
+    if isinstance(value, Tensor):
+        return value if value.ndim == 0 or len(value) != rows else pick(value, numbers, count)
+    if isinstance(value, dict):
+        return _options_of(value, numbers)
+    return [of_chunks(item, numbers, count, rows) for item in value] if isinstance(value, list) else value
+
+
+def _options_of(options: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    lists = {name: [of_all[i] for i in numbers] for name in PER_CHUNK if (of_all := options.get(name))}
+    if CHUNKS in lists:
+        lists[CHUNKS] = numbered(lists[CHUNKS])
+    return {**options, **lists}

@@ -1,0 +1,139 @@
+"""Which rows a call of the network has: read once, checked, and right or refused if another pack changes them."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+import torch
+from reins.engine.rows.chunk import REGIONAL, add, chunks_at, chunks_of, joined, pick, pick_each, put
+from reins.engine.rows.names import names_in
+from reins.tests.helpers.methods import METHODS
+from reins.tests.helpers.other_packs import coupled, labelled, regrouped, tiled_by_name
+from reins.tests.helpers.tiny_models import nearly, sample, text
+
+NAMES = {"uuids": [uuid4(), uuid4()], "cond_or_uncond": [1, 0]}
+ROWS = torch.arange(12.0).reshape(6, 2)  # three chunks of two rows
+IN_TEXT_ATTENTION = ("ip-adapter", "ip-adapter-masked", "nag", "pladis", "unicon")
+
+
+def test_the_chunks_of_a_call_are_what_the_host_tells():
+    negative, positive = chunks_of(NAMES, 6)
+    assert (negative.uuid, positive.uuid) == tuple(NAMES["uuids"])
+    assert (negative.index, positive.index) == (0, 1)
+    assert negative.is_negative and not positive.is_negative
+    assert negative.images == positive.images == (0, 1, 2)
+
+
+def test_code_without_conditioning_has_one_nameless_positive():
+    (chunk,) = chunks_of({}, 4)
+    assert (chunk.uuid, chunk.label, chunk.is_negative, chunk.images) == (None, 0, False, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("missing", "expected"), [("uuids", [(None, 1), (None, 0)]), ("cond_or_uncond", None)])
+def test_one_list_of_the_host_is_enough(missing, expected):
+    names = names_in({name: of_all for name, of_all in NAMES.items() if name != missing})
+    assert names == (expected or [(uuid, 0) for uuid in NAMES["uuids"]])
+
+
+def test_rows_that_are_no_multiple_of_the_chunks_are_refused():
+    with pytest.raises(RuntimeError, match="as many rows for each of its 2 prompts, but another pack sends 5 rows"):
+        chunks_of(NAMES, 5)
+
+
+def test_lists_that_disagree_are_refused():
+    with pytest.raises(RuntimeError, match="left 1 labels for 2 prompts"):
+        chunks_of({**NAMES, "cond_or_uncond": [1]}, 2)
+
+
+def test_tiles_of_a_picture_belong_to_it_where_an_attention_sees_one_picture_alone():
+    known = chunks_of(NAMES, 4)
+    tiles = chunks_at(known, {}, 12, may_be_tiled=True)
+    assert [chunk.images for chunk in tiles] == [(0, 0, 0, 1, 1, 1)] * 2
+    with pytest.raises(RuntimeError, match=r"should have the 4 rows of its call, but has 12"):
+        chunks_at(known, {}, 12, may_be_tiled=False)
+
+
+@pytest.mark.parametrize("name", REGIONAL)
+def test_labels_of_added_rows_are_believed(name):
+    known = chunks_of(NAMES, 4)
+    chunks = chunks_at(known, {name: [1, 0, 0]}, 6, may_be_tiled=False)
+    assert [chunk.label for chunk in chunks] == [1, 0, 0] and [chunk.index for chunk in chunks] == [0, 1, 2]
+    assert chunks[1].uuid == chunks[2].uuid == NAMES["uuids"][1]
+    assert all(chunk.is_regional and chunk.tokens is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("labels", [[1, 0], [1, 0, 2], [1, 0, 0, 0]], ids=str)
+def test_labels_that_do_not_fit_are_not_believed(labels):
+    with pytest.raises(RuntimeError, match="does not say of which prompt each is"):
+        chunks_at(chunks_of(NAMES, 4), {REGIONAL[0]: labels}, 6, may_be_tiled=False)
+
+
+def test_labels_do_not_tell_apart_two_positives_that_differ():
+    known = chunks_of({"uuids": [uuid4() for _ in range(3)], "cond_or_uncond": [1, 0, 0]}, 3)
+    other = known[2]._replace(group=known[2].group._replace(branch="condition"))
+    assert chunks_at(known, {REGIONAL[0]: [1, 0, 0, 0, 0]}, 5, may_be_tiled=False)
+    with pytest.raises(RuntimeError, match="does not say of which prompt each is"):
+        chunks_at((*known[:2], other), {REGIONAL[0]: [1, 0, 0, 0, 0]}, 5, may_be_tiled=False)
+
+
+@pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 2], [0, 1, 2]], ids=str)
+def test_what_is_picked_can_be_put_back_and_added(numbers):
+    picked = pick(ROWS, numbers, 3)
+    by_hand = torch.cat([ROWS[2 * i : 2 * i + 2] for i in numbers])
+    assert torch.equal(picked, by_hand)
+    assert torch.equal(put(ROWS, numbers, 3, picked), ROWS)
+    changed = put(ROWS, numbers, 3, -picked)
+    assert torch.equal(pick(changed, numbers, 3), -by_hand)
+    rest = [i for i in range(3) if i not in numbers]
+    if rest:
+        assert torch.equal(pick(changed, rest, 3), pick(ROWS, rest, 3))
+        assert torch.equal(joined(3, (rest, pick(ROWS, rest, 3)), (numbers, -picked)), changed)
+    assert torch.equal(add(ROWS, 3, (numbers, picked), (numbers, -3 * picked)), put(ROWS, numbers, 3, -picked))
+    assert torch.equal(pick_each([ROWS, 2 * ROWS], [numbers], 3)[0][1], 2 * by_hand)
+
+
+# --- in a run of the host --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", REGIONAL)
+@pytest.mark.parametrize("method", ["ip-adapter", "nag"])
+def test_rows_for_regions_that_a_pack_explains_are_right(method, option, sd15):
+    steer = METHODS[method]
+    assert nearly(sample(steer(coupled(sd15, 2, option)), batch=2), sample(steer(sd15), batch=2))
+    assert not nearly(sample(steer(sd15), batch=2), sample(sd15, batch=2), 1e-3)
+
+
+@pytest.mark.parametrize("method", IN_TEXT_ATTENTION)
+def test_rows_for_regions_that_nobody_explains_are_refused(method, sd15):
+    with pytest.raises(RuntimeError, match="regional prompts, attention couple"):
+        sample(METHODS[method](coupled(sd15, 2, None)))
+
+
+@pytest.mark.parametrize(("method", "message"), [("pladis", "their lengths"), ("unicon", "of which prompt each is")])
+def test_a_method_that_labels_alone_do_not_help_refuses_them(method, message, sd15):
+    with pytest.raises(RuntimeError, match=message):
+        sample(METHODS[method](coupled(sd15, 2, REGIONAL[0])))
+
+
+def test_tiles_whose_rows_are_not_numbered_are_refused(method, sd15):
+    """Some methods ask for no rows: they are right, or nothing is known of any row."""
+    tiles = regrouped(sd15, tiled_by_name)
+    if method in [METHODS[name] for name in IN_TEXT_ATTENTION]:
+        with pytest.raises(RuntimeError, match="sends 4 rows, but for 2 of them it is known which prompt they have"):
+            sample(method(tiles))
+
+
+@pytest.mark.parametrize("names", [("cond_or_uncond", "uuids"), ("cond_or_uncond",)], ids=["both lists", "labels"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "reversed"])
+def test_names_that_a_pack_rewrites_truly_are_believed(alone, names, method, sd15):
+    if method is METHODS["swg"] and len(names) == 1:
+        pytest.skip("its windows are several prompts with one label: refused, see below")
+    sent = sample(method(regrouped(sd15, labelled(alone, names))), steps=1)
+    assert nearly(sent, sample(method(sd15), steps=1))
+
+
+def test_labels_alone_are_refused_if_a_list_has_several_prompts(sd15):
+    model = regrouped(sd15, labelled(True, ("cond_or_uncond",)))
+    with pytest.raises(RuntimeError, match="but not of which prompt, and there are several"):
+        sample(METHODS["nag"](model), positive=text(1) + text(3))
