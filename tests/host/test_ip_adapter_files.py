@@ -294,7 +294,7 @@ def test_tokens_of_kolors_faces_are_narrowed_by_the_model(sd15):
 
 @pytest.fixture
 def token_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("reins.nodes.inputs.save.saved", lambda folder: tmp_path / folder)
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     _, extensions = folder_paths.folder_names_and_paths["image_tokens"]
     place = tmp_path / "image_tokens"
     place.mkdir()
