@@ -38,7 +38,7 @@ class UniConJointLatent(io.ComfyNode):
                 *(
                     make_input(
                         io.Int, name, default=512, min=16, max=16384, step=8,
-                        tooltip=f"In pixels, where neither image nor condition is given: the {name} of both.",
+                        tooltip=f"{name.capitalize()} of both in pixels, if neither image nor condition is given.",
                     )
                     for name in ("width", "height")
                 ),
