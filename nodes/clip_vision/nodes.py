@@ -26,7 +26,7 @@ MOST_FRAMES = 1024
 def looked_at_model_input() -> io.Input:
     return make_input(
         io.Model, "model", optional=True,
-        tooltip="Only looked at: the checkpoint that the result is for. The log then says if it ignores unCLIP "
+        tooltip="The checkpoint that the result is for. It is not changed. The log then says if it ignores unCLIP "
         "Conditioning, as most do.",
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ class CLIPVisionSlerp(io.ComfyNode):
                 ),
                 make_input(
                     io.ClipVisionOutput, "b",
-                    tooltip="Where it ends; from the same image encoder. One picture may meet a batch.",
+                    tooltip="Where the way ends, from the same image encoder. A single picture may go with a batch.",
                 ),
                 make_input(
                     io.Float, "t", default=0.5, min=0.0, max=1.0, step=0.01,
@@ -56,8 +56,8 @@ class CLIPVisionSlerp(io.ComfyNode):
                 ),
                 make_input(
                     io.Int, "frames", default=1, min=1, max=MOST_FRAMES, optional=True,
-                    tooltip="1: one output, at t. More: a list of so many outputs, evenly from a to b, both included; "
-                    "t is not used then. What follows runs once for each.",
+                    tooltip="1: one output, at t. More: a list of that many outputs, evenly from a to b, both "
+                    "included. t is not used then. What follows runs once for each.",
                 ),
                 looked_at_model_input(),
             ],
@@ -95,9 +95,9 @@ class CLIPVisionMean(io.ComfyNode):
             node_id="Reins_CLIPVisionMean",
             display_name="CLIP Vision Mean",
             category="reins/clip-vision",
-            description="Makes one picture's embedding of several: the mean of their directions, as long as they are. "
-            "unCLIP adds up what several unCLIP Conditioning nodes, or the pictures of a batch, say, and leaves the "
-            "lengths that it was trained on.",
+            description="Makes one embedding from those of several pictures: the mean of their directions, at their "
+            "mean length. Several unCLIP Conditioning nodes, or the pictures of a batch, are added up instead: the sum "
+            "is longer than what unCLIP was trained on.",
             search_aliases=["average images", "unCLIP", "combine embeds", "merge images", "blend"],
             inputs=[
                 *outputs,
@@ -110,7 +110,8 @@ class CLIPVisionMean(io.ComfyNode):
             ],
             outputs=[
                 io.ClipVisionOutput.Output(
-                    tooltip="A single picture's, for one unCLIP Conditioning, IP-Adapter Encode or Apply Style Model."
+                    tooltip="The encoding of a single picture, for one unCLIP Conditioning, IP-Adapter Encode or Apply "
+                    "Style Model."
                 )
             ],
         )  # fmt: skip
@@ -142,16 +143,16 @@ class CLIPTextDiff(io.ComfyNode):
             inputs=[
                 make_input(
                     io.Clip, "clip",
-                    tooltip="The text encoder that was trained together with the image encoder: its space must be the "
-                    "same. An SD1.5 checkpoint's lacks the projection; Load CLIP with a full one.",
+                    tooltip="The text encoder that was trained together with the image encoder. The text encoder of an "
+                    "SD1.5 checkpoint lacks the projection: use Load CLIP with a full one.",
                 ),
                 make_input(
                     io.String, "source", default="", multiline=True,
-                    tooltip="What the picture shows, in the part that shall change, such as: a photo in winter.",
+                    tooltip="What the picture shows, in the part that should change, such as: a photo in winter.",
                 ),
                 make_input(
                     io.String, "target", default="", multiline=True,
-                    tooltip="What it shall show instead, in the same words otherwise: a photo in summer.",
+                    tooltip="What it should show instead, otherwise in the same words: a photo in summer.",
                 ),
                 make_input(
                     io.ClipVisionOutput, "clip_vision_output",
@@ -159,8 +160,8 @@ class CLIPTextDiff(io.ComfyNode):
                 ),
                 make_input(
                     io.Float, "theta", default=0.3, min=0.0, max=1.0, step=0.01,
-                    tooltip="How far to turn towards the difference. 0 changes nothing; 0.25 to 0.5 are the paper's "
-                    "ends; 1 leaves nothing of the picture.",
+                    tooltip="How far to turn towards the difference. 0 changes nothing. 1 leaves nothing of the "
+                    "picture. The paper ends between 0.25 and 0.5.",
                 ),
                 looked_at_model_input(),
             ],

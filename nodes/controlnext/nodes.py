@@ -38,7 +38,7 @@ class ControlNeXtApply(io.ComfyNode):
                 make_input(
                     io.Image, "image",
                     tooltip="The hint, of the kind that the file was trained on, any size: it is stretched to the "
-                    "picture. Several are for as many pictures, or for the frames of a video.",
+                    "picture. Several hints are for the same number of pictures, or for the frames of a video.",
                 ),
                 _strength_input("strength", "the hint", "1 for dense hints; for edges the authors also use 0.35."),
                 _strength_input("unet_strength", "the UNet's part of the file", "It acts on the whole run."),
@@ -54,8 +54,8 @@ class ControlNeXtApply(io.ComfyNode):
                 ),
                 make_input(
                     io.Model, "reference_model", optional=True,
-                    tooltip="For a UNet file of full values: the model that they were trained on. What was learnt is "
-                    "then carried to your model; without it your model's weights are replaced.",
+                    tooltip="For a UNet file of full values: the model that the file was trained on. What was learnt "
+                    "is then carried to your model. Without it your model's weights are replaced.",
                 ),
             ],
             outputs=[model_output()],
@@ -132,7 +132,7 @@ class ControlNeXtLoader(io.ComfyNode):
                 make_input(
                     io.Combo, "unet_mode", options=list(UNET_MODES), default="auto",
                     tooltip="What the UNet's part holds: increment, to be added to the model, or full values. auto: "
-                    "full where they resemble the model's own. The log says which.",
+                    "full if the numbers resemble the model's own. The log says which.",
                 ),
                 make_input(
                     io.Combo, "stem_padding", options=list(PADDINGS), default="auto",

@@ -32,7 +32,8 @@ class AdaptiveProjectedGuidance(io.ComfyNode):
                 model_input(),
                 make_input(
                     io.Float, "eta", default=0.0, min=-10.0, max=10.0, step=0.01,
-                    tooltip="How much is left of the part of the guidance along the picture, which saturates. 1: all.",
+                    tooltip="How much is kept of the part of the guidance that points along the picture and saturates "
+                    "it. 1: all.",
                 ),
                 make_input(
                     io.Float, "norm_threshold", default=15.0, min=0.0, max=1000.0, step=0.1,
@@ -40,8 +41,8 @@ class AdaptiveProjectedGuidance(io.ComfyNode):
                 ),
                 make_input(
                     io.Float, "momentum", default=-0.5, min=-2.0, max=0.99, step=0.01,
-                    tooltip="Share of the last step's guidance that is added; below 0 repeated directions lose weight. "
-                    "0: none.",
+                    tooltip="Share of the last step's guidance that is added. Below 0, repeated directions lose "
+                    "weight. 0: none.",
                 ),
                 *percent_inputs(),
             ],

@@ -28,8 +28,8 @@ class CFGZeroStar(io.ComfyNode):
                 model_input(),
                 make_input(
                     io.Int, "zero_init_steps", default=0, min=0, max=100,
-                    tooltip="So many steps of the sampler at the start do not move, but for what other nodes add. For "
-                    "flow models 1; else 0.",
+                    tooltip="How many of the sampler's first steps hold still. What other nodes add still moves them. "
+                    "1 for flow models, 0 for all others.",
                 ),
                 *percent_inputs(),
             ],

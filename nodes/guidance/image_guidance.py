@@ -38,16 +38,20 @@ class ImageGuidance(io.ComfyNode):
             search_aliases=["universal guidance", "loss guidance", "colour transfer", "color match", "palette"],
             inputs=[
                 model_input(),
-                io.Image.Input("image", optional=True, tooltip="The picture to be like, by the colours of a preview."),
-                io.Latent.Input("latent", optional=True, tooltip="The same as a latent, exactly; instead of image."),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The reference picture, compared in the rough colours of a preview."
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The reference as a latent, which is exact. Instead of image."
+                ),
                 make_input(
                     io.Combo, "loss", options=list(LOSSES), default="colour histogram",
-                    tooltip="colour histogram: which colours there are and how many, wherever. low frequencies: the "
-                    "blurred picture, place by place. edges: how steep the picture is at each place.",
+                    tooltip="colour histogram: which colours there are and how much of each, wherever they lie. low "
+                    "frequencies: the blurred picture, place by place. edges: how steep the picture is at each place.",
                 ),
                 make_input(
                     io.Float, "scale", default=1.0, min=0.0, max=2.0, step=0.01,
-                    tooltip="How far each step is pulled; 1 is about all the way, and 2 too far. 0 turns the node off.",
+                    tooltip="How far each step is pulled. 1 is about all the way, 2 is too far. 0 turns the node off.",
                 ),
                 *percent_inputs(),
             ],
@@ -60,9 +64,10 @@ class ImageGuidance(io.ComfyNode):
         image: Tensor | None = None, latent: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         if (image is None) == (latent is None):
+            number = "neither" if image is None else "both"
             raise ValueError(
-                f"Image Guidance needs an image or a latent to be like, but {'neither' if image is None else 'both'} "
-                f"are connected. Connect one of them."
+                f"Image Guidance needs an image or a latent as its reference, but {number} are connected. Connect one "
+                f"of them."
             )
         target = _of_latent(model, latent) if image is None else _of_image(model, image)
         if scale == 0:

@@ -42,14 +42,14 @@ class NormalizedAttentionGuidance(io.ComfyNode):
             search_aliases=["NAG", "negative prompt", "normalized attention", "turbo", "lightning"],
             inputs=[
                 model_input(),
-                io.Conditioning.Input("negative", tooltip="What should not be seen; all its entries count."),
+                io.Conditioning.Input("negative", tooltip="What should not be in the picture. All entries count."),
                 make_input(
                     io.Float, "scale", default=2.0, min=0.0, max=100.0, step=0.01,
                     tooltip="How far the attention is pushed away from the negative. 0 turns the node off.",
                 ),
                 make_input(
                     io.Float, "tau", default=2.5, min=1.0, max=100.0, step=0.01,
-                    tooltip="The attention gets at most so many times longer than without the push.",
+                    tooltip="The longest that the attention may get, in multiples of its length without the push.",
                 ),
                 make_input(
                     io.Float, "alpha", default=0.5, min=0.0, max=1.0, step=0.01,

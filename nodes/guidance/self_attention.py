@@ -46,8 +46,8 @@ class SelfAttentionGuidance(io.ComfyNode):
                 ),
                 make_input(
                     io.Float, "threshold", default=1.0, min=0.0, max=10.0, step=0.01,
-                    tooltip="How attended a place must be to be blurred: 1 is the average, higher blurs less of the "
-                    "picture, 0 all of it.",
+                    tooltip="How much attention a place must get to be blurred: 1 is the average, higher blurs less of "
+                    "the picture, 0 all of it.",
                 ),
                 *percent_inputs(),
                 make_input(

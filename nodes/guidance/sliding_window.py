@@ -36,7 +36,8 @@ class SlidingWindowGuidance(io.ComfyNode):
             display_name="Sliding Window Guidance (SWG)",
             category="reins/guidance",
             description="Holds large pictures together: steers away from predictions that see only a window of the "
-            "picture at a time (SWG). Evaluates the windows, once more in all where they do not overlap.",
+            "picture at a time (SWG). The windows take one more evaluation per step together, and more if they "
+            "overlap.",
             search_aliases=["SWG", "sliding window guidance", "global coherence", "high resolution"],
             inputs=[
                 model_input(), scale_input(2.0),

@@ -31,8 +31,9 @@ class TokenPerturbationGuidance(io.ComfyNode):
             node_id="Reins_TokenPerturbationGuidance",
             display_name="Token Perturbation Guidance (TPG)",
             category="reins/guidance",
-            description="Steers away from a prediction whose parts are shuffled inside the network (TPG): structure, "
-            "with and without CFG. Its random numbers are its own; one more evaluation per step.",
+            description="Clears up structure: steers away from a prediction whose parts are shuffled inside the "
+            "network (TPG). Works with and without CFG. The noise of the sampler stays the same. One more evaluation "
+            "per step.",
             search_aliases=["TPG", "token perturbation", "shuffle", "guidance", "structure"],
             inputs=[
                 model_input(), scale_input(3.0), *percent_inputs(), layers_input("transformer blocks to shuffle"),

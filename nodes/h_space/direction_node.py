@@ -28,8 +28,8 @@ class HDirectionFromPrompts(io.ComfyNode):
             "picture that is being drawn. Needs no file; two rows more per step.",
             search_aliases=["h-space", "asyrp", "prompt difference", "direction"],
             inputs=[
-                _positive("The prompt that is sampled: what stands on it beside the text (sizes of SDXL and the like) "
-                          "goes with both others."),
+                _positive("The prompt that is sampled. What it carries besides the text (sizes of SDXL and the like) "
+                          "is used for source and target too."),
                 *_two_prompts(),
             ],
             outputs=[direction_output()],
@@ -52,20 +52,21 @@ class HDirectionCapture(io.ComfyNode):
             search_aliases=["h-space", "asyrp", "capture direction", "PCA", "principal component"],
             inputs=[
                 make_input(io.Model, "model", tooltip="The model that the direction is for, with its LoRA."),
-                _positive("The prompt of the pictures: what the direction is to work on, like a portrait."),
+                _positive("The prompt of the pictures, such as: a portrait. The direction works best on the like."),
                 *_two_prompts(optional=True),
                 io.Latent.Input("latent", tooltip="An empty latent of the size that will be drawn."),
                 make_input(
                     io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                    tooltip="Of the first picture; the others have the following ones.",
+                    tooltip="Seed of the first picture. The others have the following seeds.",
                 ),
                 make_input(
                     io.Int, "steps", default=20, min=1, max=1000,
-                    tooltip="Steps of each picture; the direction is kept for each, and between them it is mixed.",
+                    tooltip="Steps of each picture. One direction is kept for each step. Between the steps it is "
+                    "mixed.",
                 ),
                 make_input(
                     io.Int, "samples", default=4, min=1, max=1000,
-                    tooltip="How many pictures; more make the direction cleaner, and a principal component needs 8 or "
+                    tooltip="How many pictures. More make the direction cleaner. A principal component needs 8 or "
                     "more.",
                 ),
                 make_input(

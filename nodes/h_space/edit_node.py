@@ -37,9 +37,9 @@ class HSpaceEdit(io.ComfyNode):
                 *percent_inputs(end=0.6),
                 make_input(
                     io.Combo, "mode", options=list(MODES), default=MODES[0],
-                    tooltip="asymmetric: the predicted picture is the edited one, the direction back to the noise is "
-                    "not, as in the paper; one prediction more per step. symmetric: h is edited in every prediction; "
-                    "the two changes nearly cancel, so it is weak.",
+                    tooltip="asymmetric: only the predicted picture is edited, not the direction back to the noise, as "
+                    "in the paper. One more prediction per step. symmetric: h is edited in every prediction. The two "
+                    "changes nearly cancel, so the edit is weak.",
                 ),
                 make_input(
                     io.Combo, "apply_to", options=list(APPLY_TO), default=APPLY_TO[0],
@@ -49,7 +49,8 @@ class HSpaceEdit(io.ComfyNode):
                 relative_input(),
                 make_input(
                     io.Mask, "mask", optional=True,
-                    tooltip="Where h is edited, any size. h is coarse (8x8 for 512 pixels of SD1.5), so the mask is.",
+                    tooltip="Where h is edited, any size. h is coarse (8x8 for 512 pixels of SD1.5), so the mask is "
+                    "coarse too.",
                 ),
             ],
             outputs=[model_output()],
@@ -88,7 +89,7 @@ class AsyrpSampler(io.ComfyNode):
             inputs=[
                 HDirectionSocket.Input("direction", tooltip="From one of the nodes for h-space directions."),
                 strength_input(),
-                percent_input("edit_end_percent", 0.6, "Where in the run the editing stops; 1: not before its end."),
+                percent_input("edit_end_percent", 0.6, "Where in the run the editing stops. 1: at the end of the run."),
                 percent_input(
                     "boost_start_percent", 0.8,
                     "From where in the run on noise is drawn anew, which mends textures that the edit has hurt.",

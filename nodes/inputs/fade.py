@@ -12,7 +12,7 @@ def fade_input(*options: str) -> io.Input:
     return make_input(
         io.Combo, "fade", options=list(options), default="none",
         tooltip="none: the same scale in the whole range. linear: down to 0 at end_percent."
-        + (" adaptive (peer): the curve of the older PAG pack, see adaptive_scale." if len(options) > 2 else ""),
+        + (" adaptive (peer): the curve of sd-perturbed-attention, see adaptive_scale." if len(options) > 2 else ""),
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def percent_inputs(end: float = 1.0) -> list[io.Input]:
 def prefix_input(default: str) -> io.Input:
     return make_input(
         io.String, "filename_prefix", default=default,
-        tooltip="The start of the file's name, with a folder if you like; a number follows.",
+        tooltip="The start of the file's name, with a folder if you like. A number follows.",
     )  # fmt: skip
 
 
@@ -67,6 +67,6 @@ def layers_input(what: str = "self-attention layers to weaken") -> io.Input:
 def share_input() -> io.Input:
     return make_input(
         io.Boolean, "share_layers", default=True, optional=True, advanced=True,
-        tooltip="On: what this prediction has in common with the positive, up to the first of its layers, is computed "
-        "once. The result is the same and sooner there; off is for comparison.",
+        tooltip="On: up to the first of the chosen layers, this prediction is the same as the positive, and both are "
+        "computed once. The result is the same, but faster. Off is for comparison.",
     )  # fmt: skip

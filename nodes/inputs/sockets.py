@@ -35,8 +35,8 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
     mask = finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
     if not mask.any():
         raise ValueError(
-            f"{name} should be 1 where the node acts, but it is 0 everywhere, as that of a picture without "
-            f"transparency is. Paint it, or disconnect it to act everywhere."
+            f"{name} should be 1 where the node acts, but it is 0 everywhere, like the mask of a picture "
+            f"without transparency. Paint it, or disconnect it to act everywhere."
         )
     return mask
 

@@ -107,7 +107,7 @@ class IPAdapterSimple(io.ComfyNode):
             search_aliases=["ipadapter", "image prompt", "reference image"],
             inputs=[
                 model_input(), ipadapter_input(), clip_vision_input(),
-                make_input(io.Image, "image", tooltip="The reference; of several the model looks at all."),
+                make_input(io.Image, "image", tooltip="The reference. Of several pictures the model looks at all."),
                 weight_input(), *percent_inputs(), mask_input(),
             ],
             outputs=[model_output()],

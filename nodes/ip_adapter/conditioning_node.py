@@ -20,7 +20,7 @@ class IPAdapterConditioning(io.ComfyNode):
             "that have it and on no others; all still run in one batch.",
             search_aliases=["regional ipadapter", "attention couple", "regional conditioning"],
             inputs=[
-                make_input(io.Conditioning, "conditioning", tooltip="The prompt to name, also a negative one."),
+                make_input(io.Conditioning, "conditioning", tooltip="The prompt to name, positive or negative."),
                 make_input(
                     io.String, "name", default="subject",
                     tooltip="The same as in only_for. A prompt may get several names from several nodes.",

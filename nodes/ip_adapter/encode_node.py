@@ -33,12 +33,12 @@ class IPAdapterEncode(io.ComfyNode):
                 ),
                 io.MultiType.Input(
                     "clip_vision_output", [io.ClipVisionOutput, PeerEmbedsSocket], optional=True,
-                    tooltip="Instead of clip_vision and image: what an encoder has said already. Embeds of the widely "
-                    "used IPAdapter pack are taken too.",
+                    tooltip="Instead of clip_vision and image: the output of an image encoder. Embeds of "
+                    "ComfyUI_IPAdapter_plus are taken too.",
                 ),
                 make_input(
                     io.Image, "negative_image", optional=True,
-                    tooltip="What the result shall move away from, for the negative. A noisy picture works well.",
+                    tooltip="What the result should move away from, for the negative. A noisy picture works well.",
                 ),
                 FaceEmbedsSocket.Input(
                     "face_embeds", optional=True, tooltip="For FaceID files: the identities from Face Embeds."

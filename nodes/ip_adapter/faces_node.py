@@ -21,7 +21,7 @@ class FaceEmbeds(io.ComfyNode):
             "Python package insightface and its models.",
             search_aliases=["insightface", "FaceID", "ArcFace", "face embedding"],
             inputs=[
-                make_input(io.Image, "image", tooltip="One face per picture; the largest is taken."),
+                make_input(io.Image, "image", tooltip="One face per picture. Of several the largest is taken."),
                 make_input(
                     io.Combo, "model_name", options=list(MODELS), default=MODELS[0],
                     tooltip="buffalo_l suits the SD1.5 and SDXL files. antelopev2 is for Kolors. The models lie in "

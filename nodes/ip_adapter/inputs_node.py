@@ -11,21 +11,22 @@ from ..inputs.sockets import IPAdapterSocket
 
 def ipadapter_input() -> io.Input:
     return IPAdapterSocket.Input(
-        "ipadapter", tooltip="From Load IP-Adapter; the loaders of the widely used IPAdapter pack work too."
+        "ipadapter", tooltip="From Load IP-Adapter. The loaders of ComfyUI_IPAdapter_plus work too."
     )
 
 
 def clip_vision_input(optional: bool = False) -> io.Input:
     return make_input(
         io.ClipVision, "clip_vision", optional=optional,
-        tooltip="The image encoder that the file was trained with; a wrong one is refused and the right one named.",
+        tooltip="The image encoder that the file was trained with. A wrong one is refused, and the message names the "
+        "right one.",
     )  # fmt: skip
 
 
 def weight_input() -> io.Input:
     return make_input(
         io.Float, "weight", default=1.0, min=-1.0, max=5.0, step=0.01,
-        tooltip="How strongly the image speaks. 1 suits an empty prompt, 0.5 one that says something. 0: off.",
+        tooltip="How strongly the image acts. 1 suits an empty prompt, 0.5 a prompt that says something. 0: off.",
     )  # fmt: skip
 
 
@@ -51,8 +52,8 @@ def combining_inputs() -> list[io.Input]:
         ),
         make_input(
             io.Combo, "uncond", options=["paper", "black"], default="paper",
-            tooltip="What the negative sees. paper: nothing, as in training. black: a black picture, as the "
-            "widely used pack does.",
+            tooltip="What the negative sees. paper: nothing, as in training. black: a black picture, as in "
+            "ComfyUI_IPAdapter_plus.",
         ),
         make_input(
             io.Combo, "fit", options=["crop", "squash", "pad"], default="crop",
@@ -79,15 +80,16 @@ def tuning_inputs() -> list[io.Input]:
         ),
         make_input(
             io.Float, "lora_strength", default=1.0, min=-10.0, max=10.0, step=0.01, optional=True,
-            tooltip="Of the LoRA inside a FaceID file. Do not load its separate LoRA file as well.",
+            tooltip="Strength of the LoRA inside a FaceID file. Do not load its separate LoRA file as well.",
         ),
         make_input(
             io.Boolean, "peer_compatible", default=False, optional=True,
-            tooltip="Repeats pictures of the widely used IPAdapter pack: no middle block, a black picture for "
+            tooltip="Comes close to pictures made with ComfyUI_IPAdapter_plus: no middle block, a black picture for "
             "the negative.",
         ),
         make_input(
             io.String, "only_for", default="", optional=True,
-            tooltip="A name: acts only on prompts that got it from IP-Adapter for Conditioning. Empty: on all.",
+            tooltip="A name. The node then acts only on prompts that got this name from IP-Adapter for Conditioning. "
+            "Empty: on all.",
         ),
     ]  # fmt: skip

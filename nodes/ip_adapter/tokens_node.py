@@ -56,13 +56,13 @@ class LoadImageTokens(io.ComfyNode):
             inputs=[
                 make_input(
                     io.Combo, "name", options=files_in(FOLDER),
-                    tooltip="A file in models/image_tokens or output/image_tokens; .ipadpt files of the widely used "
-                    "pack too.",
+                    tooltip="A file in models/image_tokens or output/image_tokens. The .ipadpt files of "
+                    "ComfyUI_IPAdapter_plus work too.",
                 ),
                 IPAdapterSocket.Input(
                     "ipadapter", optional=True,
-                    tooltip="For .ipadpt files alone: they hold what the encoder said, which the adapter makes into "
-                    "tokens.",
+                    tooltip="For .ipadpt files alone. They hold the output of the image encoder, and the adapter makes "
+                    "tokens of it.",
                 ),
             ],
             outputs=[ImageTokensSocket.Output(tooltip="For IP-Adapter Apply.")],
@@ -74,7 +74,9 @@ class LoadImageTokens(io.ComfyNode):
         if path.suffix != ".ipadpt":
             return io.NodeOutput(load_tokens(path))
         if ipadapter is None:
-            raise ValueError(f"{name} holds what an image encoder said, not tokens. Connect an ipadapter to make them.")
+            raise ValueError(
+                f"{name} holds the output of an image encoder, not tokens. Connect an ipadapter to make tokens of it."
+            )
         adapter = as_ip_adapter(ipadapter)
         request = Request(as_encoding(read_tensor(path)), clip_vision=adapter.clip_vision)
         return io.NodeOutput(make_tokens(adapter, request))

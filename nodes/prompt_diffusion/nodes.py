@@ -73,8 +73,8 @@ class PromptDiffusionExample(io.ComfyNode):
                 ),
                 make_input(
                     io.Boolean, "drop", default=False,
-                    tooltip="No example, in the way that was trained. Apply such a copy to the negative prompt and "
-                    "one with the example to the positive: guidance then strengthens the example too.",
+                    tooltip="Leaves out the example, as training did at times. Apply such a copy to the negative "
+                    "prompt and one with the example to the positive: guidance then strengthens the example too.",
                 ),
             ],
             outputs=[io.ControlNet.Output(tooltip="For Apply ControlNet, whose image is the picture to treat.")],

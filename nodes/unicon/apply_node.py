@@ -37,8 +37,8 @@ class UniConApply(io.ComfyNode):
                 ),
                 make_input(
                     io.Combo, "partner_role", options=list(ROLES), default=ROLES[0],
-                    tooltip="What the given picture is. condition: an image is sampled. image: its condition is, so "
-                    "the sampler's prompt needs the trigger (UniCon Prompt).",
+                    tooltip="What the given picture is. condition: an image is sampled. image: its condition is "
+                    "sampled, so the sampler's prompt needs the trigger (UniCon Prompt).",
                 ),
                 make_input(
                     io.Conditioning, "partner_positive",
@@ -55,7 +55,7 @@ class UniConApply(io.ComfyNode):
                 ),
                 make_input(
                     io.Int, "partner_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                    tooltip="Of the noise on the given picture; it matters at a high partner_sigma.",
+                    tooltip="Seed of the noise on the given picture. It matters only at a high partner_sigma.",
                 ),
                 guidance_input(),
                 *percent_inputs(),
@@ -90,7 +90,7 @@ def strength_inputs() -> list[io.Input]:
     return [
         make_input(
             io.Float, name, default=1.0, min=-10.0, max=10.0, step=0.01,
-            tooltip=f"How much {who} sees of {whom}. At 0 for both, or for a sampled image, the node is off.",
+            tooltip=f"How much {who} sees of {whom}. The node is off if both strengths are 0.",
         )
         for name, who, whom in (
             ("strength_x", "the image", "the condition"),

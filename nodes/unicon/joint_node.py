@@ -22,8 +22,8 @@ class UniConJointLatent(io.ComfyNode):
             node_id="Reins_UniConJointLatent",
             display_name="UniCon Joint Latent",
             category="reins/unicon",
-            description="A latent of images and as many conditions, for UniCon Apply Joint. Half of it may be given: a "
-            "noise mask on either keeps what it does not cover.",
+            description="A latent of images and the same number of conditions, for UniCon Apply Joint. Either half may "
+            "be given. A noise mask on a half keeps what it does not cover.",
             search_aliases=["unicon latent", "empty latent", "joint latent"],
             inputs=[
                 make_input(
@@ -38,15 +38,15 @@ class UniConJointLatent(io.ComfyNode):
                 *(
                     make_input(
                         io.Int, name, default=512, min=16, max=16384, step=8,
-                        tooltip=f"In pixels, where neither image nor condition is given: the {name} of both.",
+                        tooltip=f"{name.capitalize()} of both in pixels, if neither image nor condition is given.",
                     )
                     for name in ("width", "height")
                 ),
                 make_input(
                     io.Int, "batch_size", default=1, min=1, max=4096,
-                    tooltip="How many pairs; with given latents at least as many as these hold.",
+                    tooltip="How many pairs. Given latents raise it to the number of pictures that they hold.",
                 ),
-                _noise_input("It goes with the latent to UniCon Apply Joint, if connected there."),
+                _noise_input("It goes with the latent: connect the latent to UniCon Apply Joint as well."),
             ],
             outputs=[io.Latent.Output(tooltip="Images, then conditions: for the sampler and UniCon Split Latent.")],
         )  # fmt: skip
@@ -89,7 +89,7 @@ class UniConApplyJoint(io.ComfyNode):
                     io.Conditioning, "condition_negative", tooltip="Their negative prompt, usually the sampler's.",
                 ),
                 *strength_inputs(),
-                _noise_input("With UniCon Sampler leave it at 1: the schedule says it."),
+                _noise_input("With UniCon Sampler leave it at 1, because the schedule sets the noise."),
                 guidance_input(),
                 others_input(),
                 make_input(
@@ -147,5 +147,5 @@ class UniConSplit(io.ComfyNode):
 def _noise_input(more: str) -> io.Input:
     return make_input(
         io.Float, "condition_noise", default=1.0, min=0.0, max=1.0, step=0.01,
-        tooltip=f"How much of the condition is noise at the start: 1 all of it, 0.7 leaves a coarse control. {more}",
+        tooltip=f"How much of the condition is noise at the start. 1: all of it. 0.7: coarse control. {more}",
     )  # fmt: skip

@@ -26,7 +26,7 @@ class UniConPrompt(io.ComfyNode):
                     io.String, "text", multiline=True, default="",
                     tooltip="Usually the image's own prompt; for identity and appearance a caption of the picture.",
                 ),
-                UniConSocket.Input("unicon", tooltip="From Load UniCon; it says the trigger."),
+                UniConSocket.Input("unicon", tooltip="From Load UniCon. The file decides the trigger."),
             ],
             outputs=[io.Conditioning.Output(tooltip="For partner_positive or condition_positive.")],
         )  # fmt: skip
