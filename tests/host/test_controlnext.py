@@ -494,7 +494,7 @@ def test_a_pack_that_splits_rows_within_a_call_is_named(sd15):
 
     steered = apply(sd15, controlnext.control(sd15), controlnext.picture(1))
     steered.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", halves)
-    with pytest.raises(RuntimeError, match="should find the rows of 2 prompts, but found 1 rows"):
+    with pytest.raises(RuntimeError, match="as many rows for each of its 2 prompts, but another pack sends 1 rows"):
         sample(steered)
 
 

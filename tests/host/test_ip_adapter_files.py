@@ -339,7 +339,7 @@ def test_n_embeds_of_the_widely_used_pack_are_read_without_running_anything(toke
     (found,) = LoadImageTokens.execute("old.ipadpt", made).result
     (expected,) = IPAdapterEncode.execute(made, clip_vision_output=output).result
     assert torch.equal(found.cond, expected.cond)
-    with pytest.raises(ValueError, match="Connect an ipadapter to make them"):
+    with pytest.raises(ValueError, match="Connect an ipadapter to make tokens"):
         LoadImageTokens.execute("old.ipadpt")
     (token_folder / "bomb.ipadpt").write_bytes(pickle.dumps(Bomb()))
     torch.save({"a": 1}, token_folder / "dict.ipadpt")
