@@ -19,7 +19,7 @@ AT_ONCE = 16  # pictures in one batch: more is slower on a CPU
 Conditioning = list[tuple[Tensor, dict[str, object]]]
 
 
-class Settings(NamedTuple):
+class SamplingSettings(NamedTuple):
     """How pictures are sampled; these are also what the example workflows use."""
 
     cfg: float = 3.0
@@ -58,7 +58,7 @@ def conditioning(table: Tensor, words: Tensor, said: Mapping[str, object] | None
 
 
 def sample(
-    model: ModelPatcher, table: Tensor, words: Tensor, settings: Settings, seed: int = NOISE_SEED,
+    model: ModelPatcher, table: Tensor, words: Tensor, settings: SamplingSettings, seed: int = NOISE_SEED,
     start: Tensor | None = None, said: Mapping[str, object] | None = None,
 ) -> Tensor:  # fmt: skip
     """(b, 3, SIZE, SIZE) in 0..1: a picture per row of `words` (b, slots), with an empty negative.

@@ -37,5 +37,5 @@ class BaseTask:
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         drawn = draw_batch(batch, generator)
         asked = ask(drawn.latent.to(self.device), self.sigmas, generator, HIGH_NOISE)
-        context = self.words(tokens(drawn.said).to(self.device))
+        context = self.words(tokens(drawn.prompt).to(self.device))
         return v_loss(lambda x, timestep: self.unet(x, timestep, context), asked)

@@ -12,24 +12,26 @@ from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..evaluate import AT_ONCE, Settings, sample
+from ..evaluate import AT_ONCE, SamplingSettings, sample
 from ..judge import judge
 from ..world.model import WEIGHTS
-from .controlnext_numbers import HINTS, SETTINGS, describe, hinted
+from .controlnext_numbers import HINTS, SETTINGS, describe_hinted, draw_hinted_scenes
 from .numbers import load_base
 
 COUNT = 32  # the host reads the hint anew at every step, which takes most of the time
 FILE = WEIGHTS / "controlnet" / "reins-demo-controlnet.safetensors"
 
 
-class Steered(NamedTuple):
+class ControlNetDemo(NamedTuple):
     """The demo model, its words and a control network that takes one picture for each that is drawn."""
 
     model: ModelPatcher
     table: Tensor
     control: ControlBase
 
-    def draw(self, words: Tensor, hints: Tensor, settings: Settings = SETTINGS, strength: float = 1.0) -> Tensor:
+    def draw(
+        self, words: Tensor, hints: Tensor, settings: SamplingSettings = SETTINGS, strength: float = 1.0
+    ) -> Tensor:
         """(b, 3, SIZE, SIZE) from words (b, slots) and hints (b, 3, h, w)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), hints.split(AT_ONCE), strict=True):
@@ -43,13 +45,13 @@ def applied(control: ControlBase, hint: Tensor, strength: float = 1.0) -> dict[s
     return {"control": control.copy().set_cond_hint(hint, strength, (0.0, 1.0)), "control_apply_to_uncond": False}
 
 
-def load_steered(path: Path = FILE) -> Steered:
-    return Steered(*load_base(), comfy.controlnet.load_controlnet(str(path)))
+def load_control_net_demo(path: Path = FILE) -> ControlNetDemo:
+    return ControlNetDemo(*load_base(), comfy.controlnet.load_controlnet(str(path)))
 
 
 def control_net_numbers(path: Path) -> Iterator[str]:
-    steered, given = load_steered(path), hinted(COUNT)
+    steered, given = load_control_net_demo(path), draw_hinted_scenes(COUNT)
     words = given.saying()
     for kind, hints in zip(HINTS, given.hints, strict=True):
-        yield f"{kind}: {describe(judge(steered.draw(words, hints)), given)}"
-    yield f"strength 0: {describe(judge(steered.draw(words, given.hints[0], strength=0.0)), given)}"
+        yield f"{kind}: {describe_hinted(judge(steered.draw(words, hints)), given)}"
+    yield f"strength 0: {describe_hinted(judge(steered.draw(words, given.hints[0], strength=0.0)), given)}"

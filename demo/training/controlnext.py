@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.controlnext.cross_normalization import dressed, standardised
+from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import VARIANTS
 from ...models.controlnext.network import ControlNeXt, Layout, Stage
 from ...nodes.controlnext.hint import CELL, stretched
@@ -83,7 +83,7 @@ def as_pixels(hint: Tensor) -> Tensor:
 
 
 def cross_normalised(control: Tensor, feature: Tensor) -> Tensor:
-    return dressed(standardised(control, tuple(feature.shape[-2:]), VARIANT.order), feature)
+    return match_statistics(standardise(control, tuple(feature.shape[-2:]), VARIANT.normalization), feature)
 
 
 def zero_convolution(control: Tensor, feature: Tensor) -> Tensor:

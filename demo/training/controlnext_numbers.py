@@ -14,7 +14,7 @@ from ...engine.loading import read_file
 from ...nodes.controlnext.hint import ControlNeXt
 from ...nodes.controlnext.load import make_controlnext, make_unet_weights
 from ...nodes.controlnext.nodes import ControlNeXtApply
-from ..evaluate import AT_ONCE, Settings, one_line, sample
+from ..evaluate import AT_ONCE, SamplingSettings, one_line, sample
 from ..judge import Verdict, judge
 from ..world.model import WEIGHTS
 from ..world.scenes import SLOTS, Views, draw, draw_words, render
@@ -25,17 +25,17 @@ FILE = WEIGHTS / "controlnext" / "reins-demo-controlnext.safetensors"
 FORM = ("shape", "place", "size")  # what a hint says
 COUNT = 128
 SEED = 21
-SETTINGS = Settings()
+SETTINGS = SamplingSettings()
 
 
-class Controlled(NamedTuple):
+class ControlNeXtDemo(NamedTuple):
     """The demo model, its words and a ControlNeXt."""
 
     model: ModelPatcher
     table: Tensor
     control: ControlNeXt
 
-    def draw(self, words: Tensor, hints: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+    def draw(self, words: Tensor, hints: Tensor, settings: SamplingSettings = SETTINGS, **apply: object) -> Tensor:
         """(b, 3, SIZE, SIZE) from words (b, slots) and hints (b, 3, SIZE, SIZE)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), hints.split(AT_ONCE), strict=True):
@@ -44,7 +44,7 @@ class Controlled(NamedTuple):
         return torch.cat(drawn)
 
 
-class Hinted(NamedTuple):
+class HintedScenes(NamedTuple):
     """Scenes as pictures to follow."""
 
     hints: Tensor  # (kinds, b, 3, SIZE, SIZE)
@@ -56,11 +56,11 @@ class Hinted(NamedTuple):
         return torch.where(torch.tensor([slot in unsaid for slot in SLOTS]), -1, self.words)
 
 
-def hinted(count: int = COUNT, seed: int = SEED) -> Hinted:
+def draw_hinted_scenes(count: int = COUNT, seed: int = SEED) -> HintedScenes:
     generator = torch.Generator().manual_seed(seed)
     words = draw_words(count, generator)
     views = render(draw(count, generator, words))
-    return Hinted(hints_of(views), views.mask, words)
+    return HintedScenes(hints_of(views), views.mask, words)
 
 
 def hints_of(views: Views) -> Tensor:
@@ -74,26 +74,26 @@ def iou(one: Tensor, other: Tensor) -> Tensor:
     return both / either.clamp(min=1)
 
 
-def load_controlled(path: Path = FILE) -> Controlled:
+def load_controlnext_demo(path: Path = FILE) -> ControlNeXtDemo:
     weights = read_file(path)
     unet = make_unet_weights(weights, path.name)
-    return Controlled(*load_base(), make_controlnext(weights, path.name, unet=unet))
+    return ControlNeXtDemo(*load_base(), make_controlnext(weights, path.name, unet=unet))
 
 
 def controlnext_numbers(path: Path) -> Iterator[str]:
-    controlled, given = load_controlled(path), hinted()
+    controlled, given = load_controlnext_demo(path), draw_hinted_scenes()
     words = given.saying()
     for kind, hints in zip(HINTS, given.hints, strict=True):
         for strength in (1.0, 0.5):
             found = judge(controlled.draw(words, hints, strength=strength))
-            yield f"{kind}, strength {strength:g}: {describe(found, given)}"
+            yield f"{kind}, strength {strength:g}: {describe_hinted(found, given)}"
     found = judge(controlled.draw(words, given.hints[0], strength=0.0))
-    yield f"the UNet's increments alone: {describe(found, given)}"
+    yield f"the UNet's increments alone: {describe_hinted(found, given)}"
     found = judge(controlled.draw(words, given.hints[0], strength=0.0, unet_strength=0.0))
-    yield f"nothing of the file: {describe(found, given)}"
+    yield f"nothing of the file: {describe_hinted(found, given)}"
 
 
-def describe(found: Verdict, given: Hinted) -> str:
+def describe_hinted(found: Verdict, given: HintedScenes) -> str:
     right = found.right(given.words).float().mean(0)
     rates = dict(zip(SLOTS, right.tolist(), strict=True))
     common = iou(found.mask, given.mask).mean()

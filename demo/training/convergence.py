@@ -21,18 +21,18 @@ from torch import Tensor
 from ...engine.layers.features import FeatureCall, FeatureSite
 from ...engine.network import add_feature_layer
 from ...engine.unet_weights import UNetWeights, add_unet_weights
-from ..evaluate import AT_ONCE, Settings, sample
+from ..evaluate import AT_ONCE, SamplingSettings, sample
 from ..judge import judge
 from ..world.model import WEIGHTS
 from .controlnext import BLOCK, ControlNeXtTask, Join, as_pixels, cross_normalised, zero_convolution
-from .controlnext_numbers import Hinted, hinted, iou
+from .controlnext_numbers import HintedScenes, draw_hinted_scenes, iou
 from .numbers import load_base
 from .trainer import Plan, train
 
 FILE = WEIGHTS / "controlnext" / "convergence.csv"
 AT = (0, 50, 100, 150, 200, 300, 400, 600)
 PICTURES = 48
-SETTINGS = Settings(cfg=1.0, steps=12)
+SETTINGS = SamplingSettings(cfg=1.0, steps=12)
 JOINS = {"Cross Normalization": cross_normalised, "convolution of zeros": zero_convolution}
 RATES = (1e-3, 1e-4)  # of AdamW, for everything; the second is the authors' for their control network
 
@@ -53,7 +53,7 @@ def measure_convergence(plan: Plan, device: torch.device, states: Path, at: Sequ
     """
     found = states / "controlnext-convergence.csv"
     points = read_points(found) if found.exists() else []
-    given, done = hinted(PICTURES), {point[:3] for point in points}
+    given, done = draw_hinted_scenes(PICTURES), {point[:3] for point in points}
     for rate in RATES:
         for name, join in JOINS.items():
             for steps in (steps for steps in at if (name, rate, steps) not in done):
@@ -68,7 +68,7 @@ def measure_convergence(plan: Plan, device: torch.device, states: Path, at: Sequ
     return points
 
 
-def follow(task: ControlNeXtTask, join: Join, given: Hinted) -> float:
+def follow(task: ControlNeXtTask, join: Join, given: HintedScenes) -> float:
     """Mean IoU of drawn masks with those of the hints, the words for shape, place and size left out."""
     model, table = load_base()
     increments = {name: value.detach().cpu() for name, value in task.increments.items()}

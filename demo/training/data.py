@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     scenes: Scenes
     views: Views
-    said: Tensor
+    prompt: Tensor
 
     @property
     def latent(self) -> Tensor:

@@ -42,4 +42,4 @@ class FrozenBase:
 
     def context(self, batch: Batch) -> Tensor:
         """(b, tokens, width): what is said of each picture, as the UNet reads it."""
-        return self.table[tokens(batch.said).to(self.device)]
+        return self.table[tokens(batch.prompt).to(self.device)]

@@ -21,15 +21,15 @@ from ...nodes.guidance.sliding_window import SlidingWindowGuidance
 from ...nodes.guidance.sparse_cross_attention import SparseCrossAttention
 from ...nodes.guidance.token_perturbation import TokenPerturbationGuidance
 from ...nodes.guidance.weak_model import WeakModelGuidance
-from ..evaluate import AT_ONCE, Settings, conditioning, sample
+from ..evaluate import AT_ONCE, SamplingSettings, conditioning, sample
 from ..judge import judge
 from ..world.scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
 from .numbers import with_style
 from .style import StyleTask
 
 FREE_SEED = 7
-FEW = Settings(cfg=1.0, steps=12)
-BURNT = Settings(cfg=12.0, sampler="euler")
+FEW = SamplingSettings(cfg=1.0, steps=12)
+BURNT = SamplingSettings(cfg=12.0, sampler="euler")
 LARGE = 64  # cells of a latent twice as long as the pictures the model knows
 PIXELS_OF_A_SHAPE = 12
 COLOUR, TEXTURE = list(SLOTS).index("colour"), list(SLOTS).index("texture")

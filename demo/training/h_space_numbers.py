@@ -15,18 +15,18 @@ from torch import Tensor
 from ...nodes.h_space.direction import HDirection, StoredDirection
 from ...nodes.h_space.direction_node import HDirectionCapture
 from ...nodes.h_space.edit_node import HSpaceEdit
-from ..evaluate import Settings, conditioning, prompts, sample
+from ..evaluate import SamplingSettings, conditioning, prompts, sample
 from ..judge import Verdict, judge
 from ..world.scenes import SIZE, SLOTS
 from .numbers import load_base
 
-SETTINGS = Settings(cfg=1.0, sampler="euler", steps=16)
+SETTINGS = SamplingSettings(cfg=1.0, sampler="euler", steps=16)
 STRENGTH, END = 4.0, 0.6
 SLOT, SOURCE, TARGET = "size", "small", "large"
 NAMES = list(SLOTS)
 
 
-class Sized(NamedTuple):
+class HSpaceDemo(NamedTuple):
     """The demo model, its words and prompts that leave the size open."""
 
     model: ModelPatcher
@@ -39,22 +39,22 @@ class Sized(NamedTuple):
 
     def capture(self, source: str = SOURCE, target: str = TARGET) -> StoredDirection:
         """From one word of the size to the other, at pictures of which nothing is said."""
-        say = [conditioning(self.table, said(**words)) for words in ({}, {SLOT: source}, {SLOT: target})]
+        say = [conditioning(self.table, prompt_words(**words)) for words in ({}, {SLOT: source}, {SLOT: target})]
         latent = {"samples": torch.zeros(1, 3, SIZE, SIZE)}
         return HDirectionCapture.execute(
             self.model, say[0], latent, 0, 16, source=say[1], target=say[2], samples=4, pool=True
         ).result[0]
 
 
-def said(**words: str) -> Tensor:
+def prompt_words(**words: str) -> Tensor:
     """(1, slots) words of which the others are left open."""
     return torch.tensor([[SLOTS[slot].index(words[slot]) if slot in words else -1 for slot in NAMES]])
 
 
-def load_sized(count: int) -> Sized:
+def load_h_space_demo(count: int) -> HSpaceDemo:
     words = prompts(count)
     words[:, NAMES.index(SLOT)] = -1
-    return Sized(*load_base(), words)
+    return HSpaceDemo(*load_base(), words)
 
 
 def random_direction(like: StoredDirection, seed: int = 0) -> StoredDirection:

@@ -70,7 +70,7 @@ class IPAdapterTask:
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         drawn = draw_batch(batch, generator, unsaid=UNSAID)
         others = draw_words(batch, generator)
-        contradicted = (drawn.said >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
+        contradicted = (drawn.prompt >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
         words = torch.where(contradicted, others, drawn.scenes.words)
         image = render(draw(batch, generator, words)).image.to(self.base.device)
         with torch.no_grad():

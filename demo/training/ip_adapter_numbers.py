@@ -16,7 +16,7 @@ from ...nodes.ip_adapter.apply_node import IPAdapterApply
 from ...nodes.ip_adapter.attention import IPAdapter
 from ...nodes.ip_adapter.encode_node import IPAdapterEncode
 from ...nodes.ip_adapter.load import make_ip_adapter
-from ..evaluate import AT_ONCE, Settings, one_line, sample, score
+from ..evaluate import AT_ONCE, SamplingSettings, one_line, sample, score
 from ..world.model import WEIGHTS
 from ..world.scenes import SLOTS, draw, draw_words, render
 from .numbers import COUNT, load_base, load_encoder
@@ -26,7 +26,7 @@ SEED = 21
 LOOK, FORM = ("colour", "background", "texture"), ("shape", "place", "size")
 
 
-class Prompted(NamedTuple):
+class IPAdapterDemo(NamedTuple):
     """A model that draws from words and references: picture n from row n of both."""
 
     model: ModelPatcher
@@ -34,7 +34,7 @@ class Prompted(NamedTuple):
     encoder: ClipVisionModel
     adapter: IPAdapter
 
-    def draw(self, words: Tensor, references: Tensor, settings: Settings, **apply: object) -> Tensor:
+    def draw(self, words: Tensor, references: Tensor, settings: SamplingSettings, **apply: object) -> Tensor:
         """(b, 3, SIZE, SIZE) from words (b, slots) and references (b, 3, SIZE, SIZE)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), references.split(AT_ONCE), strict=True):
@@ -57,8 +57,8 @@ class References(NamedTuple):
         return torch.where(is_said, self.others, -1), torch.where(is_said, self.others, self.words)
 
 
-def load_prompted(path: Path = FILE) -> Prompted:
-    return Prompted(*load_base(), load_encoder()[0], make_ip_adapter(read_file(path), path.name))
+def load_ip_adapter_demo(path: Path = FILE) -> IPAdapterDemo:
+    return IPAdapterDemo(*load_base(), load_encoder()[0], make_ip_adapter(read_file(path), path.name))
 
 
 def references(count: int = COUNT, seed: int = SEED) -> References:
@@ -68,10 +68,10 @@ def references(count: int = COUNT, seed: int = SEED) -> References:
 
 
 def ip_adapter_numbers(path: Path) -> Iterator[str]:
-    prompted, given = load_prompted(path), references()
+    prompted, given = load_ip_adapter_demo(path), references()
     for cfg, weight in ((3.0, 0.0), (3.0, 0.5), (3.0, 1.0), (1.0, 1.0)):
         prompts, wanted = given.saying(())
-        found = score(prompted.draw(prompts, given.image, Settings(cfg=cfg), weight=weight), wanted)
+        found = score(prompted.draw(prompts, given.image, SamplingSettings(cfg=cfg), weight=weight), wanted)
         yield f"nothing said, cfg {cfg:g}, weight {weight:g}: as the reference in {one_line(found.rates)}"
         if (cfg, weight) == (3.0, 1.0):
             others = score(found.image, wanted.roll(1, 0))
@@ -79,7 +79,7 @@ def ip_adapter_numbers(path: Path) -> Iterator[str]:
     for said in (FORM, LOOK):
         prompts, wanted = given.saying(said)
         for weight in (0.5, 0.8, 1.0):
-            found = score(prompted.draw(prompts, given.image, Settings(), weight=weight), wanted)
+            found = score(prompted.draw(prompts, given.image, SamplingSettings(), weight=weight), wanted)
             yield (
                 f"{', '.join(said)} said, the rest left to a reference that shows others, weight {weight:g}: "
                 f"{one_line(found.rates)}; quality {found.quality:.1f} dB"

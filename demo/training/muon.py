@@ -14,7 +14,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic of the reference implem
 MOMENTUM = 0.95
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """(m, n): about U V^T of the singular value decomposition U S V^T, singular values between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
@@ -43,5 +43,5 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
                 ahead = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
-                update = orthogonalised(ahead) * max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
+                update = orthogonalise(ahead) * max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"])

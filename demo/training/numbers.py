@@ -16,7 +16,7 @@ from ...engine.loading import read_file
 from ...nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
 from ...nodes.guidance.self_attention import SelfAttentionGuidance
 from ...nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
-from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
+from ..evaluate import SamplingSettings, Score, gain, one_line, prompts, sample, score
 from ..world.host_model import load_clip_vision, load_model
 from ..world.model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, TOKEN_SLOTS, WORDS_KEY, split_places
 from ..world.scenes import SLOTS, draw, draw_words, render
@@ -24,7 +24,7 @@ from .clip_vision import words_read
 
 COUNT = 128
 GUIDANCE_SEED = 11  # of the noise on which guidance is measured; its settings were chosen on another
-NO_CFG = Settings(cfg=1.0)
+NO_CFG = SamplingSettings(cfg=1.0)
 
 
 def load_base(path: Path = BASE_FILE) -> tuple[ModelPatcher, Tensor]:
@@ -55,7 +55,7 @@ def repainted(model: ModelPatcher, table: Tensor, words: Tensor, cfg: float) -> 
     image = render(draw(len(words), torch.Generator().manual_seed(1), words)).image
     asked = torch.full_like(words, -1)
     asked[:, 1] = (words[:, 1] + 1) % len(SLOTS["colour"])
-    settings = Settings(cfg=cfg, denoise=0.35)
+    settings = SamplingSettings(cfg=cfg, denoise=0.35)
     return score(sample(model, table, asked, settings, start=image * 2 - 1), asked)
 
 
@@ -63,8 +63,8 @@ def base_numbers(path: Path) -> Iterator[str]:
     model, table = load_base(path)
     words = prompts(COUNT)
     for cfg in (1.0, 3.0, 5.0):
-        plain = score(sample(model, table, words, Settings(cfg=cfg)), words)
-        yield f"cfg {cfg:g}: {describe(plain)}"
+        plain = score(sample(model, table, words, SamplingSettings(cfg=cfg)), words)
+        yield f"cfg {cfg:g}: {describe_score(plain)}"
         if cfg == 3.0:
             others = score(plain.image, words.roll(1, 0))
             yield f"the same pictures against the words of other prompts: {one_line(others.rates)}"
@@ -89,7 +89,7 @@ def distances(found: Score) -> str:
     return f"quality {found.quality:.1f} dB, template error {error:.3f}"
 
 
-def describe(found: Score) -> str:
+def describe_score(found: Score) -> str:
     return f"{one_line(found.rates)}; {distances(found)}"
 
 
@@ -104,8 +104,8 @@ def style_numbers(path: Path) -> Iterator[str]:
     words = prompts(COUNT)
     words[:, -1] = SLOTS["texture"].index("checked")
     for strength in (0.0, 0.5, 1.0):
-        found = score(sample(with_style(model, path, strength), table, words, Settings()), words)
-        yield f"strength {strength:g}: {describe(found)}"
+        found = score(sample(with_style(model, path, strength), table, words, SamplingSettings()), words)
+        yield f"strength {strength:g}: {describe_score(found)}"
 
 
 def clip_vision_numbers(path: Path) -> Iterator[str]:

@@ -59,7 +59,7 @@ class PromptDiffusionTask:
         silent = to_map | (dropped < NO_TEXT_NO_PAIR)
         pair = torch.cat([source, target], 1) * 2 - 1
         pair[(dropped >= NO_TEXT) & (dropped < NO_PAIR)] = 0
-        said = torch.where(silent[:, None], -1, asked.said)
+        said = torch.where(silent[:, None], -1, asked.prompt)
         drawn = Batch(asked.scenes, asked.views._replace(image=wanted.repeat(LEVELS, 1, 1, 1)), said.repeat(LEVELS, 1))
         with mixed_precision(self.base.device):
             hint = self.stems(as_hint(torch.cat([query * 2 - 1, pair], 1)).to(self.base.device))

@@ -18,7 +18,7 @@ from ...engine.layers.projections import ProjectionLayer
 from ...engine.network import options_with_layers
 from ...engine.rows.groups import GROUPS, Group
 from ...engine.unet import Transformer, block_names
-from ...models.unicon.files import Parts, flat_names
+from ...models.unicon.files import UniConParts, flat_names
 from ...models.unicon.network import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
 from ...nodes.unicon.side_by_side import Places, SideBySide
 from ..world.model import tokens
@@ -41,7 +41,7 @@ class UniConTask:
         torch.manual_seed(0)
         self.base = FrozenBase(device)
         blocks = block_names(self.base.unet)
-        self.parts = Parts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
+        self.parts = UniConParts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
         self.network = UniCon(self.parts.sizes, comfy.ops.disable_weight_init, device=device)
         self.network.apply(_initialise)
         owner = uuid4()
@@ -60,7 +60,7 @@ class UniConTask:
         x, y = (ask(latent.to(self.base.device), self.base.sigmas, generator) for latent in latents)
         y = Question(*(rows[order.argsort()] for rows in y))  # levels are spread evenly over a batch: not in one order
         asked = Question(*(torch.cat(pair) for pair in zip(x, y, strict=True)))
-        words = torch.cat([tokens(drawn.said), tokens(drawn.said, depth=True)])
+        words = torch.cat([tokens(drawn.prompt), tokens(drawn.prompt, depth=True)])
         context = self.base.table[words.to(self.base.device)]
         options = {KEY: [self.layer], GROUPS: self.groups, "uuids": [None, None], "cond_or_uncond": [0, 0]}
         options = options_with_layers(options, self.base.unet, asked.timestep)

@@ -17,7 +17,7 @@ from ...nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniC
 from ...nodes.unicon.load import read_unicon
 from ...nodes.unicon.side_by_side import UniCon
 from ...nodes.unicon.two_clocks_node import UniConSampler
-from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, Settings, one_line, sample
+from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, SamplingSettings, one_line, sample
 from ..judge import Verdict, judge
 from ..world.model import WEIGHTS, tokens
 from ..world.scenes import FLOOR_FAR, FLOOR_NEAR, SIZE, SLOTS, Views, draw, draw_words, render
@@ -26,7 +26,7 @@ from .numbers import load_base
 FILE = WEIGHTS / "unicon" / "reins-demo-unicon.safetensors"
 FORM = ("shape", "place", "size")  # what a depth map says
 COUNT, SEED = 32, 21
-SETTINGS = Settings()
+SETTINGS = SamplingSettings()
 NEAR = 0.52  # depth above it is the shape, below it the floor
 LEVELS = (0.0, 0.5, 0.75, 1.0)  # of the noise on a condition that is followed coarsely
 
@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
     depth: Tensor
 
 
-class Seen(NamedTuple):
+class DepthScenes(NamedTuple):
     """Scenes, their pictures as latents, and their words (b, slots)."""
 
     views: Views
@@ -54,7 +54,7 @@ class Seen(NamedTuple):
         return torch.where(torch.tensor([slot in unsaid for slot in SLOTS]), -1, self.words)
 
 
-class SideBySide(NamedTuple):
+class UniConDemo(NamedTuple):
     """The demo model, its words and a UniCon."""
 
     model: ModelPatcher
@@ -64,7 +64,7 @@ class SideBySide(NamedTuple):
     def prompt(self, words: Tensor, depth: bool = False) -> Conditioning:
         return [[self.table[tokens(words, depth)], {}]]
 
-    def image(self, words: Tensor, depth: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+    def image(self, words: Tensor, depth: Tensor, settings: SamplingSettings = SETTINGS, **apply: object) -> Tensor:
         """Pictures (b, 3, SIZE, SIZE) of words (b, slots) beside depth maps like them."""
         drawn = []
         for some, maps in zip(words.split(AT_ONCE), depth.split(AT_ONCE), strict=True):
@@ -72,7 +72,7 @@ class SideBySide(NamedTuple):
             drawn.append(sample(steered, self.table, some, settings))
         return torch.cat(drawn)
 
-    def depth(self, words: Tensor, image: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
+    def depth(self, words: Tensor, image: Tensor, settings: SamplingSettings = SETTINGS, **apply: object) -> Tensor:
         """Depth maps (b, 3, SIZE, SIZE) of pictures like them and of words (b, slots)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), image.split(AT_ONCE), strict=True):
@@ -83,7 +83,7 @@ class SideBySide(NamedTuple):
         return torch.cat(drawn)
 
     def both(
-        self, words: Tensor, depth: Tensor | None = None, schedule: str = "", settings: Settings = SETTINGS,
+        self, words: Tensor, depth: Tensor | None = None, schedule: str = "", settings: SamplingSettings = SETTINGS,
         **apply: object,
     ) -> Pairs:  # fmt: skip
         """Pictures of words (b, slots) with their depth maps; coarsely along given ones (b, 3, SIZE, SIZE)."""
@@ -113,7 +113,7 @@ class SideBySide(NamedTuple):
         ).result[0]  # fmt: skip
 
     def _sampled(
-        self, model: ModelPatcher, noise: Tensor, latent: Tensor, positive: Conditioning, settings: Settings,
+        self, model: ModelPatcher, noise: Tensor, latent: Tensor, positive: Conditioning, settings: SamplingSettings,
         sampler: object = None,
     ) -> Tensor:  # fmt: skip
         """What a run makes of noise and latent, in 0..1."""
@@ -133,10 +133,10 @@ def as_latent(pictures: Tensor) -> dict[str, Tensor]:
     return {"samples": pictures * 2 - 1}
 
 
-def seen(count: int = COUNT, seed: int = SEED) -> Seen:
+def draw_depth_scenes(count: int = COUNT, seed: int = SEED) -> DepthScenes:
     generator = torch.Generator().manual_seed(seed)
     words = draw_words(count, generator)
-    return Seen(render(draw(count, generator, words)), words)
+    return DepthScenes(render(draw(count, generator, words)), words)
 
 
 def depth_of(verdict: Verdict) -> Tensor:
@@ -151,12 +151,12 @@ def error(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().mean().item()
 
 
-def load_side_by_side(path: Path = FILE) -> SideBySide:
-    return SideBySide(*load_base(), read_unicon(path, path.name))
+def load_unicon_demo(path: Path = FILE) -> UniConDemo:
+    return UniConDemo(*load_base(), read_unicon(path, path.name))
 
 
 def unicon_numbers(path: Path) -> Iterator[str]:
-    beside, given = load_side_by_side(path), seen()
+    beside, given = load_unicon_demo(path), draw_depth_scenes()
     words = given.saying()
     true = given.views.depth
     nobody = error(true.mean(0).expand_as(true), true)
@@ -177,7 +177,7 @@ def unicon_numbers(path: Path) -> Iterator[str]:
         yield f"coarse, two clocks from {1 - level:g}: depth error {error(depth_of(found), true):.3f}"
 
 
-def _followed(found: Verdict, given: Seen) -> str:
+def _followed(found: Verdict, given: DepthScenes) -> str:
     return f"depth error {error(depth_of(found), given.views.depth):.3f}; {_rates(found, given)}"
 
 
@@ -187,6 +187,6 @@ def _agreement(pairs: Pairs) -> str:
     return f"depth of the image against the map beside it {error(found, depth):.3f}, against another one {other:.3f}"
 
 
-def _rates(found: Verdict, given: Seen) -> str:
+def _rates(found: Verdict, given: DepthScenes) -> str:
     right = found.right(given.words).float().mean(0)
     return f"{one_line(dict(zip(SLOTS, right.tolist(), strict=True)))}; quality {found.quality.mean():.1f} dB"

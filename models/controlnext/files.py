@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from ..foreign_files import SHOWN, few, kind_among, without_wrapping
-from .cross_normalization import Order
+from .cross_normalization import Normalization
 from .network import MIDDLE_GROUPS, STEM_GROUPS, Layout, Stage
 
 Weights = Mapping[str, Tensor]
 Family = Literal["SD1.x", "SDXL", "SVD"]
-Place = Literal["first", "first half", "deepest", "middle"]
+FeaturePlace = Literal["first", "first half", "deepest", "middle"]
 CONTROL, UNET = ("controlnext.", "controlnet."), ("unet.",)  # in training checkpoints
 WRAPPED = ("module.", "_orig_mod.")  # by training frameworks
 SCALE = "scale"  # the learnt gain of two releases
@@ -47,8 +47,8 @@ class Variant(NamedTuple):
     """
 
     family: Family
-    place: Place
-    order: Order
+    place: FeaturePlace
+    normalization: Normalization
     factor: float = 1.0
     sigmoid: bool = False
     uncond: float | None = None
@@ -61,22 +61,22 @@ class Variant(NamedTuple):
 
 SVD_V1_FACTOR = 1.3
 VARIANTS: Mapping[str, Variant] = {
-    "sd15": Variant("SD1.x", "middle", Order(pool_first=True, eps=1e-12)),
-    "sd15-training": Variant("SD1.x", "first half", Order(pool_first=True, eps=1e-12)),
-    "sdxl": Variant("SDXL", "first", Order(pool_first=False, eps=1e-12)),
+    "sd15": Variant("SD1.x", "middle", Normalization(pool_first=True, eps=1e-12)),
+    "sd15-training": Variant("SD1.x", "first half", Normalization(pool_first=True, eps=1e-12)),
+    "sdxl": Variant("SDXL", "first", Normalization(pool_first=False, eps=1e-12)),
     # the scale of the negative is zeroed before the sigmoid
     "svd-v1": Variant(
-        "SVD", "deepest", Order(pool_first=False, eps=1e-5),
+        "SVD", "deepest", Normalization(pool_first=False, eps=1e-5),
         factor=SVD_V1_FACTOR, sigmoid=True, uncond=SVD_V1_FACTOR / 2, stem_padding=0,
     ),
     "svd-v2": Variant(
-        "SVD", "first half", Order(pool_first=False, eps=1e-5),
+        "SVD", "first half", Normalization(pool_first=False, eps=1e-5),
         factor=0.2, uncond=0.0, stem_padding=0, first_frame_in_windows=True,
     ),
 }  # fmt: skip
 
 
-class Parts(NamedTuple):
+class ControlNeXtParts(NamedTuple):
     """A control file taken apart; `variants` are those that have its layout."""
 
     layout: Layout
@@ -85,7 +85,7 @@ class Parts(NamedTuple):
     variants: tuple[str, ...]
 
 
-def control_part(weights: Weights, name: str) -> Parts:
+def control_part(weights: Weights, name: str) -> ControlNeXtParts:
     """The control network of a file called `name`; ValueError that names what the file is or lacks."""
     found = without_wrapping(weights, WRAPPED)
     part = _after(found, CONTROL) or found
@@ -94,7 +94,7 @@ def control_part(weights: Weights, name: str) -> Parts:
     content = dict(part)
     scale = _number(content.pop(SCALE, None), name)
     layout, variants = _layout(content, name)
-    return Parts(layout, content, scale, variants)
+    return ControlNeXtParts(layout, content, scale, variants)
 
 
 def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:

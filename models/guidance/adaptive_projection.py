@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def projected(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
+def project_guidance(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
     """The guidance (b, c, h, w), no longer than `norm_threshold` (0: any length), its part along `positive` times eta.
 
     Algorithm 1 of the paper, per image; `guidance` is the difference of the two predictions, with its momentum.

@@ -11,24 +11,24 @@ from torch import Tensor
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of Burt and Adelson's pyramid
 
 
-def bands(x: Tensor, levels: int) -> list[Tensor]:
+def split_bands(x: Tensor, levels: int) -> list[Tensor]:
     """`levels` bands of x (b, c, h, w), the highest frequencies first, that sum to x exactly; any h and w."""
     if levels == 1 or min(x.shape[-2:]) == 1:
         return [x]
     low = _half(x)
-    coarse = [_enlarged(band, x.shape[-2:]) for band in bands(low, levels - 1)]
+    coarse = [_enlarged(band, x.shape[-2:]) for band in split_bands(low, levels - 1)]
     return [x - sum(coarse), *coarse]
 
 
-def factors(low: float, high: float, levels: int) -> Sequence[float]:
+def band_factors(low: float, high: float, levels: int) -> Sequence[float]:
     """The factor of each band, the highest frequencies first: from `high` to `low` in equal steps."""
     return [low + (high - low) * (levels - 1 - i) / max(levels - 1, 1) for i in range(levels)]
 
 
-def weighed(x: Tensor, low: float, high: float, levels: int) -> Tensor:
+def weight_bands(x: Tensor, low: float, high: float, levels: int) -> Tensor:
     """x with its bands multiplied: `low` the coarsest, `high` the finest."""
-    found = bands(x, levels)
-    return sum(factor * band for factor, band in zip(factors(low, high, len(found)), found, strict=True))
+    found = split_bands(x, levels)
+    return sum(factor * band for factor, band in zip(band_factors(low, high, len(found)), found, strict=True))
 
 
 def _half(x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Directions:
     sigmas: tuple[float, ...]
 
 
-def parse(weights: Mapping[str, Tensor], name: str) -> BlockFile | Directions:
+def parse_h_space(weights: Mapping[str, Tensor], name: str) -> BlockFile | Directions:
     """What a file holds; ValueError for a file that holds something else."""
     if DH in weights or SIGMAS in weights:
         return _saved(weights, name)
@@ -94,10 +94,10 @@ def _saved(weights: Mapping[str, Tensor], name: str) -> Directions:
             f"{name} should hold dh (steps, channels, h, w) and sigmas (steps,), but they are {shapes[0]} and "
             f"{shapes[1]}. Save the direction again."
         )
-    return directions(dh, sigmas, name)
+    return sort_directions(dh, sigmas, name)
 
 
-def directions(dh: Tensor, sigmas: Tensor, name: str) -> Directions:
+def sort_directions(dh: Tensor, sigmas: Tensor, name: str) -> Directions:
     """In falling order of the noise; ValueError for numbers that are no noise levels."""
     if not (torch.isfinite(sigmas).all() and (sigmas >= 0).all()):
         raise ValueError(f"{name}: sigmas should be noise levels, 0 and more, but are not. Save the direction again.")
@@ -117,4 +117,4 @@ def _by_timestep(weights: Mapping[str, Tensor], name: str) -> Directions:
         )
     steps = [step for step in sorted(rows) if step] or [0]
     kept = torch.cumprod(1 - torch.linspace(*BETAS, TIMESTEPS, dtype=torch.float64), 0)
-    return directions(torch.stack([rows[step] for step in steps]), ((1 - kept) / kept).sqrt()[steps].float(), name)
+    return sort_directions(torch.stack([rows[step] for step in steps]), ((1 - kept) / kept).sqrt()[steps].float(), name)

@@ -67,7 +67,7 @@ def _slerp_all(embeds: Tensor, share: Tensor) -> Tensor:
     return found
 
 
-def as_copies(weights: Tensor) -> Tensor | None:
+def copy_logits(weights: Tensor) -> Tensor | None:
     """(images,): what to add to the attention's logits so that an image of weight w counts as w copies of it."""
     _share(weights, "concat")
     return None if (weights == weights[0]).all() else weights.log()

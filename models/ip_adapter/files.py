@@ -55,7 +55,7 @@ class Kind(NamedTuple):
         return ENCODERS.get((self.reads, self.width), f"an encoder whose {self.reads} are {self.width} wide")
 
 
-class Parts(NamedTuple):
+class AdapterParts(NamedTuple):
     """A file taken apart; `sizes` are (hidden, context) of each text attention."""
 
     kind: Kind
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
     lora: dict[str, Tensor]  # by number of the attention, e.g. 0.to_q_lora.down.weight
 
 
-def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts:
+def take_apart(weights: Weights, name: str, face_version: str = "auto") -> AdapterParts:
     """The parts of a file called `name`; ValueError for anything that is not an IP-Adapter."""
     projection, adapter = _group(weights, PROJECTION), _group(weights, LAYERS)
     left_over = [key for key in weights if not key.startswith((*PROJECTION, *LAYERS, *TRAINED_WITH))]
@@ -92,7 +92,7 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts
         )
     if kind.name == "face plus":
         kind = kind._replace(shortcut=_has_shortcut(kind, name, face_version))
-    return Parts(kind, make, projection, layers, sizes, lora)
+    return AdapterParts(kind, make, projection, layers, sizes, lora)
 
 
 def _group(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ FLOOR = 0.05  # of the weight, where an eased type is faintest
 WIDEST = 1280  # channels that the C penalty measures a layer by
 
 
-class Place(NamedTuple):
+class TransformerPlace(NamedTuple):
     """A transformer of the UNet, as the host names its block."""
 
     block: Literal["input", "middle", "output"]
@@ -51,23 +51,23 @@ class LayerWeight(NamedTuple):
     swapped: bool = False
 
 
-class Family(NamedTuple):
+class ContentPlaces(NamedTuple):
     """Which places carry style and composition (InstantStyle, 2404.02733, and the widely used pack's settings)."""
 
-    style: frozenset[Place]
-    composition: Mapping[Place, float]  # and the factor on the weight there
+    style: frozenset[TransformerPlace]
+    composition: Mapping[TransformerPlace, float]  # and the factor on the weight there
 
 
-def _places(**numbers: Sequence[int]) -> frozenset[Place]:
-    return frozenset(Place(block, number) for block, found in numbers.items() for number in found)
+def _places(**numbers: Sequence[int]) -> frozenset[TransformerPlace]:
+    return frozenset(TransformerPlace(block, number) for block, found in numbers.items() for number in found)
 
 
-SD15 = Family(
+SD15 = ContentPlaces(
     style=_places(input=(1, 2, 4, 5), output=(5, 6, 7, 8, 9, 10, 11)),
-    composition={Place("input", 7): 0.25, Place("input", 8): 1.0},
+    composition={TransformerPlace("input", 7): 0.25, TransformerPlace("input", 8): 1.0},
 )
-SDXL = Family(
-    style=_places(output=(1,)), composition={Place("input", 8): 1.0}
+SDXL = ContentPlaces(
+    style=_places(output=(1,)), composition={TransformerPlace("input", 8): 1.0}
 )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Strength:
     composition_weight: float = 1.0
     boost: float = 1.0
 
-    def by_place(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
+    def by_place(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
         """The weight of each place, given in execution order; places with weight 0 are left out. ValueError."""
         for name in ("weight", "composition_weight", "boost"):
             if not math.isfinite(getattr(self, name)):
@@ -92,7 +92,7 @@ class Strength:
             )
         return {place: layer for place, layer in self._all(places).items() if layer.weight}
 
-    def _all(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
+    def _all(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
         if self.weight_type == "custom":
             chosen = parse_layer_weights(self.layer_weights, places)
             return {places[i]: LayerWeight(self.weight * weight) for i, weight in chosen.items()}
@@ -103,8 +103,8 @@ class Strength:
             for i, place in enumerate(places)
         }
 
-    def _by_content(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
-        family = family_of(places)
+    def _by_content(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
+        family = content_places(places)
         if family is None:
             raise ValueError(
                 f"weight_type {self.weight_type!r} knows the layers of SD1.5 and SDXL, but this model has attention "
@@ -136,7 +136,7 @@ class Strength:
                 return pushed | composition
 
 
-def family_of(places: Sequence[Place]) -> Family | None:
+def content_places(places: Sequence[TransformerPlace]) -> ContentPlaces | None:
     """SD1.5 or SDXL by the blocks that hold attention, cut-down relatives included."""
     numbers = {place.number for place in places if place.block == "input"}
     if {1, 7, 8} <= numbers <= {1, 2, 4, 5, 7, 8}:
@@ -168,7 +168,7 @@ def _factor(weight_type: str, block: str, i: int, count: int) -> float:
     return 1.0
 
 
-def parse_layer_weights(text: str, places: Sequence[Place]) -> dict[int, float]:
+def parse_layer_weights(text: str, places: Sequence[TransformerPlace]) -> dict[int, float]:
     """`3:0.5, 6:1.0` -> {3: 0.5, 6: 1.0}; ValueError for another form or a layer that the model lacks."""
     found: dict[int, float] = {}
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
@@ -191,11 +191,11 @@ def parse_layer_weights(text: str, places: Sequence[Place]) -> dict[int, float]:
     return found
 
 
-def _listed(places: Sequence[Place]) -> str:
+def _listed(places: Sequence[TransformerPlace]) -> str:
     return ", ".join(f"{i} {place.block} {place.number}" for i, place in enumerate(places))
 
 
-def scale(k: Tensor, v: Tensor, weight: float | Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+def weight_keys_and_values(k: Tensor, v: Tensor, weight: float | Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """k and v (images, tokens, c) with the weight, or one (images, 1, 1) each, inside: attention needs no factor.
 
     The C penalty and the mean of the values are the widely used pack's; the mean is over the tokens of each image.

@@ -53,7 +53,7 @@ CONTROLNET = (
 )
 
 
-class Part(NamedTuple):
+class ControlPart(NamedTuple):
     """The control part of a file, by the file's own names."""
 
     weights: dict[str, Tensor]
@@ -68,14 +68,14 @@ class Part(NamedTuple):
         return _renamed(key, tuple((ours, theirs) for theirs, ours in self.pairs))
 
 
-def control_part(weights: Weights, name: str) -> Part:
+def control_part(weights: Weights, name: str) -> ControlPart:
     """The control part of a file called `name`; ValueError that says what the file is instead."""
     found = without_wrapping(weights, WRAPPED)
     part = {key.removeprefix(CONTROL): value for key, value in found.items() if key.startswith(CONTROL)} or found
     layouts = [layout for start, layout in QUERY.items() if any(key.startswith(start) for key in part)]
     if not layouts:
         raise ValueError(_refusal(part, name))
-    return Part(part, ORIGINAL if layouts[0] == "original" else diffusers_pairs(part))
+    return ControlPart(part, ORIGINAL if layouts[0] == "original" else diffusers_pairs(part))
 
 
 def diffusers_pairs(weights: Weights) -> Pairs:

@@ -16,17 +16,17 @@ CONVS = ((16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2))
 PAIR, QUERY = 6, 3  # channels
 
 
-class Kept:
+class FeatureCache:
     """What was computed from a tensor, for as long as that tensor lives. Copies start empty."""
 
     def __init__(self) -> None:
-        self.found = WeakTensorKeyDictionary()
+        self.features = WeakTensorKeyDictionary()
 
-    def __deepcopy__(self, memo: dict) -> Kept:
-        return Kept()
+    def __deepcopy__(self, memo: dict) -> FeatureCache:
+        return FeatureCache()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Kept, ()
+        return FeatureCache, ()
 
 
 class Stems(nn.Module):
@@ -43,7 +43,7 @@ class Stems(nn.Module):
         super().__init__()
         self.pair = _stem(PAIR, channels, operations, device=device, dtype=dtype)
         self.query = _stem(QUERY, channels, operations, device=device, dtype=dtype)
-        self.kept = Kept()
+        self.cache = FeatureCache()
 
     def forward(self, hint: Tensor, emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """(b, channels, h / 8, w / 8), from hints (b, 3 + 6, h, w): the query, the example's source, its target.
@@ -52,9 +52,9 @@ class Stems(nn.Module):
         """
         if torch.is_grad_enabled() or any(weight.requires_grad for weight in self.parameters()):
             return self.features(hint)
-        if hint not in self.kept.found:
-            self.kept.found[hint] = self.features(hint)
-        return self.kept.found[hint]
+        if hint not in self.cache.features:
+            self.cache.features[hint] = self.features(hint)
+        return self.cache.features[hint]
 
     def features(self, hint: Tensor) -> Tensor:
         """As `forward`, always anew."""

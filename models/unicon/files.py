@@ -30,7 +30,7 @@ FROZEN = re.compile(rf"{BLOCK}\.attn1n\.[\w.]+")  # of a copy that equals the mo
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|base_model|model|unet)\.)+")
 
 
-class Place(NamedTuple):
+class LoRAPlace(NamedTuple):
     """Where a LoRA belongs in the official model."""
 
     block: str
@@ -39,7 +39,7 @@ class Place(NamedTuple):
     set: str
 
 
-class Parts(NamedTuple):
+class UniConParts(NamedTuple):
     """A checkpoint taken apart; the blocks of joint attentions and of the condition's LoRA are numbered by place."""
 
     sizes: Sizes
@@ -48,12 +48,12 @@ class Parts(NamedTuple):
     conditions: tuple[str, ...]
 
 
-def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None) -> Parts:
+def parse_unicon(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None) -> UniConParts:
     """The parts of a checkpoint called `name`. ValueError that names what it lacks or has too much.
 
     `sets` are the LoRA of a folder by the name of their set; they go before those in `weights`.
     """
-    loras: dict[tuple[Place, str], Tensor] = {}
+    loras: dict[tuple[LoRAPlace, str], Tensor] = {}
     posts: dict[str, Tensor] = {}
     unknown: list[str] = []
     for of_set, group in [("", weights), *(sets or {}).items()]:
@@ -72,7 +72,7 @@ def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None
     return _parts(_scaled(loras, name), posts, name)
 
 
-def flat_names(parts: Parts) -> dict[str, str]:
+def flat_names(parts: UniConParts) -> dict[str, str]:
     """The network's names -> those of the single file."""
     names = {}
     for i, block in enumerate(parts.joints):
@@ -124,7 +124,7 @@ def _sort(key: str, value: Tensor, of_set: str, loras: dict, posts: dict) -> boo
     if not where:
         return False
     end = ENDS[found["end"]] if "end" in found.re.groupindex else "alpha"
-    loras[Place(found["block"], found["attention"], found["projection"], where), end] = value
+    loras[LoRAPlace(found["block"], found["attention"], found["projection"], where), end] = value
     return True
 
 
@@ -135,7 +135,7 @@ def _set(attention: str, name: str, of_set: str) -> str:
     return of_set or next((known for known in SETS[:2] if name.endswith(known)), "")
 
 
-def _scaled(loras: Mapping[tuple[Place, str], Tensor], name: str) -> dict[tuple[Place, str], Tensor]:
+def _scaled(loras: Mapping[tuple[LoRAPlace, str], Tensor], name: str) -> dict[tuple[LoRAPlace, str], Tensor]:
     """Without alphas: the second matrix has the factor alpha / rank in it."""
     found = {key: value for key, value in loras.items() if key[1] != "alpha"}
     for (place, end), alpha in loras.items():
@@ -149,7 +149,7 @@ def _scaled(loras: Mapping[tuple[Place, str], Tensor], name: str) -> dict[tuple[
     return found
 
 
-def _parts(loras: Mapping[tuple[Place, str], Tensor], posts: Mapping[str, Tensor], name: str) -> Parts:
+def _parts(loras: Mapping[tuple[LoRAPlace, str], Tensor], posts: Mapping[str, Tensor], name: str) -> UniConParts:
     joints = tuple(sorted(posts, key=_natural))
     conditions = tuple(sorted({place.block for place, _ in loras if place.set == SETS[2]}, key=_natural))
     stray = sorted({place.block for place, _ in loras if place.set != SETS[2]} - set(joints), key=_natural)
@@ -169,13 +169,13 @@ def _parts(loras: Mapping[tuple[Place, str], Tensor], posts: Mapping[str, Tensor
         else:
             stem = f"joints.{joints.index(place.block)}.{place.set.removesuffix('_lora')}"
         weights[f"{stem}.{place.projection}.{end}.weight"] = value
-    return Parts(sizes, weights, joints, conditions)
+    return UniConParts(sizes, weights, joints, conditions)
 
 
 class _Reader:
     """Sizes of the network by the shapes of a file's tensors."""
 
-    def __init__(self, loras: Mapping[tuple[Place, str], Tensor], name: str) -> None:
+    def __init__(self, loras: Mapping[tuple[LoRAPlace, str], Tensor], name: str) -> None:
         self.loras, self.name = loras, name
 
     def joint(self, block: str, post: Tensor) -> JointSizes:
@@ -189,9 +189,9 @@ class _Reader:
         return JointSizes(xy, yx, width, "conv" if len(post) == width else "conv_fuse")
 
     def low_ranks(self, block: str, attention: str, of_set: str) -> Sequence[LowRank]:
-        return [self._low_rank(Place(block, attention, projection, of_set)) for projection in PROJECTIONS]
+        return [self._low_rank(LoRAPlace(block, attention, projection, of_set)) for projection in PROJECTIONS]
 
-    def _low_rank(self, place: Place) -> LowRank:
+    def _low_rank(self, place: LoRAPlace) -> LowRank:
         down, up = (self.loras.get((place, end)) for end in ("down", "up"))
         called = f"{place.set} of {place.block}.{place.attention}.{place.projection}"
         if down is None or up is None:

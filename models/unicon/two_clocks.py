@@ -13,7 +13,7 @@ SEGMENT = re.compile(r"x\s+([\d.]+)\s*-\s*([\d.]+)\s*,\s*y\s+([\d.]+)\s*-\s*([\d
 EXAMPLE = "x 0-1, y 0-1"
 
 
-class Way(NamedTuple):
+class RunSection(NamedTuple):
     """From where to where in the run, 0 to 1."""
 
     start: float
@@ -24,8 +24,8 @@ class Way(NamedTuple):
         return int(self.start * (levels - 1)), int(self.end * (levels - 1))
 
 
-Segment = tuple[Way, ...]  # what image and condition do side by side
-Levels = tuple[int, ...]  # the numbers of the noise levels that they have in one call of the model
+Segment = tuple[RunSection, ...]  # what image and condition do side by side
+LevelNumbers = tuple[int, ...]  # the numbers of the noise levels that they have in one call of the model
 
 
 def parse_schedule(text: str) -> list[Segment]:
@@ -39,7 +39,7 @@ def parse_schedule(text: str) -> list[Segment]:
             ends = [float(end) for end in found.groups()] if found else []
         except ValueError:
             ends = []
-        segment = (Way(*ends[:2]), Way(*ends[2:])) if ends else None
+        segment = (RunSection(*ends[:2]), RunSection(*ends[2:])) if ends else None
         if segment is None or any(not 0 <= way.start <= way.end <= 1 for way in segment):
             raise ValueError(
                 f"A segment of the schedule should read like '{EXAMPLE}', from 0 (noise) to 1 (finished) and never "
@@ -51,9 +51,9 @@ def parse_schedule(text: str) -> list[Segment]:
     return segments
 
 
-def timetable(segments: list[Segment], levels: int) -> list[Levels]:
+def timetable(segments: list[Segment], levels: int) -> list[LevelNumbers]:
     """The levels at each call of the model; ValueError where a segment does not begin where the one before it ended."""
-    table: list[Levels] = []
+    table: list[LevelNumbers] = []
     for segment in segments:
         ways = [way.indices(levels) for way in segment]
         lengths = [last - first + 1 for first, last in ways]
@@ -71,5 +71,5 @@ def timetable(segments: list[Segment], levels: int) -> list[Levels]:
     return table
 
 
-def _listed(numbers: Levels) -> str:
+def _listed(numbers: LevelNumbers) -> str:
     return " and ".join(f"{number} of {name}" for name, number in zip("xyz", numbers, strict=False))

@@ -28,7 +28,7 @@ from ...engine.rows.masks import on_grid
 from ...engine.run import Run, run_in
 from ...engine.span import Span
 from ...engine.unet_weights import UNetWeights
-from ...models.controlnext.cross_normalization import dressed, standardised
+from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import Variant
 from ...models.controlnext.network import Layout, Prepared
 
@@ -144,7 +144,7 @@ class Hint:
     def _term(self, call: FeatureCall, place: int, feature: Tensor, chunk: Chunk) -> Tensor:
         run = run_in(call.options)
         timesteps = call.timesteps.chunk(len(call.chunks))[place]
-        term = dressed(self._control(run, call, chunk.hints, timesteps), feature) * chunk.gain
+        term = match_statistics(self._control(run, call, chunk.hints, timesteps), feature) * chunk.gain
         if self.mask is not None:
             term = term * self._mask_rows(run, feature, chunk)
         return term.to(feature.dtype)
@@ -158,7 +158,7 @@ class Hint:
         for piece in _pieces(missing):
             at = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])  # a list as index would wait
             out = self.control.network.model(self._prepared(run, piece, like), at)
-            made.update(zip(piece, standardised(out, grid, self.variant.order).split(1), strict=True))
+            made.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
         return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
 
     def _now(self, run: Run, call: FeatureCall) -> Tensor | float:

@@ -28,7 +28,7 @@ from ...engine.run import Run, run_in
 from ...engine.span import Span
 from ...engine.unet import Site
 from ...models.ip_adapter.files import Kind
-from ...models.ip_adapter.weights import LayerWeight, Scaling, scale
+from ...models.ip_adapter.weights import LayerWeight, Scaling, weight_keys_and_values
 
 Role = Literal["cond", "uncond"]
 # Where packs for regional prompts (attention couple) tell the numbers of the chunks that they make of the host's.
@@ -182,7 +182,7 @@ class ImagePrompt:
             (self, "weights", images, v.dtype, v.device),
             lambda: self.weights[clamped(images, len(self.weights))].to(v)[:, None, None],
         )
-        return scale(k, v, self.sites[site].layer.weight * own, self.scaling)
+        return weight_keys_and_values(k, v, self.sites[site].layer.weight * own, self.scaling)
 
     def _rows(self, run: Run, q: Tensor, images: tuple[int, ...], count: int) -> Tensor:
         key = (self, "rows", images, count, q.device)
@@ -196,7 +196,7 @@ class ImagePrompt:
             plan = self.sites[site]
             k, v = self.adapter.layers.model.keys_and_values(plan.number, tokens)
             if not self.per_frame:
-                k, v = scale(k, v, plan.layer.weight, self.scaling)
+                k, v = weight_keys_and_values(k, v, plan.layer.weight, self.scaling)
             return k.to(q.dtype), v.to(q.dtype)
 
         return run.once((self, site, role, q.dtype, q.device), project)

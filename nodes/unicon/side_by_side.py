@@ -15,7 +15,7 @@ from ...engine.layers.attention import Call, attend
 from ...engine.layers.projections import Found
 from ...engine.rows.groups import GROUPS, Group
 from ...engine.unet import Site, Transformer
-from ...models.unicon.files import Parts
+from ...models.unicon.files import UniConParts
 from ...models.unicon.network import ATTENTIONS, Projected
 from ...models.unicon.network import UniCon as Network
 
@@ -27,7 +27,7 @@ class UniCon:
     name: str
     trigger: str
     network: ModelPatcher
-    parts: Parts
+    parts: UniConParts
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Places:
     paths: Mapping[Site, str]
 
     @classmethod
-    def of(cls, parts: Parts, blocks: Mapping[str, Transformer]) -> Places:
+    def of(cls, parts: UniConParts, blocks: Mapping[str, Transformer]) -> Places:
         """Of a file in a model whose blocks have these names."""
         joints = {blocks[name].site("attn1"): i for i, name in enumerate(parts.joints)}
         conditions = {blocks[name].site(kind): i for i, name in enumerate(parts.conditions) for kind in ATTENTIONS}
