@@ -78,7 +78,9 @@ def functions(tree: ast.Module) -> Iterator[Function]:
 
 
 def _public(item: ast.Module | ast.ClassDef) -> list[ast.FunctionDef]:
-    return [node for node in item.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    functions = [node for node in item.body if isinstance(node, ast.FunctionDef)]
+    # the schema of a node documents what its execute takes and returns
+    return [node for node in functions if not node.name.startswith("_") and node.name != "execute"]
 
 
 def takes_or_returns_tensors(node: ast.FunctionDef) -> bool:
