@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .compare import STRIPS, place_in_strip
 
-SIZE = (1260, 540)  # 21 to 9, as the registry of custom nodes asks
+SIZE = (1260, 540)  # 21 to 9, as the registry of custom nodes requires
 SIDE, GAP, BETWEEN, LEFT, TOP, ROW = 128, 4, 44, 40, 152, 190
 GROUND, BRIGHT, PALE = "#1e2129", "#f4f4ef", "#b4b9c4"
-IN_LINE = 4
+PAIRS_PER_LINE = 4
 
 
 class Pair(NamedTuple):
@@ -43,6 +43,7 @@ PAIRS = (
 
 
 def cut(pair: Pair, which: tuple[int, int], strips: Path) -> Image.Image:
+    """One of the two pictures of a pair, by (group, column)."""
     strip = STRIPS[pair.strip]
     left, top = place_in_strip(strip, *which)
     with Image.open(strips / f"{pair.strip}.png") as sheet:
@@ -50,12 +51,13 @@ def cut(pair: Pair, which: tuple[int, int], strips: Path) -> Image.Image:
     return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def place(number: int) -> tuple[int, int]:
-    """Left and top of a pair."""
-    return LEFT + number % IN_LINE * (2 * SIDE + GAP + BETWEEN), TOP + number // IN_LINE * ROW
+def place_in_banner(number: int) -> tuple[int, int]:
+    """Left and top of the pair with this number."""
+    return LEFT + number % PAIRS_PER_LINE * (2 * SIDE + GAP + BETWEEN), TOP + number // PAIRS_PER_LINE * ROW
 
 
 def draw(strips: Path) -> Image.Image:
+    """The banner, from the strips in a folder."""
     banner = Image.new("RGB", SIZE, GROUND)
     pen = ImageDraw.Draw(banner)
     pen.text((LEFT, 18), "ComfyUI-Reins", fill=BRIGHT, font=ImageFont.load_default(60))
@@ -63,7 +65,7 @@ def draw(strips: Path) -> Image.Image:
         (LEFT, 92), "Small nodes that steer diffusion models, and compose", fill=PALE, font=ImageFont.load_default(28)
     )
     for i, pair in enumerate(PAIRS):
-        left, top = place(i)
+        left, top = place_in_banner(i)
         banner.paste(cut(pair, pair.before, strips), (left, top))
         banner.paste(cut(pair, pair.after, strips), (left + SIDE + GAP, top))
         pen.text((left, top + SIDE + 4), pair.shown, fill=BRIGHT, font=ImageFont.load_default(18))

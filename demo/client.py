@@ -35,7 +35,7 @@ class NodeFault(NamedTuple):
 
 
 class PromptRejected(Exception):
-    """The graph is not valid, in whole or at some of its outputs: the server dropped nodes before running anything."""
+    """The server refused a graph before it ran anything: the whole graph or some of its outputs are not valid."""
 
     def __init__(self, answer: Json) -> None:
         self.kind: str = (answer.get("error") or {}).get("type", "")
@@ -49,6 +49,7 @@ class PromptRejected(Exception):
 
     @property
     def node_ids(self) -> list[str]:
+        """The nodes at which something is wrong."""
         return [fault.node_id for fault in self.faults]
 
 
@@ -65,6 +66,7 @@ class ExecutionFailed(Exception):
 
     @property
     def node_id(self) -> str:
+        """The node that raised."""
         return self.fault.node_id
 
 
@@ -76,7 +78,7 @@ class Event(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A run that came to its end: outputs by node id, and what was seen on the way."""
+    """A run that has ended: its outputs by node id, and the events and previews of the run."""
 
     prompt_id: str
     outputs: dict[str, Json]
@@ -85,22 +87,22 @@ class Result(NamedTuple):
     seconds: float
 
     def cached_nodes(self) -> list[str]:
-        """Nodes that the server did not run again."""
+        """The nodes that the server did not run again."""
         return [node for event in self.events if event.kind == "execution_cached" for node in event.data["nodes"]]
 
     def progress(self, node_id: str) -> list[tuple[int, int]]:
-        """(value, max) as the node reported them."""
+        """The reports of a node, each (value, max)."""
         reports = [event.data for event in self.events if event.kind == "progress"]
         return [(data["value"], data["max"]) for data in reports if str(data.get("node")) == node_id]
 
     def image_files(self) -> list[dict[str, str]]:
-        """filename, subfolder and type of every picture, in the order of node ids."""
+        """The filename, subfolder and type of every picture, in the order of node ids."""
         ids = sorted(self.outputs, key=lambda node_id: (len(node_id), node_id))
         return [file for node_id in ids for file in self.outputs[node_id].get("images", [])]
 
 
 class Client:
-    """One server, by its URL.  `diagnose` gives the text that explains a connection which breaks off."""
+    """A client of one server, by its URL. `diagnose` gives the text that explains why a connection broke off."""
 
     def __init__(self, url: str, diagnose: Callable[[], str] = str) -> None:
         self.url = url.rstrip("/")
@@ -136,7 +138,10 @@ class Client:
         return self.get_bytes("/view", filename=file["filename"], subfolder=file["subfolder"], type=file["type"])
 
     def run(self, graph: Graph, timeout: float = 300, on_event: Callable[[Event], None] | None = None) -> Result:
-        """Queues a graph and follows it to its end; raises PromptRejected or ExecutionFailed."""
+        """Queues a graph and follows it to its end. Returns what it made.
+
+        Raises PromptRejected if the graph is not valid, and ExecutionFailed if a node raises or the run is cancelled.
+        """
         return asyncio.run(asyncio.wait_for(self._run(graph, on_event), timeout))
 
     async def _run(self, graph: Graph, on_event: Callable[[Event], None] | None) -> Result:
@@ -154,7 +159,9 @@ class Client:
                     continue
                 if message.type != aiohttp.WSMsgType.TEXT:
                     raise ConnectionError(f"the server closed the connection during a run\n{self._diagnose()}")
-                event = Event(**{"kind" if k == "type" else k: v for k, v in json.loads(message.data).items()})
+                event = Event(
+                    **{"kind" if key == "type" else key: value for key, value in json.loads(message.data).items()}
+                )
                 if event.data.get("prompt_id", prompt_id) != prompt_id:
                     continue
                 events.append(event)
@@ -178,7 +185,7 @@ class Client:
         raise PromptRejected(body)
 
     async def _history(self, prompt_id: str) -> Json:
-        """The record of a run; the server writes it shortly after the last event."""
+        """The record of a run, which the server writes shortly after the last event."""
         deadline = time.monotonic() + HISTORY_SECONDS
         while time.monotonic() < deadline:
             if record := self.get(f"/history/{prompt_id}").get(prompt_id):

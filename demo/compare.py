@@ -1,4 +1,4 @@
-"""Cuts what the workflows made into one strip per method: without it and with it, the same seeds, side by side.
+"""Cuts the pictures of the workflows into a strip for each method: without and with it, the same seeds side by side.
 
 python -m demo.compare output/demo docs/images      after a demo that ran all workflows of the demo model
 """
@@ -14,15 +14,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .pictures import CELL, INK, PAPER
 
-SIDE = CELL // 2  # a pixel of the model is 4 here, and 8 in the files
+SIDE = CELL // 2  # a pixel of the model has 4 pixels here, and 8 in the files
 STITCHED = CELL + 16  # from one picture of a stitched file to the next
 HEAD, GAP, BETWEEN = 20, 4, 24
-WIDTH = 832  # of a line, in which three pairs or two triples have room
+WIDTH = 832  # of a line: three pairs or two triples fit
 PLOT = "demo_guidance_plot-demo_guidance_plot.png"
 
 
 class Column(NamedTuple):
-    """A label, the saved pictures below it, their place in a stitched file, and which one, if always the same."""
+    """A label and the saved pictures below it.
+
+    `place` is their place in a stitched file. `number` is the one picture that is shown in every group, if it is given.
+    """
 
     label: str
     saved: str
@@ -31,7 +34,7 @@ class Column(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Columns that repeat for each of the pictures of a batch that are shown, counted from 1."""
+    """Columns that repeat for each picture of a batch in `shown`, counted from 1."""
 
     columns: tuple[Column, ...]
     shown: tuple[int, ...]
@@ -39,17 +42,17 @@ class Strip(NamedTuple):
 
 
 def beside(workflow: str, shown: tuple[int, ...], side: int = SIDE, **labels: str) -> Strip:
-    """Pictures that a workflow saves one by one, by the names it gives them."""
+    """The strip of pictures that a workflow saves one by one, by the names that it gives them."""
     return Strip(tuple(Column(label, f"{workflow}-{name}") for name, label in labels.items()), shown, side)
 
 
 def stitched(workflow: str, shown: tuple[int, ...], labels: dict[int, str]) -> Strip:
-    """Pictures that a workflow stitches to one, by their places."""
+    """The strip of pictures that a workflow stitches to one, by their places."""
     return Strip(tuple(Column(label, f"{workflow}-{workflow}", place) for place, label in labels.items()), shown)
 
 
 def in_turn(workflow: str, labels: dict[str, tuple[int, int]]) -> Strip:
-    """The same for one line, each picture by its (place, number)."""
+    """The strip of one line of stitched pictures, each by its (place, number)."""
     return Strip(tuple(Column(label, f"{workflow}-{workflow}", *which) for label, which in labels.items()), (1,))
 
 
@@ -118,7 +121,7 @@ STRIPS = {
 
 
 def cut(column: Column, number: int, folder: Path) -> Image.Image:
-    """One picture of a column; the first of a batch is saved without a number, and may stand for all."""
+    """One picture of a column. The first of a batch is saved without a number, and is taken if there is no other."""
     path = folder / f"{column.saved}_{column.number or number}.png"
     with Image.open(path if path.exists() else folder / f"{column.saved}.png") as image:
         left = STITCHED * column.place
@@ -126,7 +129,7 @@ def cut(column: Column, number: int, folder: Path) -> Image.Image:
 
 
 def groups(strip: Strip) -> tuple[int, int]:
-    """From one group of columns to the next, in pixels, and how many stand in a line."""
+    """The pixels from one group of columns to the next, and the number of groups in a line."""
     step = len(strip.columns) * (strip.side + GAP) - GAP + BETWEEN
     return step, min(max(1, (WIDTH + BETWEEN) // step), len(strip.shown))
 
@@ -139,7 +142,7 @@ def place_in_strip(strip: Strip, group: int, column: int) -> tuple[int, int]:
 
 
 def draw(strip: Strip, folder: Path) -> Image.Image:
-    """Groups of columns with their labels, as many in a line as there is room for."""
+    """The strip as a picture: groups of columns with their labels, as many in a line as fit."""
     step, in_line = groups(strip)
     lines = -(-len(strip.shown) // in_line)
     sheet = Image.new("RGB", (in_line * step - BETWEEN + 2 * GAP, lines * (HEAD + strip.side + GAP)), PAPER)

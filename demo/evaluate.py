@@ -1,4 +1,4 @@
-"""Lets a model draw what words ask for, through the host's own sampling, and lets the judge say what came out."""
+"""Lets a model draw what words ask for, through the host's sampling, and lets the judge score the pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AT_ONCE = 16  # pictures in one batch: more is slower on a CPU
 Conditioning = list[tuple[Tensor, dict[str, object]]]
 
 
-class Settings(NamedTuple):
-    """How pictures are sampled; these are also what the example workflows use."""
+class SamplingSettings(NamedTuple):
+    """How pictures are sampled. The defaults are those of the example workflows."""
 
     cfg: float = 3.0
     steps: int = 16
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What the judge found in a batch of pictures."""
+    """A batch of pictures and what the judge reads in them."""
 
     image: Tensor  # (b, 3, SIZE, SIZE)
     verdict: Verdict
@@ -38,36 +38,37 @@ class Score(NamedTuple):
 
     @property
     def rates(self) -> dict[str, float]:
-        """Share of the pictures in which a slot is right; "all" for those in which every slot is."""
+        """The share of the pictures in which each slot is right, and under "all" in which every slot is."""
         slots = {name: self.right[:, index].float().mean().item() for index, name in enumerate(SLOTS)}
         return {**slots, "all": self.right.all(1).float().mean().item()}
 
     @property
     def quality(self) -> float:
+        """The mean quality of the pictures, in dB."""
         return self.verdict.quality.mean().item()
 
 
 def prompts(count: int, seed: int = PROMPTS_SEED) -> Tensor:
-    """(count, slots) words to ask for."""
+    """Random words (count, slots) to ask for."""
     return draw_words(count, torch.Generator().manual_seed(seed))
 
 
-def conditioning(table: Tensor, words: Tensor, said: Mapping[str, object] | None = None) -> Conditioning:
-    """The host's form of word indices (b, slots), one row per picture, with what else nodes said of it."""
-    return [[table[tokens(words)], dict(said or {})]]
+def conditioning(table: Tensor, words: Tensor, values: Mapping[str, object] | None = None) -> Conditioning:
+    """The host's conditioning for word indices (b, slots), one row per picture, with the `values` that nodes add."""
+    return [[table[tokens(words)], dict(values or {})]]
 
 
 def sample(
-    model: ModelPatcher, table: Tensor, words: Tensor, settings: Settings, seed: int = NOISE_SEED,
-    start: Tensor | None = None, said: Mapping[str, object] | None = None,
+    model: ModelPatcher, table: Tensor, words: Tensor, settings: SamplingSettings, seed: int = NOISE_SEED,
+    start: Tensor | None = None, values: Mapping[str, object] | None = None,
 ) -> Tensor:  # fmt: skip
-    """(b, 3, SIZE, SIZE) in 0..1: a picture per row of `words` (b, slots), with an empty negative.
+    """A picture for each row of words (b, slots), with an empty negative: (b, 3, SIZE, SIZE) in 0..1.
 
-    `start` (b, 3, SIZE, SIZE) in -1..1 is what a denoise below 1 begins with; `said` goes with both prompts.
+    `start` (b, 3, SIZE, SIZE) in -1..1 is what a denoise below 1 begins with. `values` are added to both prompts.
     """
     latent = torch.zeros(len(words), 3, SIZE, SIZE) if start is None else start
     noise = comfy.sample.prepare_noise(latent, seed)
-    negative = conditioning(table, torch.full_like(words[:1], -1), said)
+    negative = conditioning(table, torch.full_like(words[:1], -1), values)
     drawn = []
     with torch.inference_mode():
         for asked, some_noise, some_latent in zip(
@@ -76,7 +77,7 @@ def sample(
             drawn.append(
                 comfy.sample.sample(
                     model, some_noise, settings.steps, settings.cfg, settings.sampler, settings.scheduler,
-                    conditioning(table, asked, said), negative, some_latent,
+                    conditioning(table, asked, values), negative, some_latent,
                     denoise=settings.denoise, disable_pbar=True, seed=seed,
                 )
             )  # fmt: skip
@@ -84,6 +85,7 @@ def sample(
 
 
 def score(image: Tensor, words: Tensor) -> Score:
+    """The score of pictures (b, 3, SIZE, SIZE) that were asked for by words (b, slots)."""
     verdict = judge(image)
     return Score(image, verdict, verdict.right(words))
 
@@ -97,6 +99,7 @@ class Gain(NamedTuple):
 
 
 def gain(after: Score, before: Score) -> Gain:
+    """How much better the pictures of `after` are than those of `before`, pair by pair."""
     difference = after.verdict.quality - before.verdict.quality
     return Gain(
         difference.mean().item(),
@@ -106,4 +109,5 @@ def gain(after: Score, before: Score) -> Gain:
 
 
 def one_line(rates: Mapping[str, float]) -> str:
+    """The rates with their names, in one line."""
     return "  ".join(f"{name} {rate:.2f}" for name, rate in rates.items())

@@ -1,4 +1,4 @@
-"""Reads the API form of the example workflows, says what they need, and fits them to the checkpoint at hand."""
+"""Reads the API form of the example workflows, tells what they need, and fits them to the checkpoint at hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START = "_start_here"  # sorts first by name, and runs first
 CHECKPOINT_LOADER = "CheckpointLoaderSimple"
 EXAMPLE_CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # what most example workflows name
 CHECKPOINTS = "models/checkpoints"
-EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside what ships, by folder
+EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and that do not ship, by folder
     CHECKPOINTS: (
         EXAMPLE_CHECKPOINT,
         "sd-v1-4.ckpt",
@@ -37,7 +37,7 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all that they name beside wh
     "models/unicon": ("unicon-depth/model.pth", "unicon-pose/model.pth"),
     "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
 }
-OTHER_FILES = {  # as a graph names them: of a file in a folder of its own, that folder
+OTHER_FILES = {  # as a graph names them: a file that lies in a subfolder by that subfolder
     Path(name).parts[0] for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names
 }
 
@@ -50,7 +50,10 @@ class UnknownWorkflow(ValueError):
 
 
 def load_graphs(only: Iterable[str] | None = None, folder: Path = API_FOLDER) -> dict[str, Graph]:
-    """The graphs by name, all of them or those named."""
+    """The graphs by name, all of them or those in `only`.
+
+    Raises UnknownWorkflow if a name has no file.
+    """
     files = {path.stem: path for path in sorted(folder.glob("*.json"))}
     names = list(files) if only is None else [name.removesuffix(".json") for name in only]
     if unknown := [name for name in names if name not in files]:
@@ -59,28 +62,29 @@ def load_graphs(only: Iterable[str] | None = None, folder: Path = API_FOLDER) ->
 
 
 def quick_first(graphs: Mapping[str, Graph]) -> dict[str, Graph]:
-    """The same graphs: START, those for the demo model before those for a checkpoint, little work before much."""
+    """The graphs, sorted: START first, those for the demo model before those for a checkpoint, and by their work."""
     return dict(sorted(graphs.items(), key=lambda item: (item[0] != START, needs_checkpoint(item[1]), work(item[1]))))
 
 
 def work(graph: Graph) -> int:
-    """The steps of all samplers, times the largest batch that a node names: roughly what a run costs."""
+    """Roughly what a run costs: the steps of all samplers, times the largest batch that a node names."""
     steps = sum(_numbers(graph, "steps"))
     return steps * max(_numbers(graph, "batch_size"), default=1)
 
 
 def _numbers(graph: Graph, name: str) -> list[int]:
-    """The values of an input, of all nodes where it is not a link."""
+    """The values of an input at all nodes at which it is not a link."""
     values = [node["inputs"].get(name) for node in graph.values()]
     return [value for value in values if isinstance(value, int)]
 
 
 def needs_checkpoint(graph: Graph) -> bool:
+    """Whether the graph loads a checkpoint."""
     return _has(graph, CHECKPOINT_LOADER)
 
 
 def needs_more_files(graph: Graph) -> bool:
-    """Whether a checkpoint alone does not do: the graph also loads an adapter, an image encoder or a picture."""
+    """Whether the graph loads an adapter, an image encoder or a picture that does not ship."""
     named = (value for node in graph.values() for value in node["inputs"].values())
     return any(isinstance(value, str) and value in OTHER_FILES for value in named)
 
@@ -90,7 +94,7 @@ def _has(graph: Graph, class_type: str) -> bool:
 
 
 def offer_names(base: Path) -> None:
-    """Lets a server with this base directory list every file that the examples name; the files are empty."""
+    """Makes an empty file for every file that the examples name, so that a server with this base directory lists it."""
     for folder, names in EXAMPLE_FILES.items():
         for name in names:
             file = base / folder / name
@@ -99,7 +103,7 @@ def offer_names(base: Path) -> None:
 
 
 def with_checkpoint(graph: Graph, name: str) -> Graph:
-    """A copy whose checkpoint loaders name this file."""
+    """A copy of the graph whose checkpoint loaders name this file."""
     graph = copy.deepcopy(graph)
     for node in graph.values():
         if node["class_type"] == CHECKPOINT_LOADER:
@@ -108,9 +112,9 @@ def with_checkpoint(graph: Graph, name: str) -> Graph:
 
 
 def shrunk(graph: Graph, pixels: int = SMALL_PIXELS, steps: int = FEW_STEPS) -> Graph:
-    """A copy with small pictures and few steps: on a model without weights more of either shows nothing more."""
+    """A copy of the graph with small pictures and few steps. A model without weights has no more to show."""
     graph = copy.deepcopy(graph)
-    resized = needs_checkpoint(graph)  # the demo model's are small, and have the size of what is drawn for it
+    resized = needs_checkpoint(graph)  # pictures of the demo model are small, and fit what is drawn for it
     for node in graph.values():
         limits = {"steps": steps}
         if resized and node["class_type"] == "EmptyLatentImage":

@@ -1,4 +1,4 @@
-"""Starts a real ComfyUI server without a window, with packs linked into a base directory of its own."""
+"""Starts a real ComfyUI server without a window, with packs linked into a separate base directory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LOG_TAIL = 4000
 
 
 class HostDied(Exception):
-    """The server ended, or did not answer in time; the text carries the end of its log."""
+    """The server ended, or did not answer in time. The text has the end of its log."""
 
 
 @dataclass(frozen=True)
 class HostSettings:
-    """What to start and where.  With `base` given, the server reads no models, packs or settings from elsewhere."""
+    """What to start and where. The server reads models, packs and settings from `base` alone."""
 
     comfy: Path
     base: Path
@@ -40,11 +40,12 @@ class HostSettings:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
         return self.base / "models" / "checkpoints"
 
 
 class Host:
-    """A server for the time of a `with` block; `client` talks to it."""
+    """A server that lives as long as a `with` block. `client` talks to it."""
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
@@ -81,12 +82,13 @@ class Host:
         self._end()
 
     def wait(self) -> int:
-        """Blocks until the server ends by itself."""
+        """Waits until the server ends by itself. Returns its exit code."""
         assert self._process is not None
         return self._process.wait()
 
     @property
     def pid(self) -> int:
+        """The number of the server's process."""
         assert self._process is not None
         return self._process.pid
 
@@ -97,9 +99,11 @@ class Host:
         self._process.wait()
 
     def log(self) -> str:
+        """The server's log."""
         return self._log_path.read_text(encoding="utf-8", errors="replace")
 
     def log_tail(self) -> str:
+        """The end of the server's log."""
         return self.log()[-LOG_TAIL:]
 
     def _command(self) -> list[str]:
@@ -139,18 +143,19 @@ def free_port() -> int:
 
 
 def check_port(port: int) -> None:
-    """Raises HostDied if another program listens there, before anything is made."""
+    """Raises HostDied if another program listens on the port."""
     if not port_is_free(port):
         raise HostDied(f"port {port} is in use: end the program that holds it, or take another one (--port)")
 
 
 def port_is_free(port: int) -> bool:
-    """Whether nothing listens there: another ComfyUI would answer in the place of the one that failed to start."""
+    """Whether nothing listens on the port. Another ComfyUI would answer in the place of one that failed to start."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def server_env() -> dict[str, str]:
+    """The environment of the server: this one, without downloads, and with a log in UTF-8."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
@@ -166,11 +171,11 @@ def prepare_base(settings: HostSettings) -> None:
 
 
 def link_folder(target: Path, link: Path) -> None:
-    """Makes `link` lead to a folder: a symlink, on Windows a junction, which needs no special right."""
+    """Makes `link` lead to a folder, by a symlink, or on Windows by a junction, which needs no special right."""
     if link.is_dir() and link.samefile(target):
         return
     if os.path.lexists(link):
-        # a link that was made for a checkout which has moved; rmdir refuses a folder that holds anything
+        # a link to a checkout that has moved. rmdir refuses a folder that holds anything
         link.unlink() if link.is_symlink() else link.rmdir()
     if sys.platform == "win32":
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, stdout=subprocess.DEVNULL)
@@ -179,7 +184,7 @@ def link_folder(target: Path, link: Path) -> None:
 
 
 def offer_file(source: Path, folder: Path) -> str:
-    """Makes a file appear in a model folder, by a link where the system allows one; returns its name there."""
+    """Makes a file appear in a model folder, by a link if the system allows one. Returns its name there."""
     place = folder / source.name
     if place.exists() and place.samefile(source):
         return place.name
@@ -195,7 +200,7 @@ def offer_file(source: Path, folder: Path) -> str:
 
 
 def has_accelerator() -> bool:
-    """True where torch can compute on something other than the CPU."""
+    """Whether torch can compute on something other than the CPU."""
     import torch
 
     if hasattr(torch, "accelerator"):
@@ -204,7 +209,7 @@ def has_accelerator() -> bool:
 
 
 def weightless_arguments(comfy: Path) -> tuple[str, ...]:
-    """Server options for the checkpoint without weights.
+    """The server options for a checkpoint without weights.
 
     Its tensors overlap in memory, which the dynamic memory of newer hosts would take over as parameters.
     """
@@ -214,7 +219,7 @@ def weightless_arguments(comfy: Path) -> tuple[str, ...]:
 
 
 def write_weightless(comfy: Path, kind: str, folder: Path) -> str:
-    """Writes a checkpoint without weights in a process of its own (it imports the host); returns the file's name."""
+    """Writes a checkpoint without weights, in another process, which imports the host. Returns the file's name."""
     path = folder / f"reins-weightless-{kind}.ckpt"
     if not path.exists():
         script = str(ROOT / "demo" / "weightless.py")  # by its path: some Pythons find no module in the current folder

@@ -1,4 +1,4 @@
-"""Brings the pack up beside a host in this process, under the name `reins`, as the host itself would."""
+"""Loads the pack and a host in this process, the pack under the name `reins`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_pack() -> None:
-    """Only the pack; what of it imports the host cannot be imported yet."""
+    """Loads the pack alone. Its modules that import the host cannot be imported yet."""
     spec = importlib.util.spec_from_file_location("reins", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     sys.modules["reins"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
 def enter_host(comfy: str | Path, *arguments: str) -> None:
-    """Makes the host importable as its own server does, with the server's command line arguments."""
+    """Makes the host importable as its server does, with the server's command line arguments."""
     sys.path.insert(0, str(comfy))
     argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:

@@ -1,7 +1,8 @@
-"""Reads a picture of the small world back in closed form: its words, its mask, and how far it is from a clean scene.
+"""Reads a picture of the small world back in closed form: its words, its mask, and its distance from a clean scene.
 
-No network and nothing fitted to data: ground from the border, colour from what differs most from it, shape, centre and
-radius by a search over drawn shapes, texture from second differences.
+There is no network, and nothing is fitted to data. The ground comes from the border, the colour from the pixels that
+differ most from the ground. Shape, centre and radius come from a search over drawn shapes, and the texture from second
+differences.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SEARCH = (
     (0.5, (0.96, 1.0, 1.04)),
     (0.25, (0.98, 1.0, 1.02)),
 )  # step of the centre in pixels, factors of the radius
-BRIGHTEST = 24  # pixels that tell the shape's colour: about half of the smallest shape
+COLOUR_PIXELS = 24  # that tell the shape's colour: about half of the smallest shape
 
 
 class Verdict(NamedTuple):
@@ -49,25 +50,29 @@ class Verdict(NamedTuple):
     clean: Tensor  # (b, 3, SIZE, SIZE), the nearest clean scene
 
     def right(self, words: Tensor) -> Tensor:
-        """(b, slots) booleans: the slots that are as asked; a slot of -1 asks for nothing."""
+        """Whether each slot is as asked by words (b, slots): booleans (b, slots). A slot of -1 asks for nothing."""
         return (self.words == words) | (words < 0)
 
 
 class Fit(NamedTuple):
-    """A drawn shape beside a soft mask; all (b,) but for the centre (b, 2)."""
+    """A drawn shape that is compared with a soft mask: error and radius (b,), centre (b, 2)."""
 
     error: Tensor
     centre: Tensor
     radius: Tensor
 
     def better(self, other: Fit) -> Fit:
+        """The fit with the smaller error, for each picture."""
         wins = other.error < self.error
         centre = torch.where(wins[:, None], other.centre, self.centre)
         return Fit(torch.where(wins, other.error, self.error), centre, torch.where(wins, other.radius, self.radius))
 
 
 def judge(image: Tensor) -> Verdict:
-    """image (b, 3, SIZE, SIZE) in 0..1."""
+    """What the pictures (b, 3, SIZE, SIZE) in 0..1 show.
+
+    Raises ValueError if they have another shape.
+    """
     if image.shape[1:] != (3, SIZE, SIZE):
         raise ValueError(f"expected pictures of shape (b, 3, {SIZE}, {SIZE}), found {tuple(image.shape)}")
     image = image.float()
@@ -98,10 +103,10 @@ def judge(image: Tensor) -> Verdict:
 
 
 def read_texture(image: Tensor) -> Tensor:
-    """(b,) index of the texture.
+    """The index (b,) of the texture of pictures (b, 3, SIZE, SIZE).
 
-    A texture changes its sign over half a period, so a pixel less the mean of its neighbours there is twice the
-    texture; the median over the picture does not see the few pixels at the shape's border.
+    A texture changes its sign over half a period. So the difference between a pixel and the mean of its neighbours at
+    that distance is twice the texture. The median ignores the few pixels at the shape's border.
     """
     grey = image.mean(1)
     half = TEXTURE_PERIOD // 2
@@ -112,7 +117,10 @@ def read_texture(image: Tensor) -> Tensor:
 
 
 def fit_ground(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Level and slope (b, 3) of the ground: least squares over the border, without the pixels that a shape covers."""
+    """Level and slope (b, 3) of the ground in pictures (b, 3, SIZE, SIZE).
+
+    They are the least squares over the border, without the pixels that a shape covers.
+    """
     ring = torch.ones(SIZE, SIZE, dtype=torch.bool)
     ring[2:-2, 2:-2] = False
     y = torch.linspace(-1, 1, SIZE)[:, None].expand(SIZE, SIZE)[ring]
@@ -131,19 +139,22 @@ def fit_ground(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shape_colour(image: Tensor, ground: Tensor) -> Tensor:
-    """(b, 3): the median colour of the pixels that differ most from the ground."""
-    far = (image - ground).pow(2).sum(1).flatten(1).topk(BRIGHTEST).indices
+    """The median colour (b, 3) of the pixels that differ most from the ground, both (b, 3, SIZE, SIZE)."""
+    far = (image - ground).pow(2).sum(1).flatten(1).topk(COLOUR_PIXELS).indices
     return image.flatten(2).gather(2, far[:, None].expand(-1, 3, -1)).median(2).values
 
 
 def soft_mask(image: Tensor, ground: Tensor, colour: Tensor) -> Tensor:
-    """(b, SIZE, SIZE) in 0..1: where each pixel lies on the way from the ground to the shape's colour."""
+    """The soft mask (b, SIZE, SIZE) in 0..1: how far each pixel lies from the ground towards the shape's colour.
+
+    `image` and `ground` are (b, 3, SIZE, SIZE), `colour` is (b, 3).
+    """
     way = colour[:, :, None, None] - ground
     return (((image - ground) * way).sum(1) / way.pow(2).sum(1).clamp(min=1e-3)).clamp(0, 1)
 
 
 def fit_shape(alpha: Tensor) -> tuple[Tensor, Fit]:
-    """The kind (b,) and place of the drawn shape nearest to a soft mask (b, SIZE, SIZE)."""
+    """The kind (b,) and the fit of the drawn shape nearest to a soft mask (b, SIZE, SIZE)."""
     solid = torch.where(alpha > 0.3, alpha, 0.0)
     area = solid.flatten(1).sum(1).clamp(min=4)
     grid = torch.arange(SIZE) + 0.5
@@ -155,7 +166,10 @@ def fit_shape(alpha: Tensor) -> tuple[Tensor, Fit]:
 
 
 def search(alpha: Tensor, kind: int, centre: Tensor, radius: Tensor) -> Fit:
-    """Coarse to fine over centre and radius of one kind of shape."""
+    """The best fit of one kind of shape to a soft mask (b, SIZE, SIZE), by a search from coarse to fine.
+
+    The search begins at `centre` (b, 2) and `radius` (b,).
+    """
     kinds = torch.full((len(alpha),), kind)
     best = Fit(torch.full((len(alpha),), torch.inf), centre, radius)
     for step, factors in SEARCH:
@@ -168,7 +182,10 @@ def search(alpha: Tensor, kind: int, centre: Tensor, radius: Tensor) -> Fit:
 
 
 def nearest_scene(words: Tensor, fit: Fit, colour: Tensor, level: Tensor, slope: Tensor) -> Scenes:
-    """The measured numbers, brought into the bounds that drawn scenes keep."""
+    """The scenes with the measured numbers, clamped to the bounds of drawn scenes.
+
+    `words` are (b, slots), `colour` is (b, 3), `level` and `slope` of the ground are (b,).
+    """
     palette, levels = PALETTE[words[:, 1]], LEVELS[words[:, 4]]
     return Scenes(
         words=words,
@@ -182,6 +199,6 @@ def nearest_scene(words: Tensor, fit: Fit, colour: Tensor, level: Tensor, slope:
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """(b,): intersection over union of two masks (b, SIZE, SIZE)."""
+    """The intersection over union (b,) of two masks (b, SIZE, SIZE)."""
     a, b = a > 0.5, b > 0.5
     return (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(min=1)

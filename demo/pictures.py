@@ -1,4 +1,4 @@
-"""Saves what the workflows made, and puts one sheet of it together."""
+"""Saves the pictures that the workflows made, and draws them on one sheet."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ INK, PAPER = "#202020", "#f4f4f0"
 
 
 class Picture(NamedTuple):
-    """One saved picture and the line that stands above it on the sheet."""
+    """One saved picture and its title on the sheet."""
 
     title: str
     path: Path
 
 
 def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -> list[Picture]:
-    """Writes each (file name on the server, content) as workflow-label.png; PNG bytes stay, for they carry the graph.
+    """Writes each of (file name on the server, content) as workflow-label.png. Returns the saved pictures.
 
-    The label is what the graph calls the picture: the server's name without its running number.
+    The label is the graph's name for the picture: the server's name without its running number. The bytes of a PNG are
+    written as they are, because they contain the graph.
     """
     pictures: list[Picture] = []
     for name, content in files:
@@ -44,7 +45,7 @@ def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -
 
 
 def contact_sheet(pictures: list[Picture], path: Path) -> None:
-    """Draws all pictures with their titles in a grid."""
+    """Writes a sheet with all pictures and their titles in a grid."""
     columns = min(8 if len(pictures) > 24 else 4, len(pictures))
     places = cells([picture.title for picture in pictures], columns)
     rows = places[-1][1] + 1
@@ -61,7 +62,7 @@ def contact_sheet(pictures: list[Picture], path: Path) -> None:
 
 
 def cells(titles: Sequence[str], columns: int) -> list[tuple[int, int]]:
-    """(column, row) of each picture: a batch that has room in one row stays in one."""
+    """The (column, row) of each picture. A batch that fits into one row is not divided."""
     places: list[tuple[int, int]] = []
     index = 0
     for _, batch in groupby(titles, lambda title: title.split(" #")[0]):
@@ -74,7 +75,7 @@ def cells(titles: Sequence[str], columns: int) -> list[tuple[int, int]]:
 
 
 def fitting(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The title, cut where it is wider than a cell."""
+    """The title, cut if it is wider than a cell."""
     if font.getlength(title) <= CELL:
         return title
     while title and font.getlength(f"{title}…") > CELL:

@@ -1,4 +1,4 @@
-"""Where a running workflow is: one line on a terminal, elsewhere a line every ten seconds."""
+"""Shows how far a running workflow is: by a bar on a terminal, elsewhere by a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE_SECONDS = 10
 
 
 class ProgressBar:
-    """The websocket's events as one line: the node that runs, and how far it is."""
+    """Shows the events of the websocket in one line: the node that runs, and how far it is."""
 
     def __init__(self, name: str, graph: Graph) -> None:
         self._graph = graph
@@ -38,7 +38,7 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """The same without a terminal: a line every ten seconds, also while the server says nothing."""
+    """Prints a line every ten seconds, also while the server sends nothing. It needs no terminal."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class ProgressLines:
         self._percent = 100 * event.data["value"] // event.data["max"] if event.kind == "progress" else 0
 
     def report(self) -> None:
-        """Prints where the workflow is, every ten seconds until it has ended."""
+        """Prints how far the workflow is, every ten seconds until it has ended."""
         while not self._wait(LINE_SECONDS):
             seconds = self._clock() - self._start
             print(f"  {self._name}: {self._node} {self._percent} %, {seconds:.0f} s", flush=True)
 
 
 def progress(name: str, graph: Graph) -> ProgressBar | ProgressLines:
-    """What shows a person where the workflow is: a bar in a terminal, else lines."""
+    """A bar in a terminal, else lines, to show a person how far the workflow is."""
     return ProgressBar(name, graph) if sys.stdout.isatty() else ProgressLines(name, graph)

@@ -1,6 +1,6 @@
 """Runs the example workflows on a real ComfyUI server and shows what comes out.
 
-python -m demo.run --comfy DIR      a server of our own, for as long as the demo takes
+python -m demo.run --comfy DIR      a new server, for as long as the demo takes
 python -m demo.run --url URL        a running ComfyUI that has the pack
 """
 
@@ -47,7 +47,7 @@ class DemoError(Exception):
 
 
 class Session(NamedTuple):
-    """A server to talk to, the checkpoint that it shall load if one is needed, and whether that one has weights."""
+    """A server to talk to, the checkpoint that it loads if one is needed, and whether this one lacks weights."""
 
     client: Client
     checkpoint: str
@@ -56,7 +56,10 @@ class Session(NamedTuple):
 
 @contextlib.contextmanager
 def own_server(comfy: Path, checkpoint: Path | None, needed: bool) -> Iterator[Session]:
-    """A server with a temporary base directory that holds one checkpoint, where one is needed."""
+    """A server with a temporary base directory, which has one checkpoint if one is needed.
+
+    Raises DemoError if the checkpoint is no file, or if the server does not have the pack.
+    """
     if checkpoint is not None and not checkpoint.is_file():
         raise DemoError(f"there is no checkpoint file {checkpoint}")
     weightless = needed and checkpoint is None
@@ -81,7 +84,10 @@ def own_server(comfy: Path, checkpoint: Path | None, needed: bool) -> Iterator[S
 
 @contextlib.contextmanager
 def running_server(url: str, checkpoint: str | None, needed: bool) -> Iterator[Session]:
-    """A ComfyUI that somebody else started; its checkpoint, if one is needed, is named as its own loader lists it."""
+    """A ComfyUI that somebody else started. `checkpoint` is a name that its loader lists.
+
+    Raises DemoError if no ComfyUI answers, or if it lacks the pack or the checkpoint.
+    """
     client = Client(url)
     try:
         offered = checkpoint_names(client.object_info()[CHECKPOINT_LOADER])
@@ -95,18 +101,22 @@ def running_server(url: str, checkpoint: str | None, needed: bool) -> Iterator[S
 
 
 def checkpoint_names(loader: Json) -> list[str]:
-    """The choices of a loader's combo box, in either of the two forms in which hosts describe one."""
+    """The choices of a loader's combo box. Hosts describe one in two forms."""
     kind, *options = loader["input"]["required"]["ckpt_name"]
     return kind if isinstance(kind, list) else options[0]["options"]
 
 
 def check_pack(client: Client, advice: str) -> None:
+    """Raises DemoError if the server knows no node of the pack."""
     if not any(name.startswith("Reins_") for name in client.object_info()):
         raise DemoError(f"that ComfyUI knows no node of this pack; {advice}")
 
 
 def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
-    """The workflows named by --only, else all that can show something with what there is, quick ones first."""
+    """The workflows that --only names, else all for which the files are there, quick ones first.
+
+    Raises DemoError if there are none, or if those that are named need more files.
+    """
     graphs = load_graphs(options.only)
     if not graphs:
         raise DemoError("there is no workflow in demo/api")
@@ -126,7 +136,10 @@ def choose_graphs(options: argparse.Namespace) -> dict[str, Graph]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder for the pictures.  Raises DemoError if it cannot be written to, before a server is started."""
+    """Makes the folder for the pictures.
+
+    Raises DemoError if the folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -138,8 +151,8 @@ def make_folder(folder: Path) -> None:
 
 
 def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> list[Picture]:
-    """Runs one graph, saves its pictures and prints the line that remains of it."""
-    if not needs_more_files(graph):  # an adapter is made for the checkpoint that stands beside it
+    """Runs one graph, saves its pictures and prints a line. Returns the pictures."""
+    if not needs_more_files(graph):  # an adapter needs the checkpoint that it was made for
         graph = with_checkpoint(graph, session.checkpoint)
     if session.weightless and needs_checkpoint(graph):
         graph = shrunk(graph)
@@ -152,7 +165,7 @@ def run_workflow(session: Session, name: str, graph: Graph, folder: Path) -> lis
 
 
 def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
-    """Runs the graphs one after the other, failed ones too, and sums up; returns the exit code."""
+    """Runs the graphs one after the other, goes on if one fails, and sums up. Returns the exit code."""
     if session.weightless:
         print(f"at most {SMALL_PIXELS} pixels and {FEW_STEPS} steps now; --checkpoint FILE, with weights, cuts nothing")
     start, pictures, failed = time.monotonic(), [], []
@@ -176,6 +189,7 @@ def run_all(session: Session, graphs: dict[str, Graph], folder: Path) -> int:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     server = parser.add_mutually_exclusive_group(required=True)
     server.add_argument("--comfy", type=Path, help="a ComfyUI folder")
@@ -194,11 +208,11 @@ def main() -> int:
         make_folder(options.out)
         needed = any(needs_checkpoint(graph) and not needs_more_files(graph) for graph in graphs.values())
         if options.url:
-            place = running_server(options.url, options.checkpoint, needed)
+            server = running_server(options.url, options.checkpoint, needed)
         else:
             checkpoint = Path(options.checkpoint) if options.checkpoint else None
-            place = own_server(options.comfy.resolve(), checkpoint, needed)
-        with place as session:
+            server = own_server(options.comfy.resolve(), checkpoint, needed)
+        with server as session:
             return run_all(session, graphs, options.out)
     except (DemoError, UnknownWorkflow, HostDied, ConnectionError) as error:
         print(f"demo: {error}", file=sys.stderr)

@@ -27,9 +27,9 @@ from .host import (
 
 
 def offer_examples(settings: HostSettings, checkpoint: str) -> None:
-    """Puts the examples among the user's saved workflows, with the checkpoint that this server has.
+    """Copies the examples to the user's saved workflows, with the checkpoint that this server has.
 
-    An example that the user has changed since stays as the user left it.
+    An example that the user has changed since is not overwritten.
     """
     folder = settings.base / "user" / "default" / "workflows" / "reins"
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,19 +37,24 @@ def offer_examples(settings: HostSettings, checkpoint: str) -> None:
     written = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     for path in (ROOT / "example_workflows").glob("*.json"):
         text = path.read_text(encoding="utf-8").replace(EXAMPLE_CHECKPOINT, checkpoint)
-        place = folder / path.name
-        if place.is_file() and digest(place.read_text(encoding="utf-8")) != written.get(path.name):
+        copy = folder / path.name
+        if copy.is_file() and digest(copy.read_text(encoding="utf-8")) != written.get(path.name):
             continue
-        place.write_text(text, encoding="utf-8")
+        copy.write_text(text, encoding="utf-8")
         written[path.name] = digest(text)
     record.write_text(json.dumps(written), encoding="utf-8")
 
 
 def digest(text: str) -> str:
+    """The hash of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def serve(options: argparse.Namespace) -> int:
+    """Runs the server until it ends. Returns its exit code.
+
+    Raises HostDied if the server ends with an error.
+    """
     comfy = options.comfy.resolve()
     settings = HostSettings(
         comfy,

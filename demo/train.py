@@ -1,4 +1,4 @@
-"""python3 dev.py train NAME: makes one of the files in demo/weights, resuming where an earlier run was stopped."""
+"""python3 dev.py train NAME: makes one of the files in demo/weights, or goes on with a run that was stopped."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ TASKS = (
 
 
 def parse() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__)
     parser.add_argument("name", choices=TASKS)
     parser.add_argument("--steps", type=int, help="how many in all (default: what the shipped file was made with)")
@@ -59,6 +60,7 @@ def main() -> int:
 
 
 def has_gpu() -> bool:
+    """Whether there is a GPU."""
     from demo.host import has_accelerator
 
     return has_accelerator()

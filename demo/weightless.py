@@ -1,8 +1,8 @@
 """Writes checkpoints that the host's stock loaders accept, although they hold no weights to speak of.
 
-A .ckpt file stores storages, not tensors.  Here every weight is a window into a short buffer of random numbers, one
-number further per row, so a full-size model with the official names and shapes is a file of less than a megabyte.
-The rows of a weight are shifted copies of each other: such a model runs, and what it draws means nothing.
+A .ckpt file stores storages, not tensors. Here every weight is a window into a short buffer of random numbers, one
+number further per row. So a full-size model with the official names and shapes is a file of less than a megabyte. The
+rows of a weight are shifted copies of each other: such a model runs, and what it draws means nothing.
 
     python -m demo.weightless --comfy DIR --kind sd15-min --out FILE.ckpt
 """
@@ -49,7 +49,7 @@ SDXL = SD15 | {
 
 
 def levels(mult: list[int], blocks: int, down: list[int], up: list[int], middle: int) -> dict[str, object]:
-    """The part of a UNet configuration that says how deep it is and where transformers sit."""
+    """The part of a UNet configuration that gives its depth and the places of its transformers."""
     return {
         "channel_mult": mult,
         "num_res_blocks": [blocks] * len(mult),
@@ -62,8 +62,8 @@ def levels(mult: list[int], blocks: int, down: list[int], up: list[int], middle:
 SD15_DOWN, SD15_UP = [1, 1, 1, 1, 1, 1, 0, 0], [1] * 9 + [0] * 3
 SDXL_DOWN, SDXL_UP = [0, 0, 2, 2, 10, 10], [0, 0, 0, 2, 2, 2, 10, 10, 10]
 
-# The host tells SD1.5 by width 320, context 768 and a convolution before its transformers; SDXL also by its exact
-# depths.  Levels and widths beyond the first are free, which is what `min`, `two` and `layout` use.
+# The host tells SD1.5 by width 320, context 768 and a convolution before its transformers, and SDXL also by its exact
+# depths. Levels and widths beyond the first are free, so `min`, `two` and `layout` have fewer or smaller ones.
 UNETS: Mapping[str, dict[str, object]] = {
     "sd15-min": SD15 | levels([1], 1, [1], [1, 1], 1),
     "sd15-two": SD15 | levels([1, 1], 1, [1, 1], [1] * 4, 1),
@@ -75,14 +75,14 @@ UNETS: Mapping[str, dict[str, object]] = {
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of a weight; weights of one spread share a buffer."""
+    """Mean and standard deviation of a weight. Weights of one spread share a buffer."""
 
     mean: float
     std: float
 
 
 def spread_of(name: str, shape: Shape) -> Spread:
-    """Values at which activations neither die nor blow up over a few dozen layers."""
+    """The spread of a weight with which activations neither vanish nor explode over a few dozen layers."""
     if name.endswith("taesd_decoder.19.bias"):
         return Spread(0.5, 0.1)  # the decoder's last layer is the picture's mean: grey instead of black
     if name.endswith("taesd_decoder.19.weight"):
@@ -95,11 +95,12 @@ def spread_of(name: str, shape: Shape) -> Spread:
 
 
 def rows_and_columns(shape: Shape) -> tuple[int, int]:
+    """The shape of a weight, seen as a matrix."""
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def windows(shapes: Shapes, seed: int = 0, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Tensors of the given shapes, each a window into the buffer of its spread; float16 unless told."""
+    """Tensors of the given shapes, each a window into the buffer of its spread, float16 if no type is given."""
     import torch
 
     dtype = dtype or torch.float16
@@ -122,10 +123,12 @@ def windows(shapes: Shapes, seed: int = 0, dtype: torch.dtype | None = None) -> 
 
 
 def shapes_of(module: torch.nn.Module, prefix: str) -> Shapes:
+    """The shapes of a module's tensors, by name."""
     return {prefix + name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def unet_shapes(config: dict[str, object]) -> Shapes:
+    """The shapes of the UNet of this configuration."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -134,6 +137,7 @@ def unet_shapes(config: dict[str, object]) -> Shapes:
 
 
 def clip_l_shapes(prefix: str) -> Shapes:
+    """The shapes of the text encoder of SD1.5, which is also the first of SDXL."""
     import comfy.clip_model
     import comfy.ops
 
@@ -145,7 +149,7 @@ def clip_l_shapes(prefix: str) -> Shapes:
 
 
 def clip_g_shapes(prefix: str, layers: int = 32, width: int = 1280) -> Shapes:
-    """The second text encoder of SDXL under the names of its first release, which the host converts."""
+    """The shapes of the second text encoder of SDXL, under the names of its first release, which the host converts."""
     shapes: Shapes = {
         "positional_embedding": (77, width),
         "token_embedding.weight": (49408, width),
@@ -165,7 +169,7 @@ def clip_g_shapes(prefix: str, layers: int = 32, width: int = 1280) -> Shapes:
 
 
 def vae_shapes() -> Shapes:
-    """The small TAESD as the checkpoint's VAE: it decodes in a fraction of a second."""
+    """The shapes of the small TAESD as the checkpoint's VAE. It decodes in a fraction of a second."""
     import comfy.taesd.taesd
     import torch
 
@@ -174,6 +178,7 @@ def vae_shapes() -> Shapes:
 
 
 def checkpoint_shapes(kind: str) -> Shapes:
+    """The shapes of a checkpoint of one of UNETS."""
     shapes = unet_shapes(UNETS[kind]) | vae_shapes()
     if kind.startswith("sd15"):
         return shapes | clip_l_shapes("cond_stage_model.transformer.")
@@ -183,7 +188,7 @@ def checkpoint_shapes(kind: str) -> Shapes:
 
 
 def write_checkpoint(kind: str, path: Path, seed: int = 0) -> None:
-    """Writes a checkpoint of one of UNETS; the host must be importable."""
+    """Writes a checkpoint of one of UNETS. The host must be importable."""
     import torch
 
     tensors = windows(checkpoint_shapes(kind), seed)

@@ -1,1 +1,1 @@
-"""Networks, their file formats and the formulas, in plain torch. Nothing here imports the host."""
+"""Networks, file formats and formulas of the methods, in plain torch. Nothing here imports the host."""

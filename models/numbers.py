@@ -1,4 +1,4 @@
-"""Numbers that people write."""
+"""Reads the numbers that people write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 
 
 def finite(text: str) -> float:
-    """The number of a text; ValueError also for nan and inf."""
+    """The number of a text.
+
+    Raises ValueError if the text is not a number, or if it is nan or inf.
+    """
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not a finite number")

@@ -1,17 +1,18 @@
-"""The way along a great circle (Shoemake 1985), for embeddings of pictures."""
+"""Slerp (Shoemake 1985): the way along a great circle, for embeddings of pictures."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-PARALLEL = 1e-3  # sine of an angle below which a great circle has no direction in single precision
+PARALLEL = 1e-3  # if the sine of an angle is smaller, its great circle has no direction in single precision
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Shoemake 1985: directions of (..., c) turn, lengths go straight; 0 and 1 give the values of a and b.
+    """The vectors (..., c) at share `t` of the way from a (..., c) to b (..., c). At 0 and 1 they are a and b.
 
-    Directions without a great circle (parallel, opposite) go straight; a zero takes the other's direction.
+    Directions follow the great circle, and lengths are linear. Parallel and opposite directions have no great circle
+    and are linear too. A zero takes the direction of the other vector.
     """
     if t in (0, 1):
         return (a if t == 0 else b).expand(torch.broadcast_shapes(a.shape, b.shape)).clone()

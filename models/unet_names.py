@@ -1,7 +1,7 @@
-"""Names of a UNet's tensors: those that diffusers gives, as those that the host gives.
+"""Translates the names of a UNet's tensors from those of diffusers to those of the host.
 
-The host's own table covers images. Video models add blocks over time, which the rules here place beside the blocks
-over space.
+The host has a table for image models. Video models add blocks over time, for which the rules are here: they lie beside
+the blocks over space.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIME_POSITION = {"linear_1.": "time_pos_embed.0.", "linear_2.": "time_pos_embed.
 
 
 def host_name(key: str, table: Mapping[str, str]) -> str | None:
-    """The host's name of a tensor, by the host's table of a model without time; None for an unknown one."""
+    """The host's name of a tensor, by the host's table of a model without time, or None if the name is unknown."""
     if key in table:
         return table[key]
     if key.startswith(HOST):
@@ -37,7 +37,7 @@ def host_name(key: str, table: Mapping[str, str]) -> str | None:
 
 
 def _over_time(rest: str) -> str | None:
-    """Of a tensor inside an attention over time."""
+    """The host's name of a tensor inside an attention over time, or None if it is unknown."""
     if rest.startswith("time_mixer."):
         return rest
     if rest.startswith("temporal_transformer_blocks."):
@@ -49,7 +49,7 @@ def _over_time(rest: str) -> str | None:
 
 
 def _root(path: str, table: Mapping[str, str], end: tuple[str, str]) -> str | None:
-    """Where the host keeps a block: found by a tensor that every block of the kind has."""
+    """The start of the host's names for a block, by a tensor that every block of the kind has."""
     name = table.get(path + end[0])
     return None if name is None else name.removesuffix(end[1])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.controlnext.cross_normalization import Order, dressed, standardised
+from reins.models.controlnext.cross_normalization import Normalization, match_statistics, standardise
 from reins.models.controlnext.files import VARIANTS, control_part, unet_part
 from reins.models.controlnext.network import ControlNeXt, sinusoids
 from reins.models.unet_names import host_name
@@ -162,15 +162,15 @@ def test_cross_normalization_is_that_of_the_official_code(pool_first, size):
     mean_h, std_h = h.mean((1, 2, 3), keepdim=True), h.std((1, 2, 3), keepdim=True)
     expected = (expected - mean_c) * (std_h / (std_c + 1e-5)) + mean_h
     expected = expected if pool_first else pool(expected, size)
-    found = dressed(standardised(c, size, Order(pool_first, 1e-5)), h)
+    found = match_statistics(standardise(c, size, Normalization(pool_first, 1e-5)), h)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_the_two_orders_differ_as_pooling_does():
     """Averaging noise in pairs of pairs halves its deviation, unless it is normalised afterwards."""
     c = torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(0))
-    assert standardised(c, (16, 16), Order(True, 0.0)).std() == pytest.approx(1.0, abs=1e-3)
-    assert standardised(c, (16, 16), Order(False, 0.0)).std() == pytest.approx(0.5, abs=0.02)
+    assert standardise(c, (16, 16), Normalization(True, 0.0)).std() == pytest.approx(1.0, abs=1e-3)
+    assert standardise(c, (16, 16), Normalization(False, 0.0)).std() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -179,19 +179,19 @@ def test_a_constant_feature_becomes_zero(dtype, value):
     """Also where rounding has left traces of a deviation, which would be blown up to 1."""
     traces = 1 + 1e-7 * torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     for feature in (torch.full((1, 4, 8, 8), value), value * traces):
-        assert not standardised(feature.to(dtype), (4, 4), Order(pool_first=True, eps=1e-12)).any()
+        assert not standardise(feature.to(dtype), (4, 4), Normalization(pool_first=True, eps=1e-12)).any()
 
 
 def test_a_small_but_real_feature_is_kept():
     c = 1e-5 * torch.randn((1, 8, 8, 8), generator=torch.Generator().manual_seed(0))
-    assert standardised(c, (8, 8), Order(True, 1e-12)).std() == pytest.approx(1.0, abs=1e-3)
+    assert standardise(c, (8, 8), Normalization(True, 1e-12)).std() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_half_precision_is_normalised_in_single():
     c = torch.randn((1, 64, 64, 64), generator=torch.Generator().manual_seed(0)).half()
-    found = standardised(c, (64, 64), Order(True, 1e-12))
+    found = standardise(c, (64, 64), Normalization(True, 1e-12))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, standardised(c.float(), (64, 64), Order(True, 1e-12)))
+    torch.testing.assert_close(found, standardise(c.float(), (64, 64), Normalization(True, 1e-12)))
 
 
 def test_sinusoids_are_cosines_before_sines():

@@ -227,7 +227,7 @@ def test_the_banner_shows_each_pair_as_the_strips_have_it():
     assert drawn.size == banner.SIZE
     with Image.open(images / "banner.png") as shipped:
         for i in range(len(banner.PAIRS)):
-            left, top = banner.place(i)
+            left, top = banner.place_in_banner(i)
             box = (left, top, left + 2 * banner.SIDE + banner.GAP, top + banner.SIDE)
             assert drawn.crop(box).tobytes() == shipped.convert("RGB").crop(box).tobytes()
 

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from reins.models.guidance.adaptive_projection import projected
+from reins.models.guidance.adaptive_projection import project_guidance
 from reins.models.guidance.cfg_zero import optimal_scale
 from reins.models.guidance.entmax import entmax15
-from reins.models.guidance.frequency_bands import bands, factors, weighed
+from reins.models.guidance.frequency_bands import band_factors, split_bands, weight_bands
 from reins.models.guidance.image_loss import LOSSES, loss_gradient
 from reins.models.guidance.normalized_attention import normalized_guidance
 from reins.models.guidance.sparse_cross_attention import sparse_less_dense
@@ -145,21 +145,21 @@ def test_windows_of_equal_size_cover_every_cell(size, tile, overlap):
 @pytest.mark.parametrize(("eta", "threshold"), [(0.0, 15.0), (1.0, 0.0), (0.3, 2.0), (-1.0, 0.0), (0.0, 1e3)])
 def test_the_projected_guidance_of_each_image_follows_the_paper(eta, threshold):
     guidance, positive = draw(3, 4, 6, 5) * torch.tensor([1.0, 9, 0.1]).view(3, 1, 1, 1), draw(3, 4, 6, 5, seed=1)
-    found = projected(guidance, positive, eta, threshold)
+    found = project_guidance(guidance, positive, eta, threshold)
     for i in range(3):
         torch.testing.assert_close(found[i], apg_by_the_paper(guidance[i], positive[i], eta, threshold))
 
 
 def test_the_projected_guidance_has_its_limits():
     guidance, positive = 9 * draw(2, 4, 6, 5), draw(2, 4, 6, 5, seed=1)
-    assert torch.equal(projected(guidance, positive, 1.0, 0.0), guidance)
-    dots = (projected(guidance, positive, 0.0, 0.0) * positive).sum((1, 2, 3))
+    assert torch.equal(project_guidance(guidance, positive, 1.0, 0.0), guidance)
+    dots = (project_guidance(guidance, positive, 0.0, 0.0) * positive).sum((1, 2, 3))
     torch.testing.assert_close(dots, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
-    lengths = projected(guidance, positive, 1.0, 2.0).flatten(1).norm(dim=1)
+    lengths = project_guidance(guidance, positive, 1.0, 2.0).flatten(1).norm(dim=1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, 2.0))
     nothing = torch.zeros_like(positive)
-    assert torch.equal(projected(nothing, positive, 0.0, 15.0), nothing)
-    assert projected(guidance, nothing, 0.0, 15.0).isfinite().all()  # no direction to project on
+    assert torch.equal(project_guidance(nothing, positive, 0.0, 15.0), nothing)
+    assert project_guidance(guidance, nothing, 0.0, 15.0).isfinite().all()  # no direction to project on
 
 
 # --- FDG ---
@@ -169,26 +169,26 @@ def test_the_projected_guidance_has_its_limits():
 @pytest.mark.parametrize("levels", [1, 2, 3, 8])
 def test_the_bands_sum_to_the_picture_at_any_size(size, levels):
     x = draw(2, 3, *size)
-    found = bands(x, levels)
+    found = split_bands(x, levels)
     assert len(found) <= levels and all(band.shape == x.shape for band in found)
     torch.testing.assert_close(sum(found), x)
-    torch.testing.assert_close(weighed(x, 2.5, 2.5, levels), 2.5 * x)
+    torch.testing.assert_close(weight_bands(x, 2.5, 2.5, levels), 2.5 * x)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_constant_picture_is_all_low(size):
     x = draw(1, 3, 1, 1).expand(1, 3, *size)
-    torch.testing.assert_close(weighed(x, 2.0, 7.0, 4), 2 * x)
+    torch.testing.assert_close(weight_bands(x, 2.0, 7.0, 4), 2 * x)
 
 
 def test_a_checkerboard_is_nearly_all_high():
     x = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).mul(2).sub(1).double()[None, None]
     inner = (..., slice(8, -8), slice(8, -8))
-    torch.testing.assert_close(weighed(x, 2.0, 7.0, 2)[inner], 7 * x[inner], rtol=0.02, atol=0)
+    torch.testing.assert_close(weight_bands(x, 2.0, 7.0, 2)[inner], 7 * x[inner], rtol=0.02, atol=0)
 
 
 def test_the_factors_go_from_high_to_low_in_equal_steps():
-    assert list(factors(1.0, 3.0, 5)) == [3.0, 2.5, 2.0, 1.5, 1.0]
+    assert list(band_factors(1.0, 3.0, 5)) == [3.0, 2.5, 2.0, 1.5, 1.0]
 
 
 # --- CFG-Zero* ---

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from reins.models.h_space.files import BlockFile, Directions, parse
+from reins.models.h_space.files import BlockFile, Directions, parse_h_space
 from reins.models.h_space.steps import (
     Levels,
     at_sigma,
@@ -155,27 +155,27 @@ def weights(layout, c=64, time=128):
 def test_a_delta_block_is_known_by_its_tensors(layout, prefix):
     content = {f"{prefix}{key}": value for key, value in weights(layout).items()}
     beside = {"optimizer.state.0.step": torch.ones(1), "scheduler.last_epoch": torch.ones(1)}
-    found = parse({**content, **beside}, "file")
+    found = parse_h_space({**content, **beside}, "file")
     assert isinstance(found, BlockFile) and (found.channels, found.time) == (64, 128)
     assert set(found.weights) == set(weights(layout)) == set(found.make(64, 128, torch.nn).state_dict())
     without = {key: value for key, value in content.items() if "emb" not in key}
-    found = parse(without, "file")
+    found = parse_h_space(without, "file")
     assert found.time is None and set(found.weights) == set(found.make(64, None, torch.nn).state_dict())
 
 
 def test_the_noise_level_of_a_timestep_is_the_authors():
     """Betas from 0.0001 to 0.02 in a thousand equal steps; the direction named 0 is the mean of the others."""
     rows = {str(step): drawn(1, 6, 4, 4, seed=step).float() for step in (0, 999, 500, 250)}
-    found = parse(rows, "file")
+    found = parse_h_space(rows, "file")
     assert found.sigmas == pytest.approx([float(sigma_of(KEPT[step])) for step in (999, 500, 250)])
     assert found.sigmas[0] == pytest.approx(157.41, rel=1e-4)  # of the stored trajectory
     assert torch.equal(found.dh, torch.cat([rows[step] for step in ("999", "500", "250")]))
-    alone = parse({"0": rows["0"][0]}, "file")
+    alone = parse_h_space({"0": rows["0"][0]}, "file")
     assert torch.equal(alone.dh, rows["0"]) and len(alone.sigmas) == 1
 
 
 def test_saved_directions_are_sorted_by_their_noise():
-    found = parse({"dh": drawn(3, 6, 1, 1), "sigmas": torch.tensor([1.0, 9.0, 3.0])}, "file")
+    found = parse_h_space({"dh": drawn(3, 6, 1, 1), "sigmas": torch.tensor([1.0, 9.0, 3.0])}, "file")
     assert found.sigmas == (9.0, 3.0, 1.0) and isinstance(found, Directions)
     assert torch.equal(found.dh, drawn(3, 6, 1, 1)[[1, 2, 0]].float())
 
@@ -208,5 +208,5 @@ BAD = {
 def test_other_tensors_are_refused_in_one_sentence(name):
     content, words = BAD[name]
     with pytest.raises(ValueError, match=re.escape(words)) as error:
-        parse(content, "the file")
+        parse_h_space(content, "the file")
     assert str(error.value).startswith("the file")

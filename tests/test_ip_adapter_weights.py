@@ -7,14 +7,21 @@ import math
 import pytest
 import torch
 from reins.models.clip_vision.algebra import slerp
-from reins.models.ip_adapter.combine import as_copies, combine, parse_weights
-from reins.models.ip_adapter.weights import PEER_NAMES, WEIGHT_TYPES, Place, Strength, parse_layer_weights, scale
+from reins.models.ip_adapter.combine import combine, copy_logits, parse_weights
+from reins.models.ip_adapter.weights import (
+    PEER_NAMES,
+    WEIGHT_TYPES,
+    Strength,
+    TransformerPlace,
+    parse_layer_weights,
+    weight_keys_and_values,
+)
 
 
 def layout(inputs, outputs, middle=True):
     return [
-        *(Place("input", n) for n in inputs), *([Place("middle", 0)] if middle else []),
-        *(Place("output", n) for n in outputs),
+        *(TransformerPlace("input", n) for n in inputs), *([TransformerPlace("middle", 0)] if middle else []),
+        *(TransformerPlace("output", n) for n in outputs),
     ]  # fmt: skip
 
 
@@ -104,13 +111,15 @@ def test_a_model_without_a_middle_has_the_same_blocks():
     """SSD-1B and Vega lost their middle: numbers move, style and composition stay where they were."""
     cut = layout((4, 5, 7, 8), range(6), middle=False)
     found = Strength(weight_type="style and composition").by_place(cut)
-    assert set(found) == {Place("output", 1), Place("input", 8)}
+    assert set(found) == {TransformerPlace("output", 1), TransformerPlace("input", 8)}
 
 
 @pytest.mark.parametrize("weight_type", [name for name in WEIGHT_TYPES if "style" in name or "composition" in name])
 def test_style_on_an_unknown_layout_is_refused(weight_type):
     with pytest.raises(ValueError, match=r"knows the layers of SD1\.5 and SDXL.*0 input 1, 1 middle 0, 2 output 9"):
-        Strength(weight_type=weight_type).by_place([Place("input", 1), Place("middle", 0), Place("output", 9)][:3])
+        Strength(weight_type=weight_type).by_place(
+            [TransformerPlace("input", 1), TransformerPlace("middle", 0), TransformerPlace("output", 9)][:3]
+        )
 
 
 def test_every_weight_type_is_told_apart():
@@ -156,7 +165,7 @@ def test_scalings_are_those_of_their_formulas():
         "K+mean(V) with C penalty": attend(q, penalty * k, v - mean + penalty * mean),
     }
     for scaling, value in expected.items():
-        torch.testing.assert_close(attend(q, *scale(k, v, w, scaling)), value)
+        torch.testing.assert_close(attend(q, *weight_keys_and_values(k, v, w, scaling)), value)
 
 
 EMBEDS = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -217,8 +226,8 @@ def test_a_share_of_nothing_is_refused(how, weights):
 def test_an_image_of_weight_two_counts_as_two_copies():
     q, k, v = (torch.randn(1, n, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 6, 7))
     k, v = k[:, :6], v[:, :6]  # two images of three tokens
-    bias = as_copies(torch.tensor([2.0, 1.0])).repeat_interleave(3)
+    bias = copy_logits(torch.tensor([2.0, 1.0])).repeat_interleave(3)
     logits = q @ k.transpose(1, 2) / 8**0.5 + bias
     copies = [0, 1, 2, 0, 1, 2, 3, 4, 5]
     torch.testing.assert_close(torch.softmax(logits, -1) @ v, attend(q, k[:, copies], v[:, copies]))
-    assert as_copies(torch.tensor([3.0, 3.0])) is None
+    assert copy_logits(torch.tensor([3.0, 3.0])) is None

@@ -139,10 +139,10 @@ def test_nothing_outlives_its_hint():
     made, hint = stems(), hints()
     with torch.inference_mode():
         kept = weakref.ref(made(hint))
-    assert kept() is not None and len(made.kept.found) == 1
+    assert kept() is not None and len(made.cache.features) == 1
     del hint
     gc.collect()
-    assert kept() is None and not made.kept.found
+    assert kept() is None and not made.cache.features
 
 
 def test_weights_in_training_are_computed_anew():
@@ -160,6 +160,6 @@ def test_a_copy_keeps_nothing_of_the_original():
     with torch.no_grad():
         first = made(hint)
         for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-            assert not copied.kept.found
+            assert not copied.cache.features
             assert torch.equal(copied(hint), first) and copied(hint) is not first
-    assert list(made.kept.found.values()) == [first]
+    assert list(made.cache.features.values()) == [first]

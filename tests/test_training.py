@@ -10,7 +10,7 @@ from reins.demo.training import trainer
 from reins.demo.training.curve import Curve
 from reins.demo.training.data import ALL_UNSAID, UNSAID, ask, draw_batch
 from reins.demo.training.files import write_weights
-from reins.demo.training.muon import Muon, orthogonalised
+from reins.demo.training.muon import Muon, orthogonalise
 from reins.demo.training.trainer import Interrupted, Plan, train
 from safetensors import safe_open
 from torch import nn
@@ -98,7 +98,7 @@ def test_the_rate_rises_rests_and_falls_to_nothing():
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (8, 8), (5, 40)])
 def test_an_orthogonalised_matrix_has_singular_values_near_one_and_keeps_its_directions(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalised(matrix)
+    result = orthogonalise(matrix)
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.5 and values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -134,14 +134,14 @@ def test_the_question_is_v_and_v_gives_the_picture_back():
 
 
 def test_words_are_left_out_as_often_as_they_should_be():
-    said = draw_batch(4000, torch.Generator().manual_seed(0)).said
+    said = draw_batch(4000, torch.Generator().manual_seed(0)).prompt
     silent = (said < 0).all(1).float().mean().item()
     assert silent == pytest.approx(ALL_UNSAID, abs=0.02)
     some = (said < 0)[(said >= 0).any(1)].float().mean().item()
     assert some == pytest.approx(UNSAID, abs=0.02)
     drawn = draw_batch(100, torch.Generator().manual_seed(0), texture="checked", unsaid=(0, 0, 1, 0, 0, 0))
     assert (drawn.scenes.words[:, -1] == 2).all()
-    assert (drawn.said[:, 2] == -1).all()
+    assert (drawn.prompt[:, 2] == -1).all()
 
 
 def test_a_file_is_half_precision_with_its_card_and_refuses_what_does_not_fit(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reins.models.unicon.files import POST, SETS, flat_names, parse
+from reins.models.unicon.files import POST, SETS, flat_names, parse_unicon
 from reins.models.unicon.network import UniCon
 
 TABLES = json.loads((Path(__file__).parent / "golden" / "unicon_files.json").read_text())
@@ -47,7 +47,7 @@ def test_a_release_at_full_size_becomes_a_network_of_exactly_its_tensors(post):
         of_set: {key: torch.empty(shape, device=where) for key, shape in TABLES[of_set].items()}
         for of_set in SETS[: 3 if post == "conv_fuse" else 2]
     }
-    parts = parse(table, "release", sets)
+    parts = parse_unicon(table, "release", sets)
     network = UniCon(parts.sizes, torch.nn, device=where)
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert shapes == {key: tuple(value.shape) for key, value in parts.weights.items()}
@@ -72,7 +72,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_is_read_as_the_same(spelling):
-    assert same(parse(renamed(SPELLINGS[spelling]), "file"), parse(small(), "file"))
+    assert same(parse_unicon(renamed(SPELLINGS[spelling]), "file"), parse_unicon(small(), "file"))
 
 
 @pytest.mark.parametrize("ends", [("lora.down", "lora.up"), ("lora_A", "lora_B"), ("lora_A.default", "lora_B.default")])
@@ -83,22 +83,22 @@ def test_a_folder_is_read_as_its_one_file(ends):
         stem, end = key.replace(f".{of_set}.weight", "").split(".lora_")
         sets[of_set][f"unet.{stem}.{ends['AB'.index(end)]}.weight"] = whole[key]
     posts = {key: value for key, value in whole.items() if "lora" not in key}
-    assert same(parse(posts, "folder", sets), parse(whole, "folder"))
+    assert same(parse_unicon(posts, "folder", sets), parse_unicon(whole, "folder"))
     stale = {key: value + 1 if "lora" in key else value for key, value in whole.items()}
-    assert same(parse(stale, "folder", sets), parse(whole, "folder"))  # a folder's own files go before
+    assert same(parse_unicon(stale, "folder", sets), parse_unicon(whole, "folder"))  # a folder's own files go before
 
 
 def test_the_names_of_the_single_file_lead_back():
-    parts = parse(small(), "file")
+    parts = parse_unicon(small(), "file")
     names = flat_names(parts)
     assert {names[key]: value for key, value in parts.weights.items()}.keys() == small().keys()
-    assert same(parse({names[key]: value for key, value in parts.weights.items()}, "again"), parts)
+    assert same(parse_unicon({names[key]: value for key, value in parts.weights.items()}, "again"), parts)
 
 
 def test_alpha_over_rank_is_a_factor():
     key = f"{BLOCK}.attn1n.to_q.alpha.xy_lora"
-    found = parse({**small(), key: torch.tensor(1.0)}, "file").weights["joints.0.xy.to_q.up.weight"]
-    assert torch.equal(found, parse(small(), "file").weights["joints.0.xy.to_q.up.weight"] / 2)
+    found = parse_unicon({**small(), key: torch.tensor(1.0)}, "file").weights["joints.0.xy.to_q.up.weight"]
+    assert torch.equal(found, parse_unicon(small(), "file").weights["joints.0.xy.to_q.up.weight"] / 2)
 
 
 def test_a_copy_of_the_models_own_attention_is_left_out():
@@ -106,15 +106,18 @@ def test_a_copy_of_the_models_own_attention_is_left_out():
         f"{BLOCK}.attn1n.to_q.base_layer.weight": torch.zeros(4, 4),
         f"{BLOCK}.attn1n.to_out.0.bias": torch.zeros(4),
     }
-    assert same(parse({**small(), **copy}, "file"), parse(small(), "file"))
+    assert same(parse_unicon({**small(), **copy}, "file"), parse_unicon(small(), "file"))
 
 
 def test_parts_may_be_missing_as_a_whole():
     def without(*words):
         return {key: value for key, value in small().items() if not any(word in key for word in words)}
 
-    assert parse(without("y_lora.weight") | {k: v for k, v in small().items() if "xy_" in k}, "file").conditions == ()
-    assert parse(small(post=4), "file").sizes.joints[0].post == "conv"
+    assert (
+        parse_unicon(without("y_lora.weight") | {k: v for k, v in small().items() if "xy_" in k}, "file").conditions
+        == ()
+    )
+    assert parse_unicon(small(post=4), "file").sizes.joints[0].post == "conv"
 
 
 def drop(part):
@@ -150,7 +153,7 @@ def drop(part):
 )
 def test_a_file_that_does_not_fit_is_refused_by_what_it_lacks(weights, message):
     with pytest.raises(ValueError, match=message):
-        parse(weights, "file")
+        parse_unicon(weights, "file")
 
 
 def test_blocks_are_told_from_everything_else():

@@ -13,10 +13,12 @@ from .data import ask, draw_batch, v_loss
 from .trainer import Plan
 
 PLAN = Plan(steps=5000, batch=32)
-HIGH_NOISE = 0.75  # layout is decided there, details at low noise are learnt quickly
+HIGH_NOISE = 0.75  # below 1 asks more often at high noise, which decides the layout. Details are learnt quickly.
 
 
 class BaseTask:
+    """Trains the base model: its UNet and its table of words."""
+
     name = "base"
     what = "The base model: ComfyUI's UNet, small, with a table of words; one coloured shape on a plain ground, 32x32."
     file = BASE_FILE
@@ -37,5 +39,5 @@ class BaseTask:
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         drawn = draw_batch(batch, generator)
         asked = ask(drawn.latent.to(self.device), self.sigmas, generator, HIGH_NOISE)
-        context = self.words(tokens(drawn.said).to(self.device))
+        context = self.words(tokens(drawn.prompt).to(self.device))
         return v_loss(lambda x, timestep: self.unet(x, timestep, context), asked)

@@ -11,7 +11,7 @@ from .trainer import Plan
 
 
 def write_card(path: Path, what: str, plan: Plan, seconds: float, curve: Path, numbers: Iterable[str]) -> None:
-    """<file>.md and <file>.png beside `path`."""
+    """Writes the card <file>.md, with its curve <file>.png, beside the file at `path`."""
     if curve.exists():
         shutil.copyfile(curve, path.with_suffix(".png"))
     settings = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())

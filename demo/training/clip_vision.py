@@ -1,7 +1,7 @@
-"""The image encoder: the host's CLIP vision tower, small, whose embedding is read by a vector per word.
+"""The image encoder: the host's CLIP vision tower, small, trained against a vector for each word.
 
-CLIP pulls the embedding of a picture towards that of its caption.  A caption here is one word per slot, so the
-embedding is pulled towards the vectors of its words and away from the other words of each slot.
+CLIP pulls the embedding of a picture towards that of its caption. A caption here is one word per slot, so the embedding
+is pulled towards the vectors of its words and away from those of the other words of each slot.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from .data import mixed_precision
 from .trainer import Plan
 
 SCALE = 10.0  # of the cosines, before the softmax over a slot's words
-NOISE = 0.1
+NOISE = 0.1  # largest deviation of the noise on the pictures
 
 
 class ClipVisionTask:
+    """Trains the image encoder and its word vectors."""
+
     name = "clip-vision"
     what = "The image encoder: ComfyUI's CLIP vision tower, small, which reads the words of a picture."
     file = CLIP_VISION_FILE
@@ -55,16 +57,16 @@ class ClipVisionTask:
         with mixed_precision(self.device):
             embeds = image_embeds(self.tower, pixels)
         losses = [
-            functional.cross_entropy(cosines, said.to(self.device))
-            for cosines, said in zip(read_words(embeds, self.words.weight), split_places(words).unbind(1), strict=True)
+            functional.cross_entropy(cosines, word.to(self.device))
+            for cosines, word in zip(read_words(embeds, self.words.weight), split_places(words).unbind(1), strict=True)
         ]
         return torch.stack(losses).sum()
 
 
 def image_embeds(tower: nn.Module, pixels: Tensor) -> Tensor:
-    """(b, c): what the tower answers for pixels (b, 3, h, w).
+    """The embeddings (b, c) of pixels (b, 3, h, w).
 
-    The tower's own forward adds in place, which gradients do not survive; these are its layers without that.
+    The tower's forward adds in place, which breaks gradients. So its layers are called here one by one.
     """
     vision = tower.vision_model
     x = vision.pre_layrnorm(vision.embeddings(pixels))
@@ -76,7 +78,7 @@ def image_embeds(tower: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def read_words(embeds: Tensor, vectors: Tensor) -> list[Tensor]:
-    """Per token slot the scaled cosines (b, words) of image embeddings (b, c) with the word vectors (vocabulary, c)."""
+    """The scaled cosines (b, words) of image embeds (b, c) with word vectors (vocabulary, c), for each token slot."""
     cosines = functional.normalize(embeds.float(), dim=1) @ functional.normalize(vectors, dim=1).T
     return [
         SCALE * cosines[:, first : first + len(words)]
@@ -85,11 +87,12 @@ def read_words(embeds: Tensor, vectors: Tensor) -> list[Tensor]:
 
 
 def words_read(embeds: Tensor, vectors: Tensor) -> Tensor:
-    """(b, token slots): the index of the likeliest word of each slot."""
+    """The likeliest word of each slot, (b, token slots), from embeds (b, c) and vectors (vocabulary, c)."""
     return torch.stack([cosines.argmax(1) for cosines in read_words(embeds, vectors)], 1)
 
 
 def initialise(tower: nn.Module) -> None:
+    """Draws the weights to start training from."""
     for name, parameter in tower.named_parameters():
         if "norm" in name or "layrnorm" in name:
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)

@@ -1,6 +1,6 @@
-"""A ControlNet (2302.05543) for the demo model, the classic reference beside our ControlNeXt: same hints, same words.
+"""A ControlNet (2302.05543) for the demo model, to compare ControlNeXt with: it has the same hints and the same words.
 
-The UNet is locked; a copy of its encoder learns, and what it has to say comes through convolutions that begin as zeros.
+The UNet is locked. A copy of its encoder learns, and its features go through convolutions that begin as zeros.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from .data import Question, draw_batch
 from .frozen import FrozenBase
 from .trainer import Plan
 
-DECODER = ("out_channels", "transformer_depth_output")  # of the settings, what a ControlNet has none of
+DECODER = ("out_channels", "transformer_depth_output")  # settings of the decoder, which a ControlNet lacks
 
 
 class ControlNetTask:
+    """Trains a ControlNet."""
+
     name = "controlnet"
     what = "A classic ControlNet for masks, depth and edges: a copy of the encoder that learns beside the locked UNet."
     file = FILE
@@ -47,15 +49,15 @@ class ControlNetTask:
 
 
 def copied_encoder(base: FrozenBase, hint_channels: int) -> ControlNet:
-    """The host's network with the weights of the base where it has them, and zeros where the copy speaks."""
+    """The host's ControlNet with the weights of the base's encoder, and with zeros in its output convolutions."""
     settings = {name: value for name, value in UNET.items() if name not in DECODER}
     network = ControlNet(
         **settings, hint_channels=hint_channels, dtype=torch.float32, device=base.device,
         operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     network.apply(start_as_torch_does)
-    mine, theirs = network.state_dict(), base.unet.state_dict()
-    network.load_state_dict({name: theirs.get(name, value) for name, value in mine.items()})
+    weights = base.unet.state_dict()
+    network.load_state_dict({name: weights.get(name, value) for name, value in network.state_dict().items()})
     for silent in (network.zero_convs, network.middle_block_out):
         for parameter in silent.parameters():
             nn.init.zeros_(parameter)
@@ -63,12 +65,12 @@ def copied_encoder(base: FrozenBase, hint_channels: int) -> ControlNet:
 
 
 def as_hint(pictures: Tensor) -> Tensor:
-    """Pictures (b, c, SIZE, SIZE) with eight pixels for a cell, as the host enlarges them."""
+    """Pictures (b, c, SIZE, SIZE), enlarged to eight pixels for a cell as the host does."""
     return functional.interpolate(pictures, scale_factor=CELL, mode="nearest")
 
 
 def controlled(
     network: ControlNet, hint: Tensor, context: Tensor
 ) -> Callable[[Question], Mapping[str, object]]:  # fmt: skip
-    """What goes to the UNet with a question: the control for its noisy pictures."""
+    """Makes the arguments that go to the UNet with a question: the control for its noisy pictures."""
     return lambda asked: {"control": network(asked.x, hint, asked.timestep, context)}

@@ -1,7 +1,7 @@
 """A ControlNeXt (2408.06070) for the demo model: one network for masks, depth and edges, in the official file's form.
 
-As the authors do, a small part of the UNet learns with it: the projections after its attentions, as increments. Beside
-Cross Normalization stands what it replaces, a convolution of zeros (ControlNet, 2302.05543), for the comparison.
+As in the paper, a small part of the UNet learns with it: the projections after its attentions, as increments. For the
+comparison, Cross Normalization can be exchanged for what it replaces, a convolution of zeros (ControlNet, 2302.05543).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.controlnext.cross_normalization import dressed, standardised
+from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import VARIANTS
 from ...models.controlnext.network import ControlNeXt, Layout, Stage
 from ...nodes.controlnext.hint import CELL, stretched
@@ -36,6 +36,8 @@ Join = Callable[[Tensor, Tensor], Tensor]
 
 
 class ControlNeXtTask:
+    """Trains a ControlNeXt. `join` is what joins its feature to the UNet's, Cross Normalization if it is None."""
+
     name = "controlnext"
     what = "A ControlNeXt for masks, depth and edges, with increments for the projections after the attentions."
     file = FILE
@@ -78,14 +80,15 @@ class ControlNeXtTask:
 
 
 def as_pixels(hint: Tensor) -> Tensor:
-    """Hints as the node shows them to the network: eight pixels for a cell."""
+    """Hints (b, 3, SIZE, SIZE), enlarged to eight pixels for a cell as the node does."""
     return stretched(hint, CELL * SIZE, CELL * SIZE)
 
 
 def cross_normalised(control: Tensor, feature: Tensor) -> Tensor:
-    return dressed(standardised(control, tuple(feature.shape[-2:]), VARIANT.order), feature)
+    """The control (b, c, any, any) with Cross Normalization for the feature (b, c, h, w): (b, c, h, w)."""
+    return match_statistics(standardise(control, tuple(feature.shape[-2:]), VARIANT.normalization), feature)
 
 
 def zero_convolution(control: Tensor, feature: Tensor) -> Tensor:
-    """Of a network whose last convolution began as zeros."""
+    """The control (b, c, any, any) of a network whose last convolution began as zeros, pooled to (b, c, h, w)."""
     return functional.adaptive_avg_pool2d(control, tuple(feature.shape[-2:]))

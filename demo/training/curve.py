@@ -1,4 +1,4 @@
-"""The loss over a run, smoothed, and its picture."""
+"""The smoothed loss over a run, and its plot."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ SMOOTHING = 0.98
 
 @dataclass
 class Curve:
-    """A point every few steps: the running mean of the loss."""
+    """The running mean of the loss, with a point every few steps."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     latest: float = math.nan
 
     def add(self, step: int, loss: float) -> None:
+        """Adds the loss of a step."""
         self.latest = loss if math.isnan(self.latest) else SMOOTHING * self.latest + (1 - SMOOTHING) * loss
         if step % POINTS_EVERY == 0:
             self.steps.append(step)
@@ -26,7 +27,7 @@ class Curve:
 
 
 def draw_curve(curve: Curve, title: str, path: Path) -> None:
-    """Writes a PNG; a curve of less than two points is left out."""
+    """Writes the plot of a curve to `path`, unless it has less than two points."""
     if len(curve.steps) < 2:
         return
     import matplotlib

@@ -1,4 +1,4 @@
-"""Endless batches of drawn scenes with the words said of them, and what the network is asked to predict of them."""
+"""Batches of drawn scenes with prompts for them, and what the network is to predict."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ ALL_UNSAID = 0.10  # chance that the whole prompt does, for CFG
 
 
 class Batch(NamedTuple):
-    """b drawn scenes; `said` (b, slots) holds their words with -1 in the slots that say nothing."""
+    """b drawn scenes. `prompt` (b, slots) holds their words, with -1 in the slots that are unsaid."""
 
     scenes: Scenes
     views: Views
-    said: Tensor
+    prompt: Tensor
 
     @property
     def latent(self) -> Tensor:
-        """(b, 3, SIZE, SIZE) in -1..1."""
+        """The pictures (b, 3, SIZE, SIZE) in -1..1."""
         return self.views.image * 2 - 1
 
 
 def draw_batch(
     count: int, generator: torch.Generator, texture: str | None = None, unsaid: Sequence[float] | float = UNSAID
 ) -> Batch:
-    """A batch as the base model sees it; `texture` replaces theirs, `unsaid` may differ per slot."""
+    """A batch as the base model sees it. `texture` replaces its textures, `unsaid` may differ per slot."""
     words = draw_words(count, generator)
     if texture is not None:
         words[:, -1] = SLOTS["texture"].index(texture)
     scenes = draw(count, generator, words)
-    said = words.clone()
-    said[torch.rand(said.shape, generator=generator) < torch.as_tensor(unsaid)] = -1
-    said[torch.rand(count, generator=generator) < ALL_UNSAID] = -1
-    return Batch(scenes, render(scenes), said)
+    prompt = words.clone()
+    prompt[torch.rand(prompt.shape, generator=generator) < torch.as_tensor(unsaid)] = -1
+    prompt[torch.rand(count, generator=generator) < ALL_UNSAID] = -1
+    return Batch(scenes, render(scenes), prompt)
 
 
 class Question(NamedTuple):
-    """What the network is shown, and the v that it should answer (b, 3, h, w)."""
+    """What the network sees, x (b, 3, h, w) and timestep (b,), and the v that it should predict (b, 3, h, w)."""
 
     x: Tensor
     timestep: Tensor
@@ -51,10 +51,10 @@ class Question(NamedTuple):
 
 
 def ask(latent: Tensor, sigmas: Tensor, generator: torch.Generator, high_noise: float = 1.0) -> Question:
-    """Noise of every level, evenly over the table `sigmas` (levels,) and over the batch.
+    """A question for each latent (b, 3, h, w), at noise levels spread evenly over the table `sigmas` (levels,).
 
-    `high_noise` below 1 asks more often at high noise, above 1 at low.  v as in Salimans and Ho, arXiv 2202.00512,
-    with alpha = 1 / sqrt(1 + sigma^2).
+    A `high_noise` below 1 asks more often at high noise, and above 1 at low noise. v is as in Salimans and Ho, arXiv
+    2202.00512, with alpha = 1 / sqrt(1 + sigma^2).
     """
     count, levels = len(latent), len(sigmas)
     place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -67,12 +67,12 @@ def ask(latent: Tensor, sigmas: Tensor, generator: torch.Generator, high_noise: 
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where a device has it."""
+    """Mixed precision with bfloat16, if the device has it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "mps")
 
 
 def v_loss(answer_to: Callable[[Tensor, Tensor], Tensor], asked: Question) -> Tensor:
-    """Mean squared error of what a network answers to (x, timestep)."""
+    """The mean squared error of the v that a network predicts from (x, timestep)."""
     with mixed_precision(asked.x.device):
         answer = answer_to(asked.x, asked.timestep)
     return (answer.float() - asked.target).pow(2).mean()

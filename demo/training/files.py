@@ -1,4 +1,4 @@
-"""The shipped files: half precision, a card inside as metadata."""
+"""Writes the shipped files: half precision, with the settings of the run as metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Floating point becomes float16; the file appears whole or not at all."""
+    """Writes weights to a file, floating point as float16. The file appears whole or not at all.
+
+    Raises ValueError if a number does not fit into float16.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()

@@ -1,4 +1,4 @@
-"""What every adapter stands on: the shipped base model, frozen, and the loss it is trained by."""
+"""The shipped base model, frozen, and the loss by which adapters on it are trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .data import Batch, Question, ask, v_loss
 
 
 class FrozenBase:
-    """The base model's UNet in single precision, its words and its noise levels; nothing of it learns."""
+    """The base model's UNet in single precision, its words and its noise levels. None of it learns."""
 
     def __init__(self, device: torch.device, path: Path = BASE_FILE) -> None:
         weights = {name: value.float() for name, value in read_file(path).items()}
@@ -33,7 +33,7 @@ class FrozenBase:
         self, batch: Batch, generator: torch.Generator, changed: Mapping[str, Tensor],
         steered: Callable[[Question], Mapping[str, object]] = lambda asked: {}, high_noise: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """Mean squared error of v with some of the UNet's weights changed, and more arguments by the question."""
+        """The mean squared error of v. `changed` replaces weights of the UNet, `steered` gives it more arguments."""
         asked = ask(batch.latent.to(self.device), self.sigmas, generator, high_noise)
         context, more = self.context(batch), dict(steered(asked))
         return v_loss(
@@ -41,5 +41,5 @@ class FrozenBase:
         )
 
     def context(self, batch: Batch) -> Tensor:
-        """(b, tokens, width): what is said of each picture, as the UNet reads it."""
-        return self.table[tokens(batch.said).to(self.device)]
+        """The prompt of each picture, as the UNet reads it: (b, tokens, width)."""
+        return self.table[tokens(batch.prompt).to(self.device)]

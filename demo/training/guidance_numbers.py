@@ -1,4 +1,4 @@
-"""What the guidance family reaches on the demo model, through the nodes: for each method the figure it is made for.
+"""What guidance methods reach on the demo model, through the nodes: for each method the number it is made to improve.
 
 PAG, SEG and SAG are measured in numbers.py.
 """
@@ -21,23 +21,23 @@ from ...nodes.guidance.sliding_window import SlidingWindowGuidance
 from ...nodes.guidance.sparse_cross_attention import SparseCrossAttention
 from ...nodes.guidance.token_perturbation import TokenPerturbationGuidance
 from ...nodes.guidance.weak_model import WeakModelGuidance
-from ..evaluate import AT_ONCE, Settings, conditioning, sample
+from ..evaluate import AT_ONCE, SamplingSettings, conditioning, sample
 from ..judge import judge
 from ..world.scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
 from .numbers import with_style
 from .style import StyleTask
 
-FREE_SEED = 7
-FEW = Settings(cfg=1.0, steps=12)
-BURNT = Settings(cfg=12.0, sampler="euler")
-LARGE = 64  # cells of a latent twice as long as the pictures the model knows
+FREE_SEED = 7  # of pictures without words
+FEW = SamplingSettings(cfg=1.0, steps=12)
+BURNT = SamplingSettings(cfg=12.0, sampler="euler")
+LARGE = 64  # cells on a side, twice as many as in the pictures that the model knows
 PIXELS_OF_A_SHAPE = 12
 COLOUR, TEXTURE = list(SLOTS).index("colour"), list(SLOTS).index("texture")
 CHECKED = SLOTS["texture"].index("checked")
 
 
 def with_tpg(model: ModelPatcher, scale: float) -> ModelPatcher:
-    """Where structure is decided, as PAG: the second block up, in the middle of the run."""
+    """The model with TPG in the second block up, where structure is decided, in the middle of the run, as PAG."""
     return TokenPerturbationGuidance.execute(model, scale, 0.2, 0.7, "u2").result[0]
 
 
@@ -45,23 +45,24 @@ def with_tpg(model: ModelPatcher, scale: float) -> ModelPatcher:
 
 
 def draw_large(model: ModelPatcher, table: Tensor, words: Tensor, seed: int = 3) -> Tensor:
-    """(b, 3, 64, 64) in 0..1, one picture for each row of words, without CFG."""
+    """A large picture for each row of words (b, slots), without CFG: (b, 3, 64, 64) in 0..1."""
     latent = torch.zeros(len(words), 3, LARGE, LARGE)
-    said, free = conditioning(table, words), conditioning(table, torch.full_like(words[:1], -1))
+    positive, negative = conditioning(table, words), conditioning(table, torch.full_like(words[:1], -1))
     with torch.inference_mode():
         drawn = comfy.sample.sample(
-            model, comfy.sample.prepare_noise(latent, seed), FEW.steps, FEW.cfg, FEW.sampler, FEW.scheduler, said, free,
-            latent, disable_pbar=True, seed=seed,
+            model, comfy.sample.prepare_noise(latent, seed), FEW.steps, FEW.cfg, FEW.sampler, FEW.scheduler, positive,
+            negative, latent, disable_pbar=True, seed=seed,
         )  # fmt: skip
     return ((drawn.float() + 1) / 2).clamp(0, 1)
 
 
 def with_swg(model: ModelPatcher, scale: float, tile: int = 256) -> ModelPatcher:
+    """The model with SWG."""
     return SlidingWindowGuidance.execute(model, scale, tile, 0, 0.0, 1.0).result[0]
 
 
 def shapes(image: Tensor) -> Tensor:
-    """(b,): how many connected shapes there are on the ground of each picture; one was asked for."""
+    """How many connected shapes there are on the ground of each picture, (b,). One was asked for."""
     ground = image.flatten(2).median(2).values[..., None, None]
     mask = ((image - ground).abs().amax(1) > 0.3).float()
     label = torch.arange(1, mask[0].numel() + 1).view(mask.shape[1:]).float() * mask
@@ -77,35 +78,40 @@ def shapes(image: Tensor) -> Tensor:
 
 
 def _check_one_batch(count: int) -> None:
-    """ValueError for more pictures than are sampled at once: the next batch would begin with what the first has."""
+    """Raises ValueError if there are more pictures than are sampled at once.
+
+    Texts and pictures of a node belong to the rows of one batch, so the next batch would get those of the first.
+    """
     if count > AT_ONCE:
         raise ValueError(f"at most {AT_ONCE} pictures have texts or pictures of their own, but there are {count}")
 
 
 def free_words(count: int) -> Tensor:
+    """Words (count, slots) that are all unsaid."""
     return torch.full((count, len(SLOTS)), -1)
 
 
 def colours_drawn(model: ModelPatcher, table: Tensor, count: int) -> Tensor:
-    """(b,): the colours that are drawn without words."""
+    """The colours (count,) that the model draws without words."""
     return judge(sample(model, table, free_words(count), FEW, FREE_SEED)).words[:, COLOUR]
 
 
 def colours_kept(model: ModelPatcher, table: Tensor, before: Tensor, shift: int, **settings: float) -> float:
-    """How many of these pictures, drawn without words, keep their colour where the negative of NAG names it.
+    """The share of pictures without words that keep their colours `before` (b,) if the negative of NAG names these.
 
-    With `shift` it names the colour that lies so many further in the list: the control.
+    With a `shift` it names the colours that are so many places further in the list, for comparison.
     """
     _check_one_batch(len(before))
     negative = free_words(len(before))
     negative[:, COLOUR] = (before + shift) % len(SLOTS["colour"])
     chosen = {"scale": 4.0, "tau": 2.5, "alpha": 0.5, **settings}
-    said = conditioning(table, negative)
-    steered = NormalizedAttentionGuidance.execute(model, said, **chosen, start_percent=0.0, end_percent=1.0).result[0]
+    prompt = conditioning(table, negative)
+    steered = NormalizedAttentionGuidance.execute(model, prompt, **chosen, start_percent=0.0, end_percent=1.0).result[0]
     return (colours_drawn(steered, table, len(before)) == before).float().mean().item()
 
 
 def with_pladis(model: ModelPatcher, scale: float) -> ModelPatcher:
+    """The model with PLADIS."""
     return SparseCrossAttention.execute(model, scale, 0.0, 1.0).result[0]
 
 
@@ -113,7 +119,10 @@ def with_pladis(model: ModelPatcher, scale: float) -> ModelPatcher:
 
 
 def checks(model: ModelPatcher, table: Tensor, words: Tensor, strength: float, scale: float) -> float:
-    """How strong the checked texture is, 1 as it was taught, of a style LoRA steered away from the model without it."""
+    """How strong the checked texture is in pictures of words (b, slots), 1 as it was taught.
+
+    A style LoRA of `strength` draws them, steered away from the model without it.
+    """
     styled = with_style(model, StyleTask.file, strength)
     steered = WeakModelGuidance.execute(styled, model, scale, 0.0, 1.0).result[0]
     asked = words.clone()
@@ -128,7 +137,7 @@ def checks(model: ModelPatcher, table: Tensor, words: Tensor, strength: float, s
 
 
 def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
-    """The corrections of CFG, at settings for pictures of 32 cells and a high CFG."""
+    """The model with each correction of CFG, at settings for pictures of 32 cells and a high CFG."""
     return {
         "plain": model,
         "APG": AdaptiveProjectedGuidance.execute(model, 0.0, 3.0, 0.0, 0.0, 1.0).result[0],
@@ -138,7 +147,7 @@ def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
 
 
 def clipped(image: Tensor) -> float:
-    """The share of numbers in pictures that burnt out to black or to full."""
+    """The share of numbers in pictures that are clipped to black or to full."""
     return ((image <= 0.004) | (image >= 0.996)).float().mean().item()
 
 
@@ -146,16 +155,18 @@ def clipped(image: Tensor) -> float:
 
 
 def references(count: int) -> Tensor:
+    """Drawn pictures (count, 3, SIZE, SIZE) in 0..1."""
     return render(draw(count, torch.Generator().manual_seed(5))).image
 
 
 def with_image(model: ModelPatcher, image: Tensor, loss: Loss, scale: float) -> ModelPatcher:
+    """The model with Image Guidance towards pictures (b, 3, SIZE, SIZE)."""
     _check_one_batch(len(image))
     return ImageGuidance.execute(model, loss, scale, 0.0, 1.0, image=image.movedim(1, -1)).result[0]
 
 
 def distance(image: Tensor, wanted: Tensor, loss: Loss) -> float:
-    """The root mean square of what a loss sees between pictures, mean over them."""
+    """The root mean square of a loss between pictures (b, 3, SIZE, SIZE), averaged over them."""
     numbers = image[0].numel()
     pairs = zip((image * 2 - 1).split(1), (wanted * 2 - 1).split(1), strict=True)
     return sum((2 * LOSSES[loss](a, b).item() / numbers) ** 0.5 for a, b in pairs) / len(image)

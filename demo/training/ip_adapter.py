@@ -1,4 +1,4 @@
-"""An IP-Adapter (2308.06721) for the demo model, from its image encoder's embeddings, in the official file's form."""
+"""An IP-Adapter (2308.06721) for the demo model on its image encoder's embeddings, in the official file's form."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from .trainer import Plan
 
 TOKENS = 4
 UNSAID = 0.6  # of every word, so that much is left to the reference
-CONTRADICTED = 0.5  # of the references, in the words that are said: so text decides what it says
-NO_IMAGE = 0.08
+CONTRADICTED = 0.5  # share of the references that contradict the words, so that the text decides what it says
+NO_IMAGE = 0.08  # share of the references that are replaced by zeros
 
 
 class IPAdapterTask:
+    """Trains an IP-Adapter."""
+
     name = "ip-adapter"
     what = "An IP-Adapter of four tokens: a reference picture decides what the prompt leaves open."
     file = FILE
@@ -43,13 +45,13 @@ class IPAdapterTask:
         self.normalisation = (encoder.image_mean, encoder.image_std)
         width = self.tower.visual_projection.out_features
         self.sites = in_file_order(find_transformers(self.base.unet))
-        made = {"operations": comfy.ops.disable_weight_init, "device": device}
-        self.projection = LinearProjection(width, TOKENS, CONTEXT, **made)
-        self.layers = ImageLayers([(site.width, site.context) for site in self.sites], **made)
+        factory = {"operations": comfy.ops.disable_weight_init, "device": device}
+        self.projection = LinearProjection(width, TOKENS, CONTEXT, **factory)
+        self.layers = ImageLayers([(site.width, site.context) for site in self.sites], **factory)
         self._initialise()
 
     def _initialise(self) -> None:
-        """As the authors do: the layers start as copies of the text's."""
+        """Draws the weights. As in the paper, the layers start as copies of those of the text."""
         nn.init.normal_(self.projection.proj.weight, std=self.projection.proj.in_features**-0.5)
         nn.init.zeros_(self.projection.proj.bias)
         nn.init.ones_(self.projection.norm.weight)
@@ -70,7 +72,7 @@ class IPAdapterTask:
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         drawn = draw_batch(batch, generator, unsaid=UNSAID)
         others = draw_words(batch, generator)
-        contradicted = (drawn.said >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
+        contradicted = (drawn.prompt >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
         words = torch.where(contradicted, others, drawn.scenes.words)
         image = render(draw(batch, generator, words)).image.to(self.base.device)
         with torch.no_grad():
@@ -94,6 +96,7 @@ class IPAdapterTask:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The attention (b, n, heads * d) of q (b, n, heads * d), k and v (b, m, heads * d)."""
     q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=heads) for part in (q, k, v))
     out = functional.scaled_dot_product_attention(q, k.to(q), v.to(q))
     return rearrange(out, "b h n d -> b n (h d)")

@@ -1,4 +1,4 @@
-"""What the demo's IP-Adapter reaches: a reference for each picture, and words that say some things and leave others."""
+"""How well pictures of the demo model follow the references of an IP-Adapter and a prompt, through the nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...nodes.ip_adapter.apply_node import IPAdapterApply
 from ...nodes.ip_adapter.attention import IPAdapter
 from ...nodes.ip_adapter.encode_node import IPAdapterEncode
 from ...nodes.ip_adapter.load import make_ip_adapter
-from ..evaluate import AT_ONCE, Settings, one_line, sample, score
+from ..evaluate import AT_ONCE, SamplingSettings, one_line, sample, score
 from ..world.model import WEIGHTS
 from ..world.scenes import SLOTS, draw, draw_words, render
 from .numbers import COUNT, load_base, load_encoder
@@ -26,16 +26,16 @@ SEED = 21
 LOOK, FORM = ("colour", "background", "texture"), ("shape", "place", "size")
 
 
-class Prompted(NamedTuple):
-    """A model that draws from words and references: picture n from row n of both."""
+class IPAdapterDemo(NamedTuple):
+    """The demo model, its words, its image encoder and an IP-Adapter."""
 
     model: ModelPatcher
     table: Tensor
     encoder: ClipVisionModel
     adapter: IPAdapter
 
-    def draw(self, words: Tensor, references: Tensor, settings: Settings, **apply: object) -> Tensor:
-        """(b, 3, SIZE, SIZE) from words (b, slots) and references (b, 3, SIZE, SIZE)."""
+    def draw(self, words: Tensor, references: Tensor, settings: SamplingSettings, **apply: object) -> Tensor:
+        """Pictures (b, 3, SIZE, SIZE), each from a row of words (b, slots) and a reference (b, 3, SIZE, SIZE)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), references.split(AT_ONCE), strict=True):
             (tokens,) = IPAdapterEncode.execute(self.adapter, self.encoder, pictures.movedim(1, -1)).result
@@ -49,38 +49,41 @@ class References(NamedTuple):
 
     image: Tensor  # (b, 3, SIZE, SIZE)
     words: Tensor  # (b, slots)
-    others: Tensor
+    others: Tensor  # (b, slots)
 
     def saying(self, said: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The prompts that say only these slots, and the words that a picture of prompt and reference has."""
+        """The prompts (b, slots) that say only these slots, and the words (b, slots) that the pictures should have."""
         is_said = torch.tensor([slot in said for slot in SLOTS])
         return torch.where(is_said, self.others, -1), torch.where(is_said, self.others, self.words)
 
 
-def load_prompted(path: Path = FILE) -> Prompted:
-    return Prompted(*load_base(), load_encoder()[0], make_ip_adapter(read_file(path), path.name))
+def load_ip_adapter_demo(path: Path = FILE) -> IPAdapterDemo:
+    """The demo model with the IP-Adapter of a file."""
+    return IPAdapterDemo(*load_base(), load_encoder()[0], make_ip_adapter(read_file(path), path.name))
 
 
 def references(count: int = COUNT, seed: int = SEED) -> References:
+    """Random references."""
     generator = torch.Generator().manual_seed(seed)
     words = draw_words(count, generator)
     return References(render(draw(count, generator, words)).image, words, draw_words(count, generator))
 
 
 def ip_adapter_numbers(path: Path) -> Iterator[str]:
-    prompted, given = load_prompted(path), references()
+    """The lines of numbers for the card of a file."""
+    prompted, given = load_ip_adapter_demo(path), references()
     for cfg, weight in ((3.0, 0.0), (3.0, 0.5), (3.0, 1.0), (1.0, 1.0)):
         prompts, wanted = given.saying(())
-        found = score(prompted.draw(prompts, given.image, Settings(cfg=cfg), weight=weight), wanted)
-        yield f"nothing said, cfg {cfg:g}, weight {weight:g}: as the reference in {one_line(found.rates)}"
+        result = score(prompted.draw(prompts, given.image, SamplingSettings(cfg=cfg), weight=weight), wanted)
+        yield f"nothing said, cfg {cfg:g}, weight {weight:g}: as the reference in {one_line(result.rates)}"
         if (cfg, weight) == (3.0, 1.0):
-            others = score(found.image, wanted.roll(1, 0))
+            others = score(result.image, wanted.roll(1, 0))
             yield f"the same pictures against other references: {one_line(others.rates)}"
     for said in (FORM, LOOK):
         prompts, wanted = given.saying(said)
         for weight in (0.5, 0.8, 1.0):
-            found = score(prompted.draw(prompts, given.image, Settings(), weight=weight), wanted)
+            result = score(prompted.draw(prompts, given.image, SamplingSettings(), weight=weight), wanted)
             yield (
                 f"{', '.join(said)} said, the rest left to a reference that shows others, weight {weight:g}: "
-                f"{one_line(found.rates)}; quality {found.quality:.1f} dB"
+                f"{one_line(result.rates)}; quality {result.quality:.1f} dB"
             )

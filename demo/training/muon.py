@@ -1,6 +1,6 @@
 """Muon: momentum whose update is made orthogonal, for matrices and convolution kernels (Jordan et al., 2024).
 
-torch.optim.Muon takes two-dimensional parameters alone; kernels (out, in, h, w) are seen as (out, in * h * w) here.
+torch.optim.Muon only takes parameters of two dimensions. Here kernels (out, in, h, w) are seen as (out, in * h * w).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic of the reference implem
 MOMENTUM = 0.95
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(m, n): about U V^T of the singular value decomposition U S V^T, singular values between 0.7 and 1.2."""
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """A matrix (m, n) made orthogonal: about U V^T of U S V^T, with singular values between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x.bfloat16()
@@ -27,13 +27,14 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised per matrix; wide and tall matrices move by equal amounts per output."""
+    """Nesterov momentum, orthogonalised per matrix. Wide and tall matrices move by equal amounts per output."""
 
     def __init__(self, params: list[dict], lr: float = 0.01) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Changes the parameters by one step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -43,5 +44,5 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
                 ahead = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
-                update = orthogonalised(ahead) * max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
+                update = orthogonalise(ahead) * max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"])

@@ -1,4 +1,4 @@
-"""What the shipped files reach, measured through the host as a person would use them: the tables of their cards."""
+"""What the shipped files reach, measured through the host as a person would use them: the numbers on their cards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ...engine.loading import read_file
 from ...nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
 from ...nodes.guidance.self_attention import SelfAttentionGuidance
 from ...nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
-from ..evaluate import Score, Settings, gain, one_line, prompts, sample, score
+from ..evaluate import SamplingSettings, Score, gain, one_line, prompts, sample, score
 from ..world.host_model import load_clip_vision, load_model
 from ..world.model import BASE_FILE, CLIP_VISION_CONFIG, CLIP_VISION_FILE, TOKEN_SLOTS, WORDS_KEY, split_places
 from ..world.scenes import SLOTS, draw, draw_words, render
 from .clip_vision import words_read
 
 COUNT = 128
-GUIDANCE_SEED = 11  # of the noise on which guidance is measured; its settings were chosen on another
-NO_CFG = Settings(cfg=1.0)
+GUIDANCE_SEED = 11  # of the noise on which guidance is measured. Its settings were chosen on other noise.
+NO_CFG = SamplingSettings(cfg=1.0)
 
 
 def load_base(path: Path = BASE_FILE) -> tuple[ModelPatcher, Tensor]:
@@ -40,9 +40,9 @@ def load_encoder(path: Path = CLIP_VISION_FILE) -> tuple[ClipVisionModel, Tensor
 
 
 def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
-    """The model with each guidance, at settings found on other noise; its example workflows have them too.
+    """The model with each guidance, at settings found on other noise. The example workflows have them too.
 
-    Structure is decided by the self-attention of the second block up (u2); the middle one (m0) hardly matters here.
+    The self-attention of the second block up (u2) decides the structure. That of the middle (m0) hardly matters here.
     """
     pag = PerturbedAttentionGuidance.execute(model, 0.7, 0.2, 0.7, "u2", "none", 0.1)
     seg = SmoothedEnergyGuidance.execute(model, 0.7, -1.0, 0.2, 0.7, "u2", "none")
@@ -51,26 +51,26 @@ def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
 
 
 def repainted(model: ModelPatcher, table: Tensor, words: Tensor, cfg: float) -> Score:
-    """Drawn scenes, painted over at denoise 0.35 with the colour word of another prompt and no other word."""
+    """The score of drawn scenes of words (b, slots), painted over at denoise 0.35 with the next colour as only word."""
     image = render(draw(len(words), torch.Generator().manual_seed(1), words)).image
     asked = torch.full_like(words, -1)
     asked[:, 1] = (words[:, 1] + 1) % len(SLOTS["colour"])
-    settings = Settings(cfg=cfg, denoise=0.35)
+    settings = SamplingSettings(cfg=cfg, denoise=0.35)
     return score(sample(model, table, asked, settings, start=image * 2 - 1), asked)
 
 
 def base_numbers(path: Path) -> Iterator[str]:
+    """The lines of numbers for the card of a base model."""
     model, table = load_base(path)
     words = prompts(COUNT)
     for cfg in (1.0, 3.0, 5.0):
-        plain = score(sample(model, table, words, Settings(cfg=cfg)), words)
-        yield f"cfg {cfg:g}: {describe(plain)}"
+        plain = score(sample(model, table, words, SamplingSettings(cfg=cfg)), words)
+        yield f"cfg {cfg:g}: {describe_score(plain)}"
         if cfg == 3.0:
             others = score(plain.image, words.roll(1, 0))
             yield f"the same pictures against the words of other prompts: {one_line(others.rates)}"
     for cfg in (1.0, 3.0):
-        found = repainted(model, table, words, cfg)
-        colour = found.rates["colour"]
+        colour = repainted(model, table, words, cfg).rates["colour"]
         yield f"another colour painted over a drawn scene, denoise 0.35, cfg {cfg:g}: colour {colour:.2f}"
     free = torch.full_like(words, -1)
     before = score(sample(model, table, free, NO_CFG, GUIDANCE_SEED), free)
@@ -84,31 +84,35 @@ def base_numbers(path: Path) -> Iterator[str]:
         )
 
 
-def distances(found: Score) -> str:
-    error = found.verdict.template_error.mean().item()
-    return f"quality {found.quality:.1f} dB, template error {error:.3f}"
+def distances(result: Score) -> str:
+    """Quality and template error, in one line."""
+    error = result.verdict.template_error.mean().item()
+    return f"quality {result.quality:.1f} dB, template error {error:.3f}"
 
 
-def describe(found: Score) -> str:
-    return f"{one_line(found.rates)}; {distances(found)}"
+def describe_score(result: Score) -> str:
+    """Rates and distances, in one line."""
+    return f"{one_line(result.rates)}; {distances(result)}"
 
 
 def with_style(model: ModelPatcher, path: Path, strength: float) -> ModelPatcher:
-    """The model with a LoRA file, through the host's own loader."""
+    """The model with a LoRA file, loaded by the host."""
     styled, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), strength, 0)
     return styled
 
 
 def style_numbers(path: Path) -> Iterator[str]:
+    """The lines of numbers for the card of a style LoRA."""
     model, table = load_base()
     words = prompts(COUNT)
     words[:, -1] = SLOTS["texture"].index("checked")
     for strength in (0.0, 0.5, 1.0):
-        found = score(sample(with_style(model, path, strength), table, words, Settings()), words)
-        yield f"strength {strength:g}: {describe(found)}"
+        result = score(sample(with_style(model, path, strength), table, words, SamplingSettings()), words)
+        yield f"strength {strength:g}: {describe_score(result)}"
 
 
 def clip_vision_numbers(path: Path) -> Iterator[str]:
+    """The lines of numbers for the card of an image encoder."""
     encoder, vectors = load_encoder(path)
     generator = torch.Generator().manual_seed(4)
     words = draw_words(4 * COUNT, generator)

@@ -1,7 +1,7 @@
-"""Prompt Diffusion (2305.01115) for the demo model: an example pair says what is to be done with another picture.
+"""Prompt Diffusion (2305.01115) for the demo model: an example pair shows what is to be done with another picture.
 
-The six tasks are the paper's: from a picture to its mask, depth or edges, and back. Nothing else tells which of the
-three maps of a picture is wanted, so they cannot be learnt without reading the pair.
+The six tasks are those of the paper: from a picture to its mask, depth or edges, and back. Only the pair tells which of
+the three maps is wanted, so the network has to learn to read it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from .frozen import FrozenBase
 from .prompt_diffusion_numbers import FILE
 from .trainer import Plan
 
-NO_TEXT, NO_TEXT_NO_PAIR, NO_PAIR = 0.05, 0.10, 0.15  # shares as the authors drop them, one upon the other
+NO_TEXT, NO_TEXT_NO_PAIR, NO_PAIR = 0.05, 0.10, 0.15  # cumulated shares of what is dropped, as in the paper
 STEMS = {"pair": "input_hint_block", "query": "input_cond_block"}  # as the authors' file has them
-LEVELS = 2
+LEVELS = 2  # noise levels at which each hint is asked for
 
 
 class PromptDiffusionTask:
+    """Trains a Prompt Diffusion."""
+
     name = "prompt-diffusion"
     what = "Prompt Diffusion for six tasks: a picture to its mask, depth or edges, and back, as an example shows it."
     file = FILE
@@ -48,7 +50,7 @@ class PromptDiffusionTask:
         return {f"control_model.{name}": value for name, value in [*self.network.named_parameters(), *stems.items()]}
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
-        count = batch // LEVELS  # the stems take most of the time: what they say is asked for at several noise levels
+        count = batch // LEVELS  # the stems take most of the time, so their features serve several noise levels
         asked = draw_batch(count, generator, unsaid=UNSAID)
         example = render(draw(count, generator, draw_words(count, generator)))
         kinds = torch.randint(len(HINTS), (count,), generator=generator)
@@ -59,8 +61,10 @@ class PromptDiffusionTask:
         silent = to_map | (dropped < NO_TEXT_NO_PAIR)
         pair = torch.cat([source, target], 1) * 2 - 1
         pair[(dropped >= NO_TEXT) & (dropped < NO_PAIR)] = 0
-        said = torch.where(silent[:, None], -1, asked.said)
-        drawn = Batch(asked.scenes, asked.views._replace(image=wanted.repeat(LEVELS, 1, 1, 1)), said.repeat(LEVELS, 1))
+        prompt = torch.where(silent[:, None], -1, asked.prompt)
+        drawn = Batch(
+            asked.scenes, asked.views._replace(image=wanted.repeat(LEVELS, 1, 1, 1)), prompt.repeat(LEVELS, 1)
+        )
         with mixed_precision(self.base.device):
             hint = self.stems(as_hint(torch.cat([query * 2 - 1, pair], 1)).to(self.base.device))
         hint, context = hint.repeat(LEVELS, 1, 1, 1), self.base.context(drawn)
@@ -68,14 +72,17 @@ class PromptDiffusionTask:
 
 
 class _AsGiven(nn.Module):
-    """In the place of the stems, where their outcome comes as the hint."""
+    """Takes the place of the stems in the network. The hint that it passes on is their output."""
 
     def forward(self, hint: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         return hint
 
 
 def ends(views: Views, kinds: Tensor, to_map: Tensor) -> tuple[Tensor, Tensor]:
-    """What each task starts from and what it makes of it, (b, 3, SIZE, SIZE); `kinds` (b,) of map, `to_map` (b,)."""
+    """The source and the target of each task, both (b, 3, SIZE, SIZE).
+
+    `kinds` (b,) are the kinds of map, and `to_map` (b,) tells whether the map is the target.
+    """
     maps = hints_of(views)[kinds, torch.arange(len(kinds))]
     forwards = to_map[:, None, None, None]
     return torch.where(forwards, views.image, maps), torch.where(forwards, maps, views.image)

@@ -1,4 +1,4 @@
-"""From a task's name to its file."""
+"""Runs a training task by its name, and writes its file and card."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .trainer import Interrupted, Plan, train
 
 
 def run(name: str, change: Callable[[Plan], Plan], states: Path, out: Path | None, fresh: bool) -> int:
+    """Trains a task with a changed plan, and writes its file and card. Returns the exit code."""
     task = RUNS[name].make(comfy.model_management.get_torch_device())
     plan = change(task.plan)
     folder = states / name

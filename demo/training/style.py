@@ -17,6 +17,8 @@ LORA_PREFIX = "diffusion_model."
 
 
 class StyleTask:
+    """Trains a LoRA for the checked texture."""
+
     name = "checked"
     what = "A LoRA of rank 4 over all kernels and matrices of the base: the checked texture, which the base never saw."
     file = WEIGHTS / "loras" / "reins-demo-checked.safetensors"
@@ -44,7 +46,7 @@ class StyleTask:
         return named
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
-        # the word is often left out: the style shall come from the weights, not from a word alone
+        # the word is often left out, so that the style comes from the weights and not from the word alone
         drawn = draw_batch(batch, generator, texture="checked", unsaid=(*[UNSAID] * 5, 0.5))
         changed = {
             name: value + (self.up[flat(name)].flatten(1) @ self.down[flat(name)].flatten(1)).view_as(value)

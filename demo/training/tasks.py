@@ -1,4 +1,4 @@
-"""The runs that there are, by name, and how what they make is measured."""
+"""The training runs by name, and the functions that measure their files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .unicon_numbers import unicon_numbers
 
 
 class Run(NamedTuple):
-    """A task, made for a device, and the lines for the card of its file."""
+    """Makes a task for a device, and the lines of numbers for the card of its file."""
 
     make: Callable[[torch.device], Task]
     numbers: Callable[[Path], Iterable[str]]

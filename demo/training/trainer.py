@@ -1,7 +1,7 @@
-"""The loop that every training run goes through: optimiser, average of the weights, resuming, progress and curve.
+"""The training loop of all tasks: optimisers, average of the weights, resuming, progress and curve.
 
-A run is a chain of steps that depends on nothing but its settings: the pictures and the noise of step n come from a
-generator seeded with n.  So a run that was stopped and resumed ends with the same bits as one that was not.
+A run depends on nothing but its settings: the pictures and the noise of step n come from a generator seeded with n. So
+a run that was stopped and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SEED_STRIDE = 1_000_003  # a prime, so that steps of different seeds draw differ
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a run; the rate rises over `warm_up` steps, rests, and falls to zero over the last `cool_down`.
+    """The settings of a run. The rate rises over `warm_up` steps, rests, and falls to zero over the last `cool_down`.
 
-    Matrices learn by Muon at `matrix_rate`, everything else by AdamW at `rate`; at a matrix rate of 0 all by AdamW.
+    Matrices learn by Muon at `matrix_rate`, everything else by AdamW at `rate`. At a matrix rate of 0 all use AdamW.
     """
 
     steps: int
@@ -45,12 +45,13 @@ class Plan:
     seed: int = 0
 
     def rate_factor(self, step: int) -> float:
+        """The factor on the rates at a step."""
         left = (self.steps - step) / max(1.0, self.cool_down * self.steps)
         return min(1.0, (step + 1) / self.warm_up, left)
 
 
 class Task(Protocol):
-    """What is trained; `what` is the first sentence of its card."""
+    """What is trained. `what` is the first sentence of its card."""
 
     name: str
     what: str
@@ -58,19 +59,19 @@ class Task(Protocol):
     plan: Plan
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """All that learns, under the names of the file; the rest of the model is frozen."""
+        """The parameters that learn, under the names of the file. The rest of the model is frozen."""
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
-        """The loss of one batch; every picture and every number of noise comes from the generator (on the CPU)."""
+        """The loss of one batch. All pictures and all noise come from the generator, which is on the CPU."""
 
 
 class Interrupted(Exception):
-    """Somebody stopped the run; it goes on from here next time."""
+    """The run was stopped. The same command goes on from here."""
 
 
 @dataclass
 class State:
-    """Everything that a resumed run needs."""
+    """The state of a run, which is all that resuming it needs."""
 
     step: int
     seconds: float
@@ -79,7 +80,10 @@ class State:
 
 
 def train(task: Task, plan: Plan, folder: Path) -> State:
-    """Runs or resumes; returns the last state, whose `average` is the result.  `folder` keeps state and curve."""
+    """Runs or resumes a task. Returns the last state, whose `average` is the result. `folder` keeps state and curve.
+
+    Raises Interrupted if the run is stopped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(task.parameters())
     for parameter in parameters.values():
@@ -110,6 +114,7 @@ def train(task: Task, plan: Plan, folder: Path) -> State:
 def one_step(
     task: Task, plan: Plan, parameters: dict[str, nn.Parameter], optimisers: list[torch.optim.Optimizer], state: State
 ) -> float:
+    """Trains for one step and changes `state`. Returns the loss."""
     generator = torch.Generator().manual_seed(plan.seed * SEED_STRIDE + state.step)
     for optimiser in optimisers:
         for group in optimiser.param_groups:
@@ -120,7 +125,7 @@ def one_step(
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-    # at first the average forgets faster, so that it does not remember the start
+    # at first the average forgets faster, so that the first weights have no part in it
     weight = 1 - min(plan.average, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
         torch._foreach_lerp_(list(state.average.values()), list(parameters.values()), weight)
@@ -129,7 +134,7 @@ def one_step(
 
 
 def make_optimisers(parameters: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels; AdamW for gains, biases, tables, thin adapters and the ends of the network."""
+    """Muon for matrices and kernels, AdamW for gains, biases, tables, thin adapters and both ends of the network."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in parameters.items():
         by_muon = plan.matrix_rate > 0 and parameter.ndim > 1 and not any(part in name for part in ADAM_PARTS)
@@ -144,14 +149,19 @@ def make_optimisers(parameters: Mapping[str, nn.Parameter], plan: Plan) -> list[
 
 
 def fresh_state(parameters: Mapping[str, nn.Parameter]) -> State:
+    """The state before the first step."""
     return State(0, 0.0, {name: value.detach().clone() for name, value in parameters.items()}, Curve())
 
 
 def read_state(
     path: Path, parameters: Mapping[str, nn.Parameter], optimisers: list[torch.optim.Optimizer], plan: Plan
 ) -> State:
+    """The state in a file. Parameters and optimisers are set to it.
+
+    Raises ValueError if the file belongs to a run with other settings.
+    """
     saved = torch.load(path, weights_only=True, map_location=next(iter(parameters.values())).device)
-    # the length alone may change: a run may be made longer before its rate begins to fall
+    # only the length may change: a run may be made longer before its rate begins to fall
     if {**saved["plan"], "steps": plan.steps} != asdict(plan):
         raise ValueError(
             f"{path} belongs to a run with other settings: {saved['plan']}. Repeat them, or add --fresh to begin anew."
@@ -171,6 +181,7 @@ def write_state(
     optimisers: list[torch.optim.Optimizer],
     plan: Plan,
 ) -> None:
+    """Writes the state to a file, which appears whole or not at all."""
     content = {
         "plan": asdict(plan),
         "step": state.step,
@@ -186,7 +197,7 @@ def write_state(
 
 @contextmanager
 def stop_politely() -> Iterator:
-    """Ctrl-C and SIGTERM end the step that runs, not the process."""
+    """Lets Ctrl-C and SIGTERM wait for the end of a step. Gives a function that tells whether one came."""
     asked = []
     old = {kind: signal.signal(kind, lambda *_: asked.append(True)) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:

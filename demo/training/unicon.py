@@ -1,6 +1,6 @@
 """A UniCon (2410.11439) for the demo model: pictures and their depth maps, in the official file's form.
 
-Both branches have noise levels of their own, drawn independently, so that one file serves every pair of them: depth to
+The noise levels of the two branches are drawn independently, so that one file serves every pair of them: depth to
 image, image to depth, both at once, and everything between.
 """
 
@@ -18,7 +18,7 @@ from ...engine.layers.projections import ProjectionLayer
 from ...engine.network import options_with_layers
 from ...engine.rows.groups import GROUPS, Group
 from ...engine.unet import Transformer, block_names
-from ...models.unicon.files import Parts, flat_names
+from ...models.unicon.files import UniConParts, flat_names
 from ...models.unicon.network import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
 from ...nodes.unicon.side_by_side import BlockNumbers, SideBySide
 from ..world.model import tokens
@@ -32,6 +32,8 @@ UNSAID = (0.3, 0.12, 0.5, 0.5, 0.12, 0.12)  # what a depth map tells is often le
 
 
 class UniConTask:
+    """Trains a UniCon."""
+
     name = "unicon"
     what = "A UniCon of rank 16: pictures and their depth maps, each with a noise level of its own."
     file = FILE
@@ -41,7 +43,7 @@ class UniConTask:
         torch.manual_seed(0)
         self.base = FrozenBase(device)
         blocks = block_names(self.base.unet)
-        self.parts = Parts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
+        self.parts = UniConParts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
         self.network = UniCon(self.parts.sizes, comfy.ops.disable_weight_init, device=device)
         self.network.apply(_initialise)
         owner = uuid4()
@@ -58,9 +60,9 @@ class UniConTask:
         depth = (drawn.views.depth * 2 - 1)[:, None].expand(-1, 3, -1, -1)
         latents = (drawn.latent, depth[order := torch.randperm(batch, generator=generator)])
         x, y = (ask(latent.to(self.base.device), self.base.sigmas, generator) for latent in latents)
-        y = Question(*(rows[order.argsort()] for rows in y))  # levels are spread evenly over a batch: not in one order
+        y = Question(*(rows[order.argsort()] for rows in y))  # else both would have their levels in one order
         asked = Question(*(torch.cat(pair) for pair in zip(x, y, strict=True)))
-        words = torch.cat([tokens(drawn.said), tokens(drawn.said, depth=True)])
+        words = torch.cat([tokens(drawn.prompt), tokens(drawn.prompt, depth=True)])
         context = self.base.table[words.to(self.base.device)]
         options = {KEY: [self.layer], GROUPS: self.groups, "uuids": [None, None], "cond_or_uncond": [0, 0]}
         options = options_with_layers(options, self.base.unet, asked.timestep)
@@ -82,7 +84,7 @@ def _sizes(blocks: Sequence[Transformer]) -> Sizes:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As the authors do: the second matrix of each LoRA and P start as zeros."""
+    """Draws the weights. As in the paper, the second matrix of each LoRA and P start as zeros."""
     for name, child in module.named_children():
         if name in ("up", "post"):
             nn.init.zeros_(child.weight)

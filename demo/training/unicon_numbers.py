@@ -1,4 +1,4 @@
-"""How well the five uses of a UniCon work on the demo model, through the nodes."""
+"""UniCon (2410.11439): how well its five uses work on the demo model, through the nodes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ...nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniC
 from ...nodes.unicon.load import read_unicon
 from ...nodes.unicon.side_by_side import UniCon
 from ...nodes.unicon.two_clocks_node import UniConSampler
-from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, Settings, one_line, sample
+from ..evaluate import AT_ONCE, NOISE_SEED, Conditioning, SamplingSettings, one_line, sample
 from ..judge import Verdict, judge
 from ..world.model import WEIGHTS, tokens
 from ..world.scenes import FLOOR_FAR, FLOOR_NEAR, SIZE, SLOTS, Views, draw, draw_words, render
 from .numbers import load_base
 
 FILE = WEIGHTS / "unicon" / "reins-demo-unicon.safetensors"
-FORM = ("shape", "place", "size")  # what a depth map says
+FORM = ("shape", "place", "size")  # the slots that a depth map shows
 COUNT, SEED = 32, 21
-SETTINGS = Settings()
+SETTINGS = SamplingSettings()
 NEAR = 0.52  # depth above it is the shape, below it the floor
-LEVELS = (0.0, 0.5, 0.75, 1.0)  # of the noise on a condition that is followed coarsely
+LEVELS = (0.0, 0.5, 0.75, 1.0)  # noise levels of a condition that is followed coarsely
 
 
 class Pairs(NamedTuple):
@@ -38,23 +38,23 @@ class Pairs(NamedTuple):
     depth: Tensor
 
 
-class Seen(NamedTuple):
-    """Scenes, their pictures as latents, and their words (b, slots)."""
+class DepthScenes(NamedTuple):
+    """Scenes with their pictures and depth maps, and their words (b, slots)."""
 
     views: Views
     words: Tensor
 
     @property
     def depth(self) -> Tensor:
-        """(b, 3, SIZE, SIZE) in 0..1."""
+        """The depth maps (b, 3, SIZE, SIZE) in 0..1."""
         return self.views.depth[:, None].expand(-1, 3, -1, -1)
 
     def saying(self, unsaid: Sequence[str] = FORM) -> Tensor:
-        """The words without those slots."""
+        """The words (b, slots) with these slots unsaid."""
         return torch.where(torch.tensor([slot in unsaid for slot in SLOTS]), -1, self.words)
 
 
-class SideBySide(NamedTuple):
+class UniConDemo(NamedTuple):
     """The demo model, its words and a UniCon."""
 
     model: ModelPatcher
@@ -62,18 +62,19 @@ class SideBySide(NamedTuple):
     unicon: UniCon
 
     def prompt(self, words: Tensor, depth: bool = False) -> Conditioning:
+        """The conditioning of words (b, slots), for pictures or for depth maps."""
         return [[self.table[tokens(words, depth)], {}]]
 
-    def image(self, words: Tensor, depth: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
-        """Pictures (b, 3, SIZE, SIZE) of words (b, slots) beside depth maps like them."""
+    def image(self, words: Tensor, depth: Tensor, settings: SamplingSettings = SETTINGS, **apply: object) -> Tensor:
+        """Pictures (b, 3, SIZE, SIZE) of words (b, slots) that follow depth maps (b, 3, SIZE, SIZE)."""
         drawn = []
         for some, maps in zip(words.split(AT_ONCE), depth.split(AT_ONCE), strict=True):
             steered = self._beside(some, maps, "condition", **apply)
             drawn.append(sample(steered, self.table, some, settings))
         return torch.cat(drawn)
 
-    def depth(self, words: Tensor, image: Tensor, settings: Settings = SETTINGS, **apply: object) -> Tensor:
-        """Depth maps (b, 3, SIZE, SIZE) of pictures like them and of words (b, slots)."""
+    def depth(self, words: Tensor, image: Tensor, settings: SamplingSettings = SETTINGS, **apply: object) -> Tensor:
+        """Depth maps (b, 3, SIZE, SIZE) of pictures (b, 3, SIZE, SIZE) and words (b, slots)."""
         drawn = []
         for some, pictures in zip(words.split(AT_ONCE), image.split(AT_ONCE), strict=True):
             steered = self._beside(some, pictures, "image", **apply)
@@ -83,10 +84,13 @@ class SideBySide(NamedTuple):
         return torch.cat(drawn)
 
     def both(
-        self, words: Tensor, depth: Tensor | None = None, schedule: str = "", settings: Settings = SETTINGS,
+        self, words: Tensor, depth: Tensor | None = None, schedule: str = "", settings: SamplingSettings = SETTINGS,
         **apply: object,
     ) -> Pairs:  # fmt: skip
-        """Pictures of words (b, slots) with their depth maps; coarsely along given ones (b, 3, SIZE, SIZE)."""
+        """Pictures of words (b, slots) with their depth maps.
+
+        They coarsely follow the maps in `depth` (b, 3, SIZE, SIZE), if these are given.
+        """
         drawn = []
         for start in range(0, len(words), AT_ONCE):
             some = words[start : start + AT_ONCE]
@@ -113,10 +117,10 @@ class SideBySide(NamedTuple):
         ).result[0]  # fmt: skip
 
     def _sampled(
-        self, model: ModelPatcher, noise: Tensor, latent: Tensor, positive: Conditioning, settings: Settings,
+        self, model: ModelPatcher, noise: Tensor, latent: Tensor, positive: Conditioning, settings: SamplingSettings,
         sampler: object = None,
     ) -> Tensor:  # fmt: skip
-        """What a run makes of noise and latent, in 0..1."""
+        """The pictures that a run makes of noise and latent, (b, 3, SIZE, SIZE) in 0..1."""
         table = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(table, settings.scheduler, settings.steps)
         sampler = sampler or comfy.samplers.sampler_object(settings.sampler)
@@ -129,64 +133,67 @@ class SideBySide(NamedTuple):
 
 
 def as_latent(pictures: Tensor) -> dict[str, Tensor]:
-    """The LATENT of pictures in 0..1, as the demo's VAE makes it."""
+    """The LATENT of pictures (b, 3, SIZE, SIZE) in 0..1, as the demo's VAE makes it."""
     return {"samples": pictures * 2 - 1}
 
 
-def seen(count: int = COUNT, seed: int = SEED) -> Seen:
+def draw_depth_scenes(count: int = COUNT, seed: int = SEED) -> DepthScenes:
+    """Random scenes with their depth maps."""
     generator = torch.Generator().manual_seed(seed)
     words = draw_words(count, generator)
-    return Seen(render(draw(count, generator, words)), words)
+    return DepthScenes(render(draw(count, generator, words)), words)
 
 
 def depth_of(verdict: Verdict) -> Tensor:
-    """(b, SIZE, SIZE): the depth that the judge finds in pictures."""
+    """The depth (b, SIZE, SIZE) of pictures, by what the judge reads in them."""
     floor = torch.linspace(FLOOR_FAR, FLOOR_NEAR, SIZE)[:, None]
     shape = (0.5 + 0.05 * verdict.radius)[:, None, None]
     return torch.lerp(floor.expand_as(verdict.mask), shape.expand_as(verdict.mask), verdict.mask)
 
 
 def error(one: Tensor, other: Tensor) -> float:
-    """How far two depths (b, SIZE, SIZE) are apart on average."""
+    """The mean absolute distance between two depths (b, SIZE, SIZE)."""
     return (one - other).abs().mean().item()
 
 
-def load_side_by_side(path: Path = FILE) -> SideBySide:
-    return SideBySide(*load_base(), read_unicon(path, path.name))
+def load_unicon_demo(path: Path = FILE) -> UniConDemo:
+    """The demo model with the UniCon of a file."""
+    return UniConDemo(*load_base(), read_unicon(path, path.name))
 
 
 def unicon_numbers(path: Path) -> Iterator[str]:
-    beside, given = load_side_by_side(path), seen()
+    """The lines of numbers for the card of a file."""
+    beside, given = load_unicon_demo(path), draw_depth_scenes()
     words = given.saying()
     true = given.views.depth
-    nobody = error(true.mean(0).expand_as(true), true)
+    mean = error(true.mean(0).expand_as(true), true)
     another = error(true.roll(1, 0), true)
-    yield f"depths, each against the mean of all: error {nobody:.3f}; against another one: {another:.3f}"
+    yield f"depths, each against the mean of all: error {mean:.3f}; against another one: {another:.3f}"
     for strength in (1.0, 0.5, 0.0):
-        found = judge(beside.image(words, given.depth, strength_x=strength, strength_y=strength))
-        yield f"depth to image, strengths {strength:g}: {_followed(found, given)}"
+        verdict = judge(beside.image(words, given.depth, strength_x=strength, strength_y=strength))
+        yield f"depth to image, strengths {strength:g}: {_followed(verdict, given)}"
     drawn = beside.depth(torch.full_like(words, -1), given.views.image).mean(1)
     yield f"image to depth, no words: depth error {error(drawn, true):.3f}"
     pairs = beside.both(given.words)
     yield f"joint: {_agreement(pairs)}; {_rates(judge(pairs.image), given)}"
     for level in LEVELS:
-        found = judge(beside.both(words, given.depth, condition_noise=level).image)
-        yield f"coarse, condition_noise {level:g}: {_followed(found, given)}"
+        verdict = judge(beside.both(words, given.depth, condition_noise=level).image)
+        yield f"coarse, condition_noise {level:g}: {_followed(verdict, given)}"
     for level in LEVELS[1:-1]:
-        found = judge(beside.both(words, given.depth, schedule=f"x 0-1, y {1 - level:g}-1").image)
-        yield f"coarse, two clocks from {1 - level:g}: depth error {error(depth_of(found), true):.3f}"
+        verdict = judge(beside.both(words, given.depth, schedule=f"x 0-1, y {1 - level:g}-1").image)
+        yield f"coarse, two clocks from {1 - level:g}: depth error {error(depth_of(verdict), true):.3f}"
 
 
-def _followed(found: Verdict, given: Seen) -> str:
-    return f"depth error {error(depth_of(found), given.views.depth):.3f}; {_rates(found, given)}"
+def _followed(verdict: Verdict, given: DepthScenes) -> str:
+    return f"depth error {error(depth_of(verdict), given.views.depth):.3f}; {_rates(verdict, given)}"
 
 
 def _agreement(pairs: Pairs) -> str:
-    found, depth = depth_of(judge(pairs.image)), pairs.depth.mean(1)
-    other = error(found, depth.roll(1, 0))
-    return f"depth of the image against the map beside it {error(found, depth):.3f}, against another one {other:.3f}"
+    seen, depth = depth_of(judge(pairs.image)), pairs.depth.mean(1)
+    other = error(seen, depth.roll(1, 0))
+    return f"depth of the image against the map beside it {error(seen, depth):.3f}, against another one {other:.3f}"
 
 
-def _rates(found: Verdict, given: Seen) -> str:
-    right = found.right(given.words).float().mean(0)
-    return f"{one_line(dict(zip(SLOTS, right.tolist(), strict=True)))}; quality {found.quality.mean():.1f} dB"
+def _rates(verdict: Verdict, given: DepthScenes) -> str:
+    right = verdict.right(given.words).float().mean(0)
+    return f"{one_line(dict(zip(SLOTS, right.tolist(), strict=True)))}; quality {verdict.quality.mean():.1f} dB"

@@ -1,4 +1,4 @@
-"""The demo model as host objects: config, latent format, patcher, VAE and image encoder, none registered anywhere."""
+"""The demo model as objects of the host: config, latent format, patcher, VAE and image encoder. None is registered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .model import UNET, UNET_PREFIX, WORDS_KEY
 
 
 class DemoLatents(comfy.latent_formats.LatentFormat):
-    """RGB in -1..1.  The downscale ratio stays the host's 8, so that a latent for 256 pixels has 32."""
+    """RGB in -1..1. The downscale ratio stays the host's 8, so that a latent for 256 pixels has 32 cells."""
 
     latent_channels = 3
     latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]  # noqa: RUF012, the host's form
@@ -34,8 +34,8 @@ class DemoConfig(comfy.supported_models_base.BASE):
 
     latent_format = DemoLatents
     memory_usage_factor = 0.3
-    # SD's schedule ends at sigma 14.6.  At 32x32 so much of a picture shows through that noise that words are
-    # ignored; a steeper table ends at 105, and unlike zero terminal SNR it keeps ratios of sigmas meaningful.
+    # SD's schedule ends at sigma 14.6. At 32x32 so much of a picture shows through that noise that words are
+    # ignored. A steeper table ends at 105, and unlike zero terminal SNR it keeps ratios of sigmas meaningful.
     sampling_settings = {"linear_start": 0.00085, "linear_end": 0.0225}  # noqa: RUF012, the host's form
 
     def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
@@ -43,13 +43,17 @@ class DemoConfig(comfy.supported_models_base.BASE):
 
 
 def demo_config() -> DemoConfig:
+    """The model's config for a UNet in single precision."""
     config = DemoConfig(dict(UNET))
     config.unet_config["dtype"] = torch.float32
     return config
 
 
 def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
-    """A host patcher round the UNet of these checkpoint weights; other tensors in them are left alone."""
+    """A host patcher with the UNet of checkpoint weights, in which other tensors are ignored.
+
+    Raises ValueError if the weights do not fit the UNet.
+    """
     unet = comfy.utils.state_dict_prefix_replace(dict(weights), {UNET_PREFIX: ""}, filter_keys=True)
     load_device = comfy.model_management.get_torch_device()
     config = demo_config()
@@ -70,14 +74,17 @@ def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
 
 
 def pixel_space_vae() -> comfy.sd.VAE:
-    """The host's VAE that only moves between 0..1 and -1..1."""
+    """The host's VAE for models of pixels, which only moves values between 0..1 and -1..1."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     vae.throw_exception_if_invalid()
     return vae
 
 
 def load_clip_vision(config: Path, weights: Mapping[str, Tensor], name: str) -> comfy.clip_vision.ClipVisionModel:
-    """The host's CLIP vision model of this JSON config; the words it was trained against are left alone."""
+    """The host's CLIP vision model of a JSON config. The word vectors it was trained against are ignored.
+
+    Raises ValueError if the weights do not fit the config.
+    """
     encoder = comfy.clip_vision.ClipVisionModel(str(config))
     tower = {key: value for key, value in weights.items() if key != WORDS_KEY}
     settings = json.loads(config.read_text(encoding="utf-8"))

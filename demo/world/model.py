@@ -13,10 +13,10 @@ from .scenes import SLOTS
 
 CONTEXT = 64  # numbers per word
 CONSTANT_CHANNELS = 16  # of the first layer's 64, at the start of training
-BRANCHES = ("image", "depth")  # "image" says nothing; "depth" is a word that only adapters have learnt
+BRANCHES = ("image", "depth")  # "image" says nothing, "depth" is a word that only adapters have learnt
 
-# The host's UNetModel.  64 wide because of its GroupNorm(32); heads of 64 because the stock ControlNet loader takes
-# that for granted; one picture of 32x32 costs 0.59 GMAC.
+# The host's UNetModel. It is 64 wide because of its GroupNorm(32). Its heads have 64 numbers because the stock
+# ControlNet loader takes that for granted. One picture of 32x32 costs 0.59 GMAC.
 UNET: Mapping[str, object] = {
     "image_size": 32,
     "in_channels": 3,
@@ -46,7 +46,7 @@ UNET_PREFIX = "model.diffusion_model."
 WORDS_KEY = "words.weight"
 
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
-# "top left" is two words, as it would be for a text encoder; every other slot is one
+# "top left" is two words, as it would be for a text encoder. Every other slot is one word.
 TOKEN_SLOTS: Mapping[str, tuple[str, ...]] = {
     "shape": SLOTS["shape"],
     "colour": SLOTS["colour"],
@@ -61,7 +61,7 @@ FIRST = torch.tensor([1 + sum(len(words) for words in list(TOKEN_SLOTS.values())
 
 
 def split_places(words: Tensor) -> Tensor:
-    """(b, token slots) word indices from those per slot (b, slots), -1 where unsaid: a place is a row and a column."""
+    """The indices (b, token slots) for words (b, slots): a place becomes a row and a column. Unsaid slots are -1."""
     shape, colour, place, size, background, texture = words.unbind(1)
     row = torch.where(place < 0, -1, place.div(len(COLUMNS), rounding_mode="floor"))
     column = torch.where(place < 0, -1, place % len(COLUMNS))
@@ -69,20 +69,23 @@ def split_places(words: Tensor) -> Tensor:
 
 
 def tokens(words: Tensor, depth: bool = False) -> Tensor:
-    """(b, token slots + 1) rows of the word table for word indices (b, slots) within their slots, -1 where unsaid."""
+    """The rows of the word table, (b, token slots + 1), for words (b, slots).
+
+    `words` are indices within their slots, -1 for a slot that is unsaid. The last row says whether it is a depth map.
+    """
     split = split_places(words)
     branch = torch.full((len(words), 1), len(VOCABULARY) - 1 if depth else 0)
     return torch.cat([torch.where(split < 0, 0, split + FIRST), branch], 1)
 
 
 def word_indices(chosen: Mapping[str, str]) -> Tensor:
-    """(1, slots) indices within their slots for a word per slot; "any" and absent slots become -1."""
+    """The indices (1, slots) of chosen words within their slots. Slots that are absent or "any" become -1."""
     return torch.tensor([[words.index(chosen[slot]) if chosen.get(slot, "any") != "any" else -1
                           for slot, words in SLOTS.items()]])  # fmt: skip
 
 
 def start_as_torch_does(module: nn.Module) -> None:
-    """Weights of one layer as torch would draw them; the host's layers come without any."""
+    """Draws the weights of one layer as torch does by itself. The host's layers come without any."""
     if isinstance(module, nn.GroupNorm | nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
@@ -94,12 +97,12 @@ def start_as_torch_does(module: nn.Module) -> None:
 
 
 def initialise(unet: nn.Module) -> nn.Module:
-    """Weights to start training from.
+    """The UNet with weights to start training from.
 
-    A UNet of this kind knows where in the picture it is only from the zeros that pad its convolutions.  With the usual
-    start (biases zero, residual branches silent) nothing tells a border from the middle, and words of place stayed
-    without any effect for 30,000 pictures.  Here biases are random, the branches speak softly, and some channels of
-    the first layer are constant, so that every padding leaves a mark: places are followed after 10,000.
+    Only the zeros that pad its convolutions tell such a UNet where in the picture it is. With the usual start (biases
+    zero, residual branches silent) nothing tells a border from the middle, and words of place had no effect for 30,000
+    pictures. Here biases are random, the branches have half strength, and some channels of the first layer are
+    constant. So every padding leaves a mark, and words of place are followed after 10,000 pictures.
     """
     for name, module in unet.named_modules():
         start_as_torch_does(module)

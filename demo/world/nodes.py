@@ -1,4 +1,4 @@
-"""The trained tiny model that ships with the pack."""
+"""The nodes of the demo model, the tiny trained model that ships with the pack, and of its drawn world."""
 
 from __future__ import annotations
 
@@ -129,12 +129,12 @@ TOOLTIPS = {
 
 
 def word_inputs(with_any: bool) -> list[io.Input]:
-    """A combo box per slot."""
-    found = []
+    """A combo box for each slot."""
+    boxes = []
     for slot, words in SLOTS.items():
         options = [ANY, *words] if with_any else list(words)
         free = f" '{ANY}' leaves it to the model." if with_any else ""
         style = " The model itself does not know 'checked': load the LoRA reins-demo-checked for it."
         tooltip = f"{TOOLTIPS[slot]}: {', '.join(options)}.{free}{style if with_any and slot == 'texture' else ''}"
-        found.append(make_input(io.Combo, slot, options=options, default=options[0], tooltip=tooltip))
-    return found
+        boxes.append(make_input(io.Combo, slot, options=options, default=options[0], tooltip=tooltip))
+    return boxes

@@ -1,7 +1,7 @@
 """A small world of drawn pictures: one coloured shape on a plain ground, described by one word per slot.
 
 A scene is a handful of numbers, so its picture, mask, depth and edges are exact, and what a model draws can be read
-back in closed form (judge.py).  Coordinates are pixels, x to the right and y down; colours lie in 0..1.
+back in closed form (judge.py). Coordinates are pixels, x to the right and y down. Colours lie in 0..1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLACE_JITTER, RADIUS_JITTER, COLOUR_JITTER, BACKGROUND_JITTER, SLOPE = 1.0, 0.4,
 TEXTURE_AMPLITUDE = 0.07
 TEXTURE_PERIOD = 4
 STRIPED_SHARE = 0.25
-FLOOR_FAR, FLOOR_NEAR = 0.15, 0.35  # depth of the ground at the top and at the bottom; 1 is nearest
+FLOOR_FAR, FLOOR_NEAR = 0.15, 0.35  # depth of the ground at the top and at the bottom, 1 is nearest
 PAIR_DEPTHS = (0.6, 0.85)
 
 PALETTE = torch.tensor(list(COLOURS.values()))
@@ -52,7 +52,7 @@ CENTRES = torch.tensor([(x, y) for y in ROWS for x in COLUMNS])
 
 
 class Scenes(NamedTuple):
-    """b scenes; `words` holds the index of each slot's word within its slot."""
+    """b scenes. `words` holds the index of each word within its slot."""
 
     words: Tensor  # (b, slots)
     centre: Tensor  # (b, 2), x and y
@@ -64,27 +64,28 @@ class Scenes(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What there is to see of b scenes: all (b, SIZE, SIZE) but for the image (b, 3, SIZE, SIZE); all in 0..1."""
+    """What there is to see of b scenes, in 0..1: the image (b, 3, SIZE, SIZE), and the others (b, SIZE, SIZE)."""
 
     image: Tensor
-    coverage: Tensor  # antialiased; above one half is the mask
+    coverage: Tensor  # antialiased, the mask is where it is above one half
     depth: Tensor
     edge: Tensor
 
     @property
     def mask(self) -> Tensor:
+        """The mask (b, SIZE, SIZE): 1 in pixels that a shape covers by more than half, else 0."""
         return (self.coverage > 0.5).float()
 
 
 def draw_words(count: int, generator: torch.Generator) -> Tensor:
-    """(count, slots) word indices as the base model's world has them: a quarter striped, the rest plain."""
+    """Random word indices (count, slots) as the base model knows them: a quarter striped, the rest plain."""
     columns = [torch.randint(len(words), (count,), generator=generator) for words in SLOTS.values()]
     columns[-1] = (torch.rand(count, generator=generator) < STRIPED_SHARE).long()
     return torch.stack(columns, 1)
 
 
 def draw(count: int, generator: torch.Generator, words: Tensor | None = None) -> Scenes:
-    """Random scenes, or random scenes of the given words (count, slots)."""
+    """Random scenes of the given words (count, slots), or of random words."""
     words = draw_words(count, generator) if words is None else words
     _, colour, place, size, background, _ = words.unbind(1)
 
@@ -104,7 +105,7 @@ def draw(count: int, generator: torch.Generator, words: Tensor | None = None) ->
 
 
 def draw_pairs(count: int, generator: torch.Generator) -> tuple[Scenes, Scenes]:
-    """Two scenes each with one ground and texture: a shape behind, and one before it that covers it in part."""
+    """`count` pairs of scenes with one ground and texture: a shape, and one in front that covers it in part."""
     back, front = draw(count, generator), draw(count, generator)
     angle = torch.rand(count, generator=generator) * 2 * torch.pi
     aside = 0.9 * back.radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
@@ -118,14 +119,17 @@ def draw_pairs(count: int, generator: torch.Generator) -> tuple[Scenes, Scenes]:
 
 
 def coverage(kind: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """(b, SIZE, SIZE): how much of each pixel the shapes of index `kind` (b,) cover, from their signed distances."""
+    """How much of each pixel the shapes cover, (b, SIZE, SIZE), from their signed distances.
+
+    `kind` (b,) is the index of each shape, `centre` (b, 2) its x and y, `radius` is (b,).
+    """
     grid = torch.arange(SIZE, device=centre.device) + 0.5
     x = (grid - centre[:, :1])[:, None, :]
     y = (grid - centre[:, 1:])[:, :, None]
     r = radius[:, None, None]
     circle = (x * x + y * y).sqrt() - r
     square = torch.maximum(x.abs(), y.abs()) - 0.886 * r
-    # equilateral, apex up; its centroid is the centre.  All four shapes have about the same area.
+    # equilateral, with its apex up and its centroid at the centre. All four shapes have about the same area.
     triangle = torch.maximum(y - 0.72 * r, x.abs() * 0.8660254 - y * 0.5 - 0.72 * r)
     arm, length = 0.38 * r, 1.15 * r
     lying = torch.maximum(x.abs() - length, y.abs() - arm)
@@ -135,7 +139,7 @@ def coverage(kind: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
 
 
 def patterns() -> Tensor:
-    """(textures, SIZE, SIZE) of -1, 0 and 1: nothing, bands two pixels high, and squares of two pixels."""
+    """The textures (textures, SIZE, SIZE) of -1, 0 and 1: nothing, bands two pixels high, and squares of two pixels."""
     band = 1.0 - 2.0 * ((torch.arange(SIZE) % TEXTURE_PERIOD) >= TEXTURE_PERIOD // 2).float()
     striped = band[:, None].expand(SIZE, SIZE)
     return torch.stack([torch.zeros(SIZE, SIZE), striped, striped * striped.T])
@@ -145,7 +149,10 @@ PATTERNS = patterns()
 
 
 def render(*layers: Scenes) -> Views:
-    """Draws the layers one upon the other, the farthest first; ground and texture are those of the first one."""
+    """What there is to see of the layers, drawn one upon the other, the farthest first.
+
+    Ground and texture are those of the first layer.
+    """
     first = layers[0]
     ramp = torch.linspace(-1, 1, SIZE)[:, None]
     ground = (first.level[:, None, None] + first.slope[:, None, None] * ramp).expand(-1, SIZE, SIZE)
@@ -163,7 +170,7 @@ def render(*layers: Scenes) -> Views:
 
 
 def outline(cover: Tensor) -> Tensor:
-    """(b, SIZE, SIZE): 1 where a shape's border runs through a pixel, from the coverage (b, SIZE, SIZE)."""
+    """The outline (b, SIZE, SIZE), 1 in pixels on the border of a shape, from the coverage (b, SIZE, SIZE)."""
     edge = torch.zeros_like(cover)
     edge[:, :, 1:] += (cover[:, :, 1:] - cover[:, :, :-1]).abs()
     edge[:, 1:] += (cover[:, 1:] - cover[:, :-1]).abs()

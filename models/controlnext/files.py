@@ -1,7 +1,8 @@
-"""ControlNeXt files, known by their content, and the variants in which the official code uses them.
+"""ControlNeXt (2408.06070): its files, known by their content, and the variants in which the official code uses them.
 
-A control file tells its layout. SDXL, SD1.5-Training and SVD v2 share one, so the variant is settled by the model that
-the file is applied to. Training checkpoints hold the control network and the trained part of the UNet, by prefix.
+The tensors of a control file tell its layout. The variants SDXL, SD1.5-Training and SVD v2 share one layout, so the
+model that the file is applied to decides between them. A training checkpoint holds the control network and the trained
+part of the UNet, each under a prefix.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from ..foreign_files import SHOWN, few, kind_among, without_wrapping
-from .cross_normalization import Order
+from .cross_normalization import Normalization
 from .network import MIDDLE_GROUPS, STEM_GROUPS, Layout, Stage
 
 Weights = Mapping[str, Tensor]
 Family = Literal["SD1.x", "SDXL", "SVD"]
-Place = Literal["first", "first half", "deepest", "middle"]
+FeaturePlace = Literal["first", "first half", "deepest", "middle"]
 CONTROL, UNET = ("controlnext.", "controlnet."), ("unet.",)  # in training checkpoints
 WRAPPED = ("module.", "_orig_mod.")  # by training frameworks
 SCALE = "scale"  # the learnt gain of two releases
 
-# Tensors by which a user who chose another kind of file is told what it is.
+# What to say to a user who chose another kind of file: the kind, and the names of its tensors.
 OTHERS = {
     "an ordinary ControlNet: use Load ControlNet Model": (
         r"control_model\..*|(zero_convs|input_hint_block|controlnet_cond_embedding|controlnet_down_blocks)\..*"
@@ -42,13 +43,13 @@ OTHERS = {
 class Variant(NamedTuple):
     """How the official code of one release uses its file.
 
-    The gain of the added term is `factor`, times the learnt scale, which goes through a sigmoid in SVD v1. `uncond` is
-    the gain of the negative where the official pipeline has another one.
+    The gain of the added term is `factor` times the learnt scale. SVD v1 puts the scale through a sigmoid first.
+    `uncond` is the gain of the negative, or None if it is that of the positive.
     """
 
     family: Family
-    place: Place
-    order: Order
+    place: FeaturePlace
+    normalization: Normalization
     factor: float = 1.0
     sigmoid: bool = False
     uncond: float | None = None
@@ -56,28 +57,29 @@ class Variant(NamedTuple):
     first_frame_in_windows: bool = False
 
     def gain(self, scale: float) -> float:
+        """The gain of the added term for the learnt `scale` of a file."""
         return self.factor * ((1 + math.tanh(scale / 2)) / 2 if self.sigmoid else scale)
 
 
 SVD_V1_FACTOR = 1.3
 VARIANTS: Mapping[str, Variant] = {
-    "sd15": Variant("SD1.x", "middle", Order(pool_first=True, eps=1e-12)),
-    "sd15-training": Variant("SD1.x", "first half", Order(pool_first=True, eps=1e-12)),
-    "sdxl": Variant("SDXL", "first", Order(pool_first=False, eps=1e-12)),
+    "sd15": Variant("SD1.x", "middle", Normalization(pool_first=True, eps=1e-12)),
+    "sd15-training": Variant("SD1.x", "first half", Normalization(pool_first=True, eps=1e-12)),
+    "sdxl": Variant("SDXL", "first", Normalization(pool_first=False, eps=1e-12)),
     # the scale of the negative is zeroed before the sigmoid
     "svd-v1": Variant(
-        "SVD", "deepest", Order(pool_first=False, eps=1e-5),
+        "SVD", "deepest", Normalization(pool_first=False, eps=1e-5),
         factor=SVD_V1_FACTOR, sigmoid=True, uncond=SVD_V1_FACTOR / 2, stem_padding=0,
     ),
     "svd-v2": Variant(
-        "SVD", "first half", Order(pool_first=False, eps=1e-5),
+        "SVD", "first half", Normalization(pool_first=False, eps=1e-5),
         factor=0.2, uncond=0.0, stem_padding=0, first_frame_in_windows=True,
     ),
 }  # fmt: skip
 
 
-class Parts(NamedTuple):
-    """A control file taken apart; `variants` are those that have its layout."""
+class ControlNeXtParts(NamedTuple):
+    """A control file taken apart. `variants` are the names of the variants that have its layout."""
 
     layout: Layout
     weights: dict[str, Tensor]
@@ -85,23 +87,29 @@ class Parts(NamedTuple):
     variants: tuple[str, ...]
 
 
-def control_part(weights: Weights, name: str) -> Parts:
-    """The control network of a file called `name`; ValueError that names what the file is or lacks."""
-    found = without_wrapping(weights, WRAPPED)
-    part = _after(found, CONTROL) or found
+def control_part(weights: Weights, name: str) -> ControlNeXtParts:
+    """The control network in the tensors of a file called `name`.
+
+    Raises ValueError if the file is of another kind, or if a tensor is missing or has a wrong shape.
+    """
+    tensors = without_wrapping(weights, WRAPPED)
+    part = _after(tensors, CONTROL) or tensors
     if not _is_control(part):
         raise ValueError(_refusal(part, name))
     content = dict(part)
     scale = _number(content.pop(SCALE, None), name)
     layout, variants = _layout(content, name)
-    return Parts(layout, content, scale, variants)
+    return ControlNeXtParts(layout, content, scale, variants)
 
 
 def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
-    """The tensors for the UNet in a file called `name`, prefixes of training and of checkpoints removed. ValueError."""
-    found = without_wrapping(weights, WRAPPED)
-    found = {key: value for key, value in found.items() if not key.startswith(CONTROL)}
-    part = {**found, **_after(found, UNET)}
+    """The tensors for the UNet in a file called `name`, without the prefixes of training and of checkpoints.
+
+    Raises ValueError if the file has no tensors for the UNet.
+    """
+    tensors = without_wrapping(weights, WRAPPED)
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(CONTROL)}
+    part = {**tensors, **_after(tensors, UNET)}
     part = {key: value for key, value in part.items() if not key.startswith(UNET)}
     if not part or _is_control(part):
         raise ValueError(
@@ -113,8 +121,8 @@ def unet_part(weights: Weights, name: str) -> dict[str, Tensor]:
 
 def holds_both(weights: Weights) -> bool:
     """Whether a file is a training checkpoint with a control network and weights of the UNet."""
-    found = without_wrapping(weights, WRAPPED)
-    return bool(_after(found, CONTROL) and _after(found, UNET))
+    tensors = without_wrapping(weights, WRAPPED)
+    return bool(_after(tensors, CONTROL) and _after(tensors, UNET))
 
 
 def _is_control(weights: Weights) -> bool:
@@ -122,7 +130,7 @@ def _is_control(weights: Weights) -> bool:
 
 
 def _number(scale: Tensor | None, name: str) -> float:
-    """The learnt gain; 1 where the release has none."""
+    """The learnt scale, or 1 if the release has none."""
     if scale is None:
         return 1.0
     if scale.numel() != 1 or not math.isfinite(scale.item()):
@@ -134,7 +142,7 @@ def _number(scale: Tensor | None, name: str) -> float:
 
 
 def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
-    """By the official numbers of stages; every width follows from a shape."""
+    """The layout by the number of stages, and its variants. The shapes of the tensors give all widths."""
     count = 1 + max(int(match[1]) for key in weights if (match := re.match(r"down_res\.(\d+)\.", key)))
     has_stem = any(key.startswith("embedding.") for key in weights)
     groups = {(False, 3): (1, 8, 8), (True, 2): (4, 8), (True, 3): (4, 8, 8)}.get((has_stem, count))
@@ -162,7 +170,7 @@ def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
 
 
 def _check_groups(layout: Layout, name: str) -> None:
-    """ValueError for widths that the groups of the normalisations do not divide."""
+    """Raises ValueError if the groups of a normalisation do not divide its width."""
     normed = [(width, STEM_GROUPS) for width in layout.stem]
     normed += [(width, stage.groups) for stage in layout.stages for width in stage[:2]]
     normed += [(layout.stages[-1].outputs, MIDDLE_GROUPS)] if layout.residual_middle else []
@@ -193,8 +201,8 @@ def _refusal(weights: Weights, name: str) -> str:
 
 
 def _after(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """What stands behind the first of the prefixes that there is."""
+    """The tensors under the first of the prefixes that has any, with that prefix removed."""
     for prefix in prefixes:
-        if found := {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}:
-            return without_wrapping(found, WRAPPED)
+        if part := {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}:
+            return without_wrapping(part, WRAPPED)
     return {}

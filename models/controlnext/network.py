@@ -1,7 +1,7 @@
 """ControlNeXt (2408.06070): a small convolutional network that turns a hint and a noise level into one feature.
 
-The networks of all releases are this one with other widths and depths. What does not depend on the noise level, a
-third of the work where there is a stem, is a function of its own, so that it can be kept for a run.
+The networks of all releases are this one with other widths and depths. `prepare` computes the part that does not depend
+on the noise level, so that a run computes it once. In a network with a stem it is a third of the work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The widths of a control network. `stem` is empty where the hint goes straight into the first stage."""
+    """The widths of a control network. `stem` is empty if the hint goes straight into the first stage."""
 
     stem: tuple[int, ...]
     stages: tuple[Stage, ...]
@@ -40,14 +40,14 @@ class Layout(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What does not depend on the noise level: the first stage's input and its first half, both (b, c, h, w)."""
+    """What does not depend on the noise level: input and first half of the first stage, both (b, c, h, w)."""
 
     x: Tensor
     hidden: Tensor
 
 
 class ControlNeXt(nn.Module):
-    """`operations` supplies Conv2d, Linear and GroupNorm; parameter names are those of the official files."""
+    """The control network. `operations` has Conv2d, Linear and GroupNorm. Parameters are named as in official files."""
 
     def __init__(
         self, layout: Layout, operations: type, dtype: torch.dtype | None = None, device: torch.device | None = None
@@ -71,18 +71,21 @@ class ControlNeXt(nn.Module):
         self.mid_convs = nn.ModuleList([nn.Sequential(*make_middle(middle)), ops.conv(middle, layout.outputs, 1)])
 
     def prepare(self, image: Tensor, stem_padding: int = 1) -> Prepared:
-        """From hints (b, 3, 8 * h, 8 * w) in 0..1, not centred. `stem_padding` 0 loses the border (SVD's releases)."""
+        """What does not depend on the noise level, from hints (b, 3, 8 * h, 8 * w) in 0..1.
+
+        `stem_padding` is 1, or 0 for the releases for SVD, whose stem loses the border.
+        """
         x = image
         if self.layout.stem:
-            for place, layer in enumerate(self.embedding):
-                padded = place and isinstance(layer, nn.Conv2d)  # the first convolution pads by itself
+            for index, layer in enumerate(self.embedding):
+                padded = index and isinstance(layer, nn.Conv2d)  # the first convolution pads by itself
                 x = layer(functional.pad(x, [stem_padding] * 4) if padded else x)
             if self.layout.pooled_stem:
                 x = functional.max_pool2d(x, 2)
         return Prepared(x, self.down_res[0].before_time(x))
 
     def forward(self, prepared: Prepared, timestep: Tensor) -> Tensor:
-        """(b, outputs, h, w); `timestep` (b or 1,) is the very number that the UNet gets."""
+        """The control feature (b, outputs, h, w) at `timestep` (b or 1,), the same number that the UNet gets."""
         emb = sinusoids(timestep, self.layout.time[0]).to(prepared.x.dtype)
         emb = self.time_embedding["linear_2"](functional.silu(self.time_embedding["linear_1"](emb)))
         x = self.down_res[0].after_time(prepared.x, prepared.hidden, emb)
@@ -106,16 +109,18 @@ class ResBlock(nn.Module):
         self.conv_shortcut = ops.conv(stage.inputs, stage.outputs, 1) if stage.inputs != stage.outputs else None
 
     def before_time(self, x: Tensor) -> Tensor:
+        """The first half (b, outputs, h, w) of x (b, inputs, h, w)."""
         return self.conv1(functional.silu(self.norm1(x)))
 
     def after_time(self, x: Tensor, hidden: Tensor, emb: Tensor) -> Tensor:
+        """The block's output (b, outputs, h, w), from x (b, inputs, h, w), its first half and emb (b, time)."""
         hidden = hidden + self.time_emb_proj(functional.silu(emb))[:, :, None, None]
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + self.conv2(functional.silu(self.norm2(hidden)))
 
 
 class Operations(NamedTuple):
-    """Layers on a device, in a type."""
+    """Makes layers of the host on a device, in a type."""
 
     operations: type
     dtype: torch.dtype | None
@@ -134,8 +139,8 @@ class Operations(NamedTuple):
 
     def stem(self, widths: Sequence[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
-        for place, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False)):
-            conv = self.conv(inputs, outputs, 3) if place else self.conv(inputs, outputs, 3, stride=2, padding=1)
+        for index, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False)):
+            conv = self.conv(inputs, outputs, 3) if index else self.conv(inputs, outputs, 3, stride=2, padding=1)
             layers += [conv, self.norm(STEM_GROUPS, outputs), nn.ReLU()]
         return layers
 
@@ -148,7 +153,7 @@ class Operations(NamedTuple):
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
-    """(b, width): cosines, then sines, of timestep (b,) at falling frequencies (1706.03762, section 3.5)."""
+    """Cosines, then sines, of timestep (b,) at falling frequencies: (b, width) (1706.03762, section 3.5)."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
     angles = timestep.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) / half * steps)

@@ -1,4 +1,4 @@
-"""Adaptive Projected Guidance (2410.02416): what oversaturates in CFG is taken out of the guidance."""
+"""Adaptive Projected Guidance (2410.02416): the part of the guidance that oversaturates pictures loses weight."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 
-def projected(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
-    """The guidance (b, c, h, w), no longer than `norm_threshold` (0: any length), its part along `positive` times eta.
+def project_guidance(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
+    """The guidance (b, c, h, w) with its part along `positive` (b, c, h, w) times `eta` (algorithm 1 of the paper).
 
-    Algorithm 1 of the paper, per image; `guidance` is the difference of the two predictions, with its momentum.
+    `guidance` (b, c, h, w) is the difference of the two predictions, with its momentum. It is first made no longer than
+    `norm_threshold`, per image. A threshold of 0 allows any length.
     """
     if norm_threshold > 0:
         guidance = guidance * (norm_threshold / _dot(guidance, guidance).sqrt().clamp_min(1e-12)).clamp_max(1)

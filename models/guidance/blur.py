@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def gaussian_weights(size: int, sigma: float) -> Tensor:
-    """Weights (size,) of a centred Gaussian in cells, summing to 1; `size` is odd."""
+    """Weights (size,) of a centred Gaussian that sum to 1. `sigma` is in cells, `size` is odd."""
     offsets = torch.arange(size, dtype=torch.float32) - size // 2
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     return weights / weights.sum()
 
 
 def gaussian_blur(x: Tensor, sigma: float, size: tuple[int, int]) -> Tensor:
-    """Blur (b, c, h, w) with an odd kernel of `size` = (rows, columns) and mirrored borders.
+    """x (b, c, h, w), blurred with a kernel of `size` = (rows, columns) and mirrored borders.
 
-    `sigma` is in cells and above 0; half a kernel must be smaller than its side of the map.
+    `sigma` is in cells and above 0. Both sizes are odd, and half of each is smaller than that side of the map.
     """
     c = x.shape[1]
     rows, columns = size

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def optimal_scale(positive: Tensor, negative: Tensor) -> Tensor:
-    """(b, 1, 1, 1): the s that brings s * negative closest to positive, velocities (b, c, h, w) (equation 8)."""
+    """The s (b, 1, 1, 1) that brings s * negative closest to positive, both velocities (b, c, h, w) (equation 8)."""
     exact = torch.promote_types(positive.dtype, torch.float32)
     v_c, v_u = positive.to(exact), negative.to(exact)
     dims = tuple(range(1, positive.ndim))

@@ -9,8 +9,8 @@ from torch import Tensor
 def entmax15(scores: Tensor) -> Tensor:
     """Probabilities (..., n) of `scores` (..., n) over the last dimension: max(scores / 2 - tau, 0)^2.
 
-    The threshold tau is found exactly, by sorting (algorithm 2 of the paper): of each number k of largest scores it is
-    known which tau makes their squares sum to 1, and the largest k whose own tau lies below its last score is right.
+    Sorting gives the threshold tau exactly (algorithm 2 of the paper). For each k there is one tau with which the
+    squares of the k largest scores sum to 1. The right k is the largest whose tau lies below its smallest score.
     """
     halved = scores / 2
     halved = halved - halved.amax(-1, keepdim=True)

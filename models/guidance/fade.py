@@ -1,4 +1,4 @@
-"""How a guidance scale may fade over the sampling range, as factors of `percent` (0 start, 1 end)."""
+"""How a guidance scale fades over the sampling range: a factor for each `percent` of the run (0 start, 1 end)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ Fade = Callable[[float, float, float], float]  # (percent, start_percent, end_pe
 
 
 def linear(percent: float, start: float, end: float) -> float:
-    """Factor that falls from 1 at the start of the range to 0 at its end."""
+    """The factor that falls from 1 at the start of the range to 0 at its end."""
     return 1.0 if end <= start else min(1.0, max(0.0, (end - percent) / (end - start)))
 
 
 def adaptive(strength: float) -> Fade:
-    """Fade of the widely used PAG pack: 1 - strength^4 * (1000 - timestep), with timesteps from 999 to 0."""
+    """The fade of sd-perturbed-attention: 1 - strength^4 * (1000 - timestep), with timesteps from 999 to 0."""
     return lambda percent, start, end: max(0.0, 1.0 - strength**4 * (1 + 999 * percent))
 
 
 def percent_of(sigma: float, table: Sequence[float]) -> float:
-    """Inverse of percent_to_sigma: `table` holds the sigmas of evenly spaced percents, falling; linear between."""
+    """The percent of a sigma, the inverse of the host's percent_to_sigma.
+
+    `table` holds the falling sigmas of evenly spaced percents. Between two of them the percent is linear.
+    """
     last = len(table) - 1
     above = bisect_left([-value for value in table], -sigma)  # first entry not larger than sigma
     if above == 0:

@@ -1,4 +1,4 @@
-"""Frequency-Decoupled Guidance (2506.19713): the guidance weighed band by band in a Laplacian pyramid."""
+"""Frequency-Decoupled Guidance (2506.19713): a factor on each band of the guidance in a Laplacian pyramid."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of Burt and Adelson's pyramid
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # the kernel of Burt and Adelson's pyramid
 
 
-def bands(x: Tensor, levels: int) -> list[Tensor]:
-    """`levels` bands of x (b, c, h, w), the highest frequencies first, that sum to x exactly; any h and w."""
+def split_bands(x: Tensor, levels: int) -> list[Tensor]:
+    """The bands of x (b, c, h, w), each (b, c, h, w), the highest frequencies first. Their sum is x.
+
+    There are `levels` of them, and fewer if a side of x cannot be halved so often.
+    """
     if levels == 1 or min(x.shape[-2:]) == 1:
         return [x]
     low = _half(x)
-    coarse = [_enlarged(band, x.shape[-2:]) for band in bands(low, levels - 1)]
+    coarse = [_enlarged(band, x.shape[-2:]) for band in split_bands(low, levels - 1)]
     return [x - sum(coarse), *coarse]
 
 
-def factors(low: float, high: float, levels: int) -> Sequence[float]:
-    """The factor of each band, the highest frequencies first: from `high` to `low` in equal steps."""
+def band_factors(low: float, high: float, levels: int) -> Sequence[float]:
+    """The factors of `levels` bands, the highest frequencies first: from `high` to `low` in equal steps."""
     return [low + (high - low) * (levels - 1 - i) / max(levels - 1, 1) for i in range(levels)]
 
 
-def weighed(x: Tensor, low: float, high: float, levels: int) -> Tensor:
-    """x with its bands multiplied: `low` the coarsest, `high` the finest."""
-    found = bands(x, levels)
-    return sum(factor * band for factor, band in zip(factors(low, high, len(found)), found, strict=True))
+def weight_bands(x: Tensor, low: float, high: float, levels: int) -> Tensor:
+    """x (b, c, h, w) with factors on its bands: `low` on the coarsest band, `high` on the finest."""
+    bands = split_bands(x, levels)
+    return sum(factor * band for factor, band in zip(band_factors(low, high, len(bands)), bands, strict=True))
 
 
 def _half(x: Tensor) -> Tensor:
-    """Blurred, every second cell; borders repeat, so that sides of any length will do."""
+    """Every second cell of the blurred x. Borders repeat, so that sides may have any length."""
     c = x.shape[1]
     kernel = torch.tensor(BINOMIAL, device=x.device, dtype=x.dtype)
     x = F.pad(x, (2, 2, 2, 2), mode="replicate")

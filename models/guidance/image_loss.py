@@ -1,7 +1,7 @@
-"""Losses between two pictures for guidance without a network's gradient (the cheap form of 2302.07121).
+"""Universal Guidance (2302.07121) in its cheap form: losses between two pictures, without the network's gradient.
 
-Each is half a sum of squares, over each picture by itself, whose gradient is no longer than what separates the two:
-a step of length 1 along it never overshoots, whatever the size of the picture.
+Each loss is half a sum of squares over a batch, to which each picture adds by itself. The gradient of a picture is no
+longer than its difference from the target. So a step of length 1 never overshoots, whatever the size of the picture.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import Tensor
 from .blur import gaussian_blur
 
 Loss = Literal["colour histogram", "low frequencies", "edges"]
-BLUR = 1 / 8  # sigma of what counts as low, as a share of the shorter side
-EDGE_GAIN = 1 / 8  # makes the gradient of the edges no longer than the picture's
+BLUR = 1 / 8  # sigma of the blur that leaves the low frequencies, as a share of the shorter side
+EDGE_GAIN = 1 / 8  # with it the gradient of the loss is no longer than the difference of the pictures
 
 
 def colour_histogram(x: Tensor, target: Tensor) -> Tensor:
-    """How far each channel's values have to move to be distributed as the target's: the 2-Wasserstein distance."""
+    """The loss between the distributions of each channel's values in x and target, both (b, c, h, w).
+
+    It is half the squared 2-Wasserstein distance: how far the values have to move to be distributed as the target's.
+    """
     return _squares(x.flatten(2).sort(-1).values - target.flatten(2).sort(-1).values.detach())
 
 
 def low_frequencies(x: Tensor, target: Tensor) -> Tensor:
-    """The difference of both pictures after a wide blur."""
+    """The loss between x and target, both (b, c, h, w), after a wide blur."""
     h, w = x.shape[-2:]
     sigma = max(BLUR * min(h, w), 0.5)
     kernel = int(6 * sigma + 1) | 1
@@ -34,12 +37,12 @@ def low_frequencies(x: Tensor, target: Tensor) -> Tensor:
 
 
 def edges(x: Tensor, target: Tensor) -> Tensor:
-    """The difference of how steep both pictures are at each place, whatever the direction of the slope."""
+    """The loss between the steepness of x and target, both (b, c, h, w), whatever the direction of the slopes."""
     return _squares(steepness(x) - steepness(target))
 
 
 def steepness(x: Tensor) -> Tensor:
-    """The length of the gradient (central differences, repeated borders) of each channel, (b, c, h, w)."""
+    """The length (b, c, h, w) of each channel's gradient in x (b, c, h, w), from central differences."""
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -54,7 +57,10 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def loss_gradient(x: Tensor, target: Tensor, loss: Loss) -> Tensor:
-    """The gradient of a loss at x (b, c, h, w); also inside the host's inference mode."""
+    """The gradient (b, c, h, w) of a loss at x (b, c, h, w) for a target (b, c, h, w).
+
+    It is also computed inside the host's inference mode.
+    """
     exact = torch.promote_types(x.dtype, torch.float32)
     with torch.inference_mode(False), torch.enable_grad():
         at, wanted = x.detach().clone().to(exact).requires_grad_(True), target.detach().clone().to(exact)

@@ -1,4 +1,4 @@
-"""Normalized Attention Guidance (2505.21179)."""
+"""Normalized Attention Guidance (2505.21179): text attention pushed away from that of the negative."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def normalized_guidance(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float) -> Tensor:
-    """What leaves a text attention, (b, n, c), pushed away from what the negative's text gives there.
+    """The output (b, n, c) of a text attention, pushed away from the output for the negative.
 
-    Extrapolated by `scale` (equation 7), its L1 norm held below `tau` times the positive's, token by token (equations
-    8 and 9), and mixed into the positive by `alpha` (equation 10).
+    `positive` and `negative` (b, n, c) are extrapolated by `scale` (equation 7). The L1 norm of each token is held
+    below `tau` times that of the positive (equations 8 and 9). `alpha` mixes that into the positive (equation 10).
     """
     exact = torch.promote_types(positive.dtype, torch.float32)
     plain, away = positive.to(exact), negative.to(exact)

@@ -1,4 +1,4 @@
-"""Guidance rescale (Lin et al., 2305.08891, section 3.4): the sum gets the deviation of the positive prediction."""
+"""Guidance rescale (2305.08891, section 3.4): the guided prediction gets the deviation of the positive one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from torch import Tensor
 
 
 def rescale_guidance(guided: Tensor, positive: Tensor, rescale: float) -> Tensor:
-    """`guided` (b, c, h, w) scaled per image towards the standard deviation of `positive` (equations 15 and 16)."""
+    """`guided` (b, c, h, w), scaled per image towards the standard deviation of `positive` (b, c, h, w).
+
+    `rescale` is phi of equations 15 and 16.
+    """
     dims = tuple(range(1, guided.ndim))
-    wanted = positive.std(dims, keepdim=True)
-    found = guided.std(dims, keepdim=True).clamp_min(1e-8)
-    return guided * (rescale * wanted / found + (1 - rescale))
+    deviation_wanted = positive.std(dims, keepdim=True)
+    deviation = guided.std(dims, keepdim=True).clamp_min(1e-8)
+    return guided * (rescale * deviation_wanted / deviation + (1 - rescale))

@@ -9,16 +9,19 @@ from torch import Tensor
 
 from .blur import gaussian_blur
 
-INFINITE_ABOVE = 9999.0  # above, the official code takes the mean query
+INFINITE_ABOVE = 9999.0  # for a larger sigma the official code takes the mean query
 
 
 def kernel_size(sigma: float, side: int) -> int:
-    """Odd kernel for a Gaussian of `sigma` cells, at most the first odd number that spans a `side` (official code)."""
+    """The odd length of a kernel for a Gaussian of `sigma` cells.
+
+    As in the official code it is at most the first odd number that spans `side`.
+    """
     return min(math.ceil(6 * sigma) | 1, side | 1)
 
 
 def blur_queries(q: Tensor, grid: tuple[int, int], sigma: float) -> Tensor:
-    """Blur queries (b, h * w, heads * d) over their grid (h, w); `sigma` below 0 gives the mean query."""
+    """The queries (b, h * w, heads * d), blurred over their grid (h, w). A `sigma` below 0 gives the mean query."""
     if sigma == 0:
         return q
     if sigma < 0 or sigma > INFINITE_ABOVE:

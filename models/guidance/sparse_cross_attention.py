@@ -10,10 +10,10 @@ from .entmax import entmax15
 
 
 def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """(entmax(s) - softmax(s)) V with s = Q K^T / sqrt(d): q (b, n, heads * d), k and v (b, m, heads * d).
+    """Sparse less dense attention, (b, n, heads * d), from q (b, n, heads * d), k and v (b, m, heads * d).
 
-    PLADIS is dense + scale * (sparse - dense) (equation 9). Weights are computed in single precision or better, one
-    image at a time, which bounds their memory.
+    It is (entmax(s) - softmax(s)) V with s = Q K^T / sqrt(d). PLADIS is dense + scale * (sparse - dense) (equation 9).
+    Weights are computed in single precision or better. Taking one image at a time bounds their memory.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     images = zip(*(rearrange(t.to(exact), "b n (h d) -> b h n d", h=heads) for t in (q, k, v)), strict=True)

@@ -1,4 +1,4 @@
-"""Overlapping windows over a picture (Sliding Window Guidance, 2411.10257)."""
+"""Sliding Window Guidance (2411.10257): the overlapping windows over a picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class Window(NamedTuple):
 
 
 def windows(size: tuple[int, int], tile: int, overlap: int) -> list[Window]:
-    """Windows of equal size that cover (h, w) cells: `tile` long, `tile - overlap` apart, the last flush with the end.
+    """Windows of equal size that cover a latent of `size` (h, w) in cells.
 
-    A side shorter than the tile is covered by one window of its own length.
+    They are `tile` long and `tile - overlap` apart, and the last one ends at the border. If a side is shorter than the
+    tile, one window covers it.
     """
     (h, tops), (w, lefts) = (_along(side, tile, overlap) for side in size)
     return [Window(h, w, top, left) for top in tops for left in lefts]

@@ -1,6 +1,6 @@
-"""The networks of Asyrp (2210.10960) that say how the bottleneck of a UNet is to change, in both released layouts.
+"""Asyrp (2210.10960): the networks that give the change of a UNet's bottleneck, in both released layouts.
 
-One belongs to UNets in the manner of DDPM, the other to those of improved diffusion; they differ in where the norm is.
+One layout belongs to the UNets of DDPM, the other to those of improved diffusion. They differ in the place of the norm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DDPMBlock(nn.Module):
         self.conv2 = operations.Conv2d(channels, channels, 1, **made)
 
     def forward(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        """(b, c, h, w) for h (b, c, h, w) and the time embedding (b, time); None leaves the time out."""
+        """The change (b, c, h, w) of h (b, c, h, w) at time embedding `emb` (b, time). None leaves the time out."""
         inner = self.conv1(h)
         if emb is not None and self.temb_proj is not None:
             inner = inner + self.temb_proj(functional.silu(emb))[:, :, None, None]
@@ -55,7 +55,7 @@ class ImprovedBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        """(b, c, h, w) for h (b, c, h, w) and the time embedding (b, time); None leaves the time out."""
+        """The change (b, c, h, w) of h (b, c, h, w) at time embedding `emb` (b, time). None leaves the time out."""
         inner = self.in_layers(h)
         if emb is not None and self.emb_layers is not None:
             inner = inner + self.emb_layers(emb)[:, :, None, None]

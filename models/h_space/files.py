@@ -1,4 +1,4 @@
-"""Files of h-space directions, known by their tensors: delta blocks of both released layouts, and saved directions."""
+"""Asyrp (2210.10960): files of h-space directions, known by their tensors: delta blocks and saved directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .delta_block import GROUPS, DDPMBlock, ImprovedBlock
 
 Block = type[DDPMBlock] | type[ImprovedBlock]
-BESIDE = ("optimizer", "scheduler")  # what the authors' training leaves in the file
+TRAINING_STATE = ("optimizer", "scheduler")  # left in the file by the authors' training
 BLOCK = "0."  # the first of the file's blocks; released files have one
 TIMESTEPS = 1000
 BETAS = (1e-4, 0.02)  # of the authors' models, linear
@@ -20,7 +20,7 @@ DH, SIGMAS = "dh", "sigmas"
 
 
 class BlockKind(NamedTuple):
-    """A layout of delta blocks; `first` and `time` are tensors that tell channels and width of the time embedding."""
+    """A layout of delta blocks. The tensor `first` tells the channels, `time` the width of the time embedding."""
 
     make: Block
     first: str
@@ -35,7 +35,7 @@ KINDS = (
 
 @dataclass(frozen=True, eq=False)
 class BlockFile:
-    """The weights of one delta block; `time` is None where it does not see the time."""
+    """The weights of one delta block. `time` is None if the block does not see the time."""
 
     make: Block
     channels: int
@@ -45,19 +45,25 @@ class BlockFile:
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Directions (t, c, h, w), pooled ones (t, c, 1, 1), for falling noise levels; one alone is for all of them."""
+    """Directions (t, c, h, w), or pooled ones (t, c, 1, 1), for t falling noise levels.
+
+    A single direction is for all noise levels.
+    """
 
     dh: Tensor
     sigmas: tuple[float, ...]
 
 
-def parse(weights: Mapping[str, Tensor], name: str) -> BlockFile | Directions:
-    """What a file holds; ValueError for a file that holds something else."""
+def parse_h_space(weights: Mapping[str, Tensor], name: str) -> BlockFile | Directions:
+    """The delta block or the directions in the tensors of a file called `name`.
+
+    Raises ValueError if the file holds neither, or if the shapes do not fit together.
+    """
     if DH in weights or SIGMAS in weights:
         return _saved(weights, name)
     if weights and all(key.isdecimal() for key in weights):
         return _by_timestep(weights, name)
-    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in BESIDE}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in TRAINING_STATE}
     blocks = {key.split(".")[0] for key in weights if key.split(".")[0].isdecimal()}
     if len(blocks) > 1:
         raise ValueError(
@@ -66,10 +72,10 @@ def parse(weights: Mapping[str, Tensor], name: str) -> BlockFile | Directions:
     inner = {key.removeprefix(BLOCK): value for key, value in weights.items()}
     kind = next((kind for kind in KINDS if kind.first in inner), None)
     if kind is None:
-        found = ", ".join(list(weights)[:4]) or "nothing"
+        names = ", ".join(list(weights)[:4]) or "nothing"
         raise ValueError(
             f"{name} should hold an h-space direction (a delta block of Asyrp or a saved direction), but holds "
-            f"{found}. Choose another file, or capture a direction."
+            f"{names}. Choose another file, or capture a direction."
         )
     return _block(kind, inner, name)
 
@@ -94,11 +100,14 @@ def _saved(weights: Mapping[str, Tensor], name: str) -> Directions:
             f"{name} should hold dh (steps, channels, h, w) and sigmas (steps,), but they are {shapes[0]} and "
             f"{shapes[1]}. Save the direction again."
         )
-    return directions(dh, sigmas, name)
+    return sort_directions(dh, sigmas, name)
 
 
-def directions(dh: Tensor, sigmas: Tensor, name: str) -> Directions:
-    """In falling order of the noise; ValueError for numbers that are no noise levels."""
+def sort_directions(dh: Tensor, sigmas: Tensor, name: str) -> Directions:
+    """The directions dh (t, c, h, w) of sigmas (t,), sorted from the highest noise level to the lowest.
+
+    Raises ValueError if a sigma is negative or not finite.
+    """
     if not (torch.isfinite(sigmas).all() and (sigmas >= 0).all()):
         raise ValueError(f"{name}: sigmas should be noise levels, 0 and more, but are not. Save the direction again.")
     order = sigmas.argsort(descending=True)
@@ -106,7 +115,7 @@ def directions(dh: Tensor, sigmas: Tensor, name: str) -> Directions:
 
 
 def _by_timestep(weights: Mapping[str, Tensor], name: str) -> Directions:
-    """The authors' directions without a network: one for each timestep of their schedule, 0 for the mean of all."""
+    """The authors' directions without a network: one for each timestep of their schedule, under 0 the mean of all."""
     shapes = {tuple(value.shape) for value in weights.values()}
     rows = {int(key): value.squeeze(0) if value.ndim == 4 else value for key, value in weights.items()}
     rows = {step: value for step, value in rows.items() if value.ndim == 3 and value.numel()}
@@ -116,5 +125,6 @@ def _by_timestep(weights: Mapping[str, Tensor], name: str) -> Directions:
             f"but holds {len(rows)} of {len(weights)} so, in shapes {sorted(shapes)[:4]}. Save it again."
         )
     steps = [step for step in sorted(rows) if step] or [0]
-    kept = torch.cumprod(1 - torch.linspace(*BETAS, TIMESTEPS, dtype=torch.float64), 0)
-    return directions(torch.stack([rows[step] for step in steps]), ((1 - kept) / kept).sqrt()[steps].float(), name)
+    alpha_bar = torch.cumprod(1 - torch.linspace(*BETAS, TIMESTEPS, dtype=torch.float64), 0)
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()[steps].float()
+    return sort_directions(torch.stack([rows[step] for step in steps]), sigmas, name)

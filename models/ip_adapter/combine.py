@@ -1,4 +1,4 @@
-"""Several pictures as one: ways to combine what an image encoder says of them."""
+"""IP-Adapter (2308.06721): ways to combine the embeddings of several pictures into one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ COMBINES: tuple[Combine, ...] = ("concat", "average", "norm average", "add", "su
 
 
 def parse_weights(text: str, count: int) -> Tensor:
-    """(count,) weights of a comma list, 1 for what is not named; ValueError."""
+    """The weights (count,) in a comma list of at most `count` numbers. Those that are not in the list are 1.
+
+    Raises ValueError if the text is not a list of finite numbers, or if it is too long.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     try:
-        found = [finite(part) for part in parts]
+        weights = [finite(part) for part in parts]
     except ValueError:
         raise ValueError(f"image_weights: {text!r} is not a list of numbers. Write one per image: 1, 0.5, 2.") from None
-    if len(found) > count:
-        raise ValueError(f"image_weights has {len(found)} numbers for {count} images. Give one per image or fewer.")
-    return torch.tensor(found + [1.0] * (count - len(found)))
+    if len(weights) > count:
+        raise ValueError(f"image_weights has {len(weights)} numbers for {count} images. Give one per image or fewer.")
+    return torch.tensor(weights + [1.0] * (count - len(weights)))
 
 
 def combine(embeds: Tensor, weights: Tensor, how: Combine) -> Tensor:
-    """(1, ..., c) from (images, ..., c) and weights (images,); "concat" is not for here."""
+    """The embeddings (images, ..., c) with weights (images,), combined into one: (1, ..., c).
+
+    `how` is not "concat", which combines nothing. Raises ValueError if the weights are no shares of one picture.
+    """
     weighted = embeds * _per_image(weights, embeds)
     match how:
         case "add":
@@ -58,16 +64,19 @@ def _per_image(weights: Tensor, embeds: Tensor) -> Tensor:
 
 
 def _slerp_all(embeds: Tensor, share: Tensor) -> Tensor:
-    """From picture to picture along great circles; of two, weights a and b stop at b / (a + b) of the way."""
-    found, gone = embeds[:1], share[:1].sum()
+    """Slerp from picture to picture. With two pictures of weights a and b it stops at b / (a + b) of the way."""
+    combined, gone = embeds[:1], share[:1].sum()
     for i in range(1, len(embeds)):
         gone = gone + share[i]
         if share[i] > 0:
-            found = slerp(found, embeds[i : i + 1], float(share[i] / gone))
-    return found
+            combined = slerp(combined, embeds[i : i + 1], float(share[i] / gone))
+    return combined
 
 
-def as_copies(weights: Tensor) -> Tensor | None:
-    """(images,): what to add to the attention's logits so that an image of weight w counts as w copies of it."""
+def copy_logits(weights: Tensor) -> Tensor | None:
+    """What to add to the logits of each image, (images,), so that an image of weight w counts as w copies of it.
+
+    It is None if all weights (images,) are equal. Raises ValueError if they are no shares of one picture.
+    """
     _share(weights, "concat")
     return None if (weights == weights[0]).all() else weights.log()

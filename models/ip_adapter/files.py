@@ -1,7 +1,7 @@
-"""IP-Adapter files, known by their content: which kind it is, what it wants, and the tensors of its parts.
+"""IP-Adapter (2308.06721): its files, known by their content. Tells the kind, the encoder it needs, and the parts.
 
 A file has two groups: the projection of the picture, and k and v for each text attention. Released files and training
-dumps spell the groups differently; FaceID files also carry a LoRA in the second group.
+dumps spell the groups differently. The files of FaceID also have a LoRA in the second group.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ TRAINED_WITH = ("unet.",)  # in training dumps: the frozen model itself
 LAYER = re.compile(r"(\d+)\.to_[kv]_ip\.weight")
 LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 KOLORS_TEXT = 4096  # width of Kolors' text before its model makes it 2048
-FACE_WIDTH = 512  # of ArcFace, by which a resampler of faces is told from one of pictures
+FACE_WIDTH = 512  # of ArcFace: a resampler that reads it is one of faces, not of pictures
 
-# How a user finds the encoder that a file wants: (what is read of it, its width) -> its name.
+# The name of the encoder that a file needs, by what is read of the encoder and the width of that.
 ENCODERS = {
     ("image_embeds", 1024): "CLIP-ViT-H-14-laion2B-s32B-b79K",
     ("image_embeds", 1280): "CLIP-ViT-bigG-14-laion2B-39B-b160k",
@@ -37,9 +37,9 @@ ENCODERS = {
 
 
 class Kind(NamedTuple):
-    """What a file is and what its projection takes; `tokens` is 0 where there is one per hidden state.
+    """What a file is, and what its projection reads. `tokens` is 0 if there is one for each hidden state.
 
-    `context` is the width of a token: that of the text, but for the faces of Kolors, whose model narrows both.
+    `context` is the width of a token. It is that of the text, except for the faces of Kolors, whose model narrows both.
     """
 
     name: Literal["linear", "plus", "full", "face", "face plus", "face resampler"]
@@ -52,11 +52,12 @@ class Kind(NamedTuple):
 
     @property
     def encoder(self) -> str:
+        """The name of the image encoder that the file needs."""
         return ENCODERS.get((self.reads, self.width), f"an encoder whose {self.reads} are {self.width} wide")
 
 
-class Parts(NamedTuple):
-    """A file taken apart; `sizes` are (hidden, context) of each text attention."""
+class AdapterParts(NamedTuple):
+    """A file taken apart. `sizes` has (hidden, context) for each text attention."""
 
     kind: Kind
     make_projection: Callable[..., nn.Module]
@@ -66,16 +67,19 @@ class Parts(NamedTuple):
     lora: dict[str, Tensor]  # by number of the attention, e.g. 0.to_q_lora.down.weight
 
 
-def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts:
-    """The parts of a file called `name`; ValueError for anything that is not an IP-Adapter."""
+def take_apart(weights: Weights, name: str, face_version: str = "auto") -> AdapterParts:
+    """The parts of a file called `name`.
+
+    Raises ValueError if the file is not an IP-Adapter, is of an unknown kind or is incomplete.
+    """
     projection, adapter = _group(weights, PROJECTION), _group(weights, LAYERS)
     left_over = [key for key in weights if not key.startswith((*PROJECTION, *LAYERS, *TRAINED_WITH))]
     layers = {key: value for key, value in adapter.items() if LAYER.fullmatch(key)}
     if not projection or not layers or left_over:
-        found = left_over or list(weights)
+        names = left_over or list(weights)
         raise ValueError(
             f"{name} is not an IP-Adapter: it should hold image_proj.* and ip_adapter.<n>.to_k_ip.weight, but holds "
-            f"{', '.join(found[:4])}{', ...' if len(found) > 4 else ''}. Choose a file from an IP-Adapter release."
+            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}. Choose a file from an IP-Adapter release."
         )
     lora = {key: value for key, value in adapter.items() if LORA.fullmatch(key)}
     unknown = [key for key in adapter if key not in layers and key not in lora]
@@ -92,7 +96,7 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Parts
         )
     if kind.name == "face plus":
         kind = kind._replace(shortcut=_has_shortcut(kind, name, face_version))
-    return Parts(kind, make, projection, layers, sizes, lora)
+    return AdapterParts(kind, make, projection, layers, sizes, lora)
 
 
 def _group(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -130,7 +134,7 @@ def _sizes(layers: Weights, name: str) -> list[tuple[int, int]]:
 
 
 def _kind(projection: Weights, name: str) -> tuple[Kind, Callable[..., nn.Module]]:
-    """By the shapes of the projection alone; what must be a matrix and is not shows as a missing part."""
+    """The kind, and what makes its projection, by shapes alone. A matrix of another shape counts as missing."""
     shape = {key: tuple(value.shape) for key, value in projection.items()}
 
     def matrix(key: str) -> tuple[int, int] | None:
@@ -170,7 +174,7 @@ def _kind(projection: Weights, name: str) -> tuple[Kind, Callable[..., nn.Module
 def _face(
     shape: Mapping[str, tuple[int, ...]], sizes: tuple[int, int, int, int]
 ) -> tuple[Kind, Callable[..., nn.Module]]:
-    """FaceID and, where there is a perceiver, FaceID plus; `sizes` are those of FaceProjection."""
+    """FaceID plus if there is a perceiver, else FaceID. `sizes` are those of FaceProjection."""
     face, _, tokens, context = sizes
     prefix = "perceiver_resampler."
     enter, inner = shape.get(f"{prefix}proj_in.weight"), shape.get(f"{prefix}layers.0.0.to_q.weight")
@@ -186,7 +190,7 @@ def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 
 
 def _has_shortcut(kind: Kind, name: str, face_version: str) -> bool:
-    """Nothing in the tensors of a FaceID plus file tells v1 from v2; SDXL and Kolors only ever had v2."""
+    """Whether a FaceID plus file is v2. Its tensors do not tell, but its name may. SDXL and Kolors only have v2."""
     if face_version == "auto":
         return "plusv2" in re.sub(r"[-_ ]", "", name.lower()) or kind.context >= 2048
     return face_version == "v2"

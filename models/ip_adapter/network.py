@@ -1,6 +1,6 @@
-"""The networks of an IP-Adapter (2308.06721): from what an image encoder answers to image tokens, and on to k and v.
+"""IP-Adapter (2308.06721): the networks from an image encoder's output to image tokens, and from tokens to k and v.
 
-Parameters are called as in the official files. Every class takes the host's `operations`.
+Parameters are named as in the official files. Every class takes the host's `operations`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEPTH = 4
 
 
 class LinearProjection(nn.Module):
-    """image_embeds (b, width) -> tokens (b, tokens, context)."""
+    """Image tokens (b, tokens, context) from image_embeds (b, width)."""
 
     def __init__(self, width: int, tokens: int, context: int, operations: ModuleType, **factory: Any) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class LinearProjection(nn.Module):
 
 
 class FullProjection(nn.Module):
-    """penultimate hidden states (b, n, width) -> tokens (b, n, context), one for each."""
+    """Image tokens (b, n, context), one for each of the penultimate hidden states (b, n, width)."""
 
     def __init__(self, width: int, inner: int, context: int, operations: ModuleType, **factory: Any) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FullProjection(nn.Module):
 
 
 class FaceProjection(nn.Module):
-    """A face's identity (b, width) -> tokens (b, tokens, context)."""
+    """Image tokens (b, tokens, context) from the identity (b, width) of a face."""
 
     def __init__(
         self, width: int, inner: int, tokens: int, context: int, operations: ModuleType, **factory: Any
@@ -65,7 +65,7 @@ class FaceProjection(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Latents (b, l, dim) look at the picture (b, n, dim) and at themselves."""
+    """Attention of latents (b, l, dim) to a picture (b, n, dim) and to themselves: (b, l, dim)."""
 
     def __init__(self, dim: int, inner: int, operations: ModuleType, **factory: Any) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PerceiverAttention(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Latents (b, l, dim) gather from a picture's hidden states (b, n, width) -> (b, l, context)."""
+    """Attentions that gather tokens (b, l, context) from the hidden states (b, n, width) of a picture."""
 
     def __init__(
         self, width: int, dim: int, inner: int, context: int, operations: ModuleType, depth: int = DEPTH, **factory: Any
@@ -110,6 +110,7 @@ class Perceiver(nn.Module):
         )
 
     def gather(self, latents: Tensor, hidden: Tensor) -> Tensor:
+        """The tokens (b, l, context) for latents (b, l, dim), from hidden states (b, n, width)."""
         x = self.proj_in(hidden)
         for attention, feed_forward in self.layers:
             latents = latents + attention(x, latents)
@@ -118,7 +119,7 @@ class Perceiver(nn.Module):
 
 
 class Resampler(Perceiver):
-    """hidden states (b, n, width) -> tokens (b, tokens, context), from latents that were learnt."""
+    """Image tokens (b, tokens, context) from hidden states (b, n, width), by latents that were learnt."""
 
     def __init__(
         self, width: int, tokens: int, dim: int, inner: int, context: int, operations: ModuleType, depth: int = DEPTH,
@@ -132,7 +133,7 @@ class Resampler(Perceiver):
 
 
 class FacePlusProjection(FaceProjection):
-    """Identity (b, width) and the hidden states of the face's picture (b, n, clip_width) -> tokens."""
+    """Image tokens from a face's identity (b, width) and the hidden states (b, n, clip_width) of its picture."""
 
     def __init__(
         self, width: int, inner: int, tokens: int, context: int, operations: ModuleType, *, clip_width: int,
@@ -144,7 +145,10 @@ class FacePlusProjection(FaceProjection):
         )
 
     def forward(self, identity: Tensor, hidden: Tensor, shortcut: float | None = None) -> Tensor:
-        """`shortcut`: strength of the picture beside the identity (v2); None: the picture's answer alone (v1)."""
+        """Image tokens (b, tokens, context) from identity (b, width) and hidden states (b, n, clip_width).
+
+        `shortcut` is the strength of the picture beside the identity (v2). None leaves the picture alone (v1).
+        """
         tokens = super().forward(identity)
         gathered = self.perceiver_resampler.gather(tokens, hidden)
         return gathered if shortcut is None else tokens + shortcut * gathered
@@ -164,6 +168,6 @@ class ImageLayers(nn.Module):
             self.add_module(str(2 * n + 1), pair)  # even numbers are the self-attentions
 
     def keys_and_values(self, n: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, tokens, hidden) each, of the n-th text attention."""
+        """k and v of the n-th text attention, each (b, tokens, hidden), from image tokens (b, tokens, context)."""
         pair = self.get_submodule(str(2 * n + 1))
         return pair.to_k_ip(tokens), pair.to_v_ip(tokens)

@@ -1,4 +1,4 @@
-"""How strongly an IP-Adapter speaks in each layer: the weight types, and what is scaled by the weight."""
+"""IP-Adapter (2308.06721): its weight in each layer by weight type, and what of k and v the weight scales."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHT_TYPES = (
     "strong style", "custom", "weak input", "weak middle", "weak output", "strong middle",
     "strong style and composition", "precise style", "precise composition",
 )  # fmt: skip
-PEER_NAMES = {  # of the widely used pack, where they differ
+PEER_NAMES = {  # weight types that ComfyUI_IPAdapter_plus calls otherwise
     "style transfer": "style",
     "strong style transfer": "strong style",
     "style transfer precise": "precise style",
@@ -32,12 +32,12 @@ PEER_SCALINGS: dict[str, Scaling] = {
     "K+V w/ C penalty": "K+V with C penalty",
     "K+mean(V) w/ C penalty": "K+mean(V) with C penalty",
 }
-WEAK = 0.2  # of the weight, in the blocks that a type weakens
-FLOOR = 0.05  # of the weight, where an eased type is faintest
-WIDEST = 1280  # channels that the C penalty measures a layer by
+WEAK = 0.2  # share of the weight in the blocks that a type weakens
+FLOOR = 0.05  # smallest share of the weight in an eased type
+WIDEST = 1280  # the C penalty of a layer is its channels over these
 
 
-class Place(NamedTuple):
+class TransformerPlace(NamedTuple):
     """A transformer of the UNet, as the host names its block."""
 
     block: Literal["input", "middle", "output"]
@@ -45,29 +45,29 @@ class Place(NamedTuple):
 
 
 class LayerWeight(NamedTuple):
-    """`swapped`: the negative gets the image, the positive nothing, so that CFG pushes away from it."""
+    """The weight of a layer. If it is `swapped`, the negative alone gets the image, so that CFG pushes away from it."""
 
     weight: float
     swapped: bool = False
 
 
-class Family(NamedTuple):
-    """Which places carry style and composition (InstantStyle, 2404.02733, and the widely used pack's settings)."""
+class ContentPlaces(NamedTuple):
+    """The places of style and composition (InstantStyle, 2404.02733, with the settings of ComfyUI_IPAdapter_plus)."""
 
-    style: frozenset[Place]
-    composition: Mapping[Place, float]  # and the factor on the weight there
-
-
-def _places(**numbers: Sequence[int]) -> frozenset[Place]:
-    return frozenset(Place(block, number) for block, found in numbers.items() for number in found)
+    style: frozenset[TransformerPlace]
+    composition: Mapping[TransformerPlace, float]  # with the factor on the weight there
 
 
-SD15 = Family(
+def _places(**numbers: Sequence[int]) -> frozenset[TransformerPlace]:
+    return frozenset(TransformerPlace(block, number) for block, of_block in numbers.items() for number in of_block)
+
+
+SD15 = ContentPlaces(
     style=_places(input=(1, 2, 4, 5), output=(5, 6, 7, 8, 9, 10, 11)),
-    composition={Place("input", 7): 0.25, Place("input", 8): 1.0},
+    composition={TransformerPlace("input", 7): 0.25, TransformerPlace("input", 8): 1.0},
 )
-SDXL = Family(
-    style=_places(output=(1,)), composition={Place("input", 8): 1.0}
+SDXL = ContentPlaces(
+    style=_places(output=(1,)), composition={TransformerPlace("input", 8): 1.0}
 )  # fmt: skip
 
 
@@ -77,12 +77,15 @@ class Strength:
 
     weight: float = 1.0
     weight_type: str = "linear"
-    layer_weights: str = ""  # of "custom"; factors on the weight
+    layer_weights: str = ""  # of "custom": factors on the weight
     composition_weight: float = 1.0
     boost: float = 1.0
 
-    def by_place(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
-        """The weight of each place, given in execution order; places with weight 0 are left out. ValueError."""
+    def by_place(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
+        """The weight of each place, without the places of weight 0. `places` are in execution order.
+
+        Raises ValueError if a setting is not valid, or if the weight type does not fit the model.
+        """
         for name in ("weight", "composition_weight", "boost"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} should be a number, but is {getattr(self, name)}. Set it to 1.")
@@ -92,7 +95,7 @@ class Strength:
             )
         return {place: layer for place, layer in self._all(places).items() if layer.weight}
 
-    def _all(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
+    def _all(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
         if self.weight_type == "custom":
             chosen = parse_layer_weights(self.layer_weights, places)
             return {places[i]: LayerWeight(self.weight * weight) for i, weight in chosen.items()}
@@ -103,16 +106,16 @@ class Strength:
             for i, place in enumerate(places)
         }
 
-    def _by_content(self, places: Sequence[Place]) -> dict[Place, LayerWeight]:
-        family = family_of(places)
-        if family is None:
+    def _by_content(self, places: Sequence[TransformerPlace]) -> dict[TransformerPlace, LayerWeight]:
+        known = content_places(places)
+        if known is None:
             raise ValueError(
                 f"weight_type {self.weight_type!r} knows the layers of SD1.5 and SDXL, but this model has attention "
                 f"at {_listed(places)}. Choose linear, or custom with layer_weights."
             )
         w, wc, boost = self.weight, self.composition_weight, self.boost
-        style = {place: LayerWeight(w) for place in places if place in family.style}
-        parts = {place: family.composition[place] for place in places if place in family.composition}
+        style = {place: LayerWeight(w) for place in places if place in known.style}
+        parts = {place: known.composition[place] for place in places if place in known.composition}
         composition = {place: LayerWeight(w * part) for place, part in parts.items()}
         everything = {place: LayerWeight(w) for place in places}
         match self.weight_type:
@@ -130,14 +133,13 @@ class Strength:
                 return style | {place: LayerWeight(boost * part, swapped=True) for place, part in parts.items()}
             case _:  # precise composition
                 pushed = {
-                    place: LayerWeight(boost * (1.0 if place in family.style else 0.1), swapped=True)
-                    for place in places
+                    place: LayerWeight(boost * (1.0 if place in known.style else 0.1), swapped=True) for place in places
                 }
                 return pushed | composition
 
 
-def family_of(places: Sequence[Place]) -> Family | None:
-    """SD1.5 or SDXL by the blocks that hold attention, cut-down relatives included."""
+def content_places(places: Sequence[TransformerPlace]) -> ContentPlaces | None:
+    """The places of style and composition in SD1.5, SDXL and their distilled relatives, else None."""
     numbers = {place.number for place in places if place.block == "input"}
     if {1, 7, 8} <= numbers <= {1, 2, 4, 5, 7, 8}:
         return SD15
@@ -147,7 +149,7 @@ def family_of(places: Sequence[Place]) -> Family | None:
 
 
 def _factor(weight_type: str, block: str, i: int, count: int) -> float:
-    """Of the i-th of `count` transformers."""
+    """The factor on the weight of the i-th of `count` transformers."""
     middle = abs(i - count / 2) / (count / 2)
     weakened = {
         "weak input": ("input",),
@@ -168,13 +170,16 @@ def _factor(weight_type: str, block: str, i: int, count: int) -> float:
     return 1.0
 
 
-def parse_layer_weights(text: str, places: Sequence[Place]) -> dict[int, float]:
-    """`3:0.5, 6:1.0` -> {3: 0.5, 6: 1.0}; ValueError for another form or a layer that the model lacks."""
-    found: dict[int, float] = {}
+def parse_layer_weights(text: str, places: Sequence[TransformerPlace]) -> dict[int, float]:
+    """The weights by number of the layer: {3: 0.5, 6: 1.0} for `3:0.5, 6:1.0`.
+
+    Raises ValueError if the text has another form, or if the model lacks a layer.
+    """
+    weights: dict[int, float] = {}
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
         number, _, weight = part.partition(":")
         try:
-            layer, found_weight = int(number), finite(weight)
+            layer, layer_weight = int(number), finite(weight)
         except ValueError:
             raise ValueError(
                 f"layer_weights: {part!r} is not a layer and its weight. Write pairs such as 3:0.5, 6:1.0 with layers "
@@ -185,20 +190,20 @@ def parse_layer_weights(text: str, places: Sequence[Place]) -> dict[int, float]:
                 f"layer_weights names layer {layer}, but this model has layers 0 to {len(places) - 1}: "
                 f"{_listed(places)}."
             )
-        found[layer] = found_weight
-    if not found:
+        weights[layer] = layer_weight
+    if not weights:
         raise ValueError("weight_type custom needs layer_weights. Write pairs such as 3:0.5, 6:1.0.")
-    return found
+    return weights
 
 
-def _listed(places: Sequence[Place]) -> str:
+def _listed(places: Sequence[TransformerPlace]) -> str:
     return ", ".join(f"{i} {place.block} {place.number}" for i, place in enumerate(places))
 
 
-def scale(k: Tensor, v: Tensor, weight: float | Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """k and v (images, tokens, c) with the weight, or one (images, 1, 1) each, inside: attention needs no factor.
+def weight_keys_and_values(k: Tensor, v: Tensor, weight: float | Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """k and v (images, tokens, c), scaled so that the attention has the weight: a number, or (images, 1, 1).
 
-    The C penalty and the mean of the values are the widely used pack's; the mean is over the tokens of each image.
+    The C penalty and the mean of the values are as in ComfyUI_IPAdapter_plus. The mean is over the tokens of an image.
     """
     if scaling == "V only":
         return k, v * weight

@@ -1,7 +1,7 @@
-"""Prompt Diffusion files, known by their content: the original's checkpoint or its control part, and diffusers'.
+"""Prompt Diffusion (2305.01115): its files, known by their content: the original's checkpoints, and diffusers' files.
 
-The original's holds all of Stable Diffusion beside the control part, which alone is taken. A ControlNet for six
-channels is no sign of one, for there are others: only the second stem, for the query, is.
+The original checkpoint holds all of Stable Diffusion, and only its control part is taken. What tells a Prompt Diffusion
+from other ControlNets is the second stem, for the query. Six channels alone do not: other ControlNets have them too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ORIGINAL: Pairs = (("input_cond_block.", "input_hint_block.query."), ("input_hin
 STEMS = {"controlnet_query_cond_embedding": "query", "controlnet_cond_embedding": "pair"}  # in diffusers
 QUERY = {"input_cond_block.": "original", "controlnet_query_cond_embedding.": "diffusers"}
 
-# diffusers names the same layers otherwise; inside of a transformer it does not
+# diffusers has other names for these layers, but not for those inside a transformer
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -35,7 +35,7 @@ SINGLE = {
     "mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2",
 }  # fmt: skip
 
-# Tensors by which a user who chose another kind of file is told what it is.
+# What to say to a user who chose another kind of file: the kind, and the names of its tensors.
 OTHERS = {
     "a ControlNeXt: use Load ControlNeXt": r"(controlnext\.|controlnet\.)?(down_res|mid_convs)\..*",
     "an IP-Adapter: use Load IP-Adapter": r"(image_proj|ip_adapter)\..*",
@@ -53,33 +53,36 @@ CONTROLNET = (
 )
 
 
-class Part(NamedTuple):
-    """The control part of a file, by the file's own names."""
+class ControlPart(NamedTuple):
+    """The control part of a file, under the names of the file."""
 
     weights: dict[str, Tensor]
     pairs: Pairs
 
     def for_host(self) -> dict[str, Tensor]:
-        """The same by the names of a host's ControlNet with `Stems` in the place of its stem."""
+        """The tensors under the names of the host's ControlNet that has `Stems` in the place of its stem."""
         return {_renamed(key, self.pairs): value for key, value in self.weights.items()}
 
     def own_name(self, key: str) -> str:
-        """The file's name of a tensor of the host's network."""
+        """The name in the file for a tensor of the host's network."""
         return _renamed(key, tuple((ours, theirs) for theirs, ours in self.pairs))
 
 
-def control_part(weights: Weights, name: str) -> Part:
-    """The control part of a file called `name`; ValueError that says what the file is instead."""
-    found = without_wrapping(weights, WRAPPED)
-    part = {key.removeprefix(CONTROL): value for key, value in found.items() if key.startswith(CONTROL)} or found
+def control_part(weights: Weights, name: str) -> ControlPart:
+    """The control part of a file called `name`.
+
+    Raises ValueError if the file is of another kind, and names that kind.
+    """
+    tensors = without_wrapping(weights, WRAPPED)
+    part = {key.removeprefix(CONTROL): value for key, value in tensors.items() if key.startswith(CONTROL)} or tensors
     layouts = [layout for start, layout in QUERY.items() if any(key.startswith(start) for key in part)]
     if not layouts:
         raise ValueError(_refusal(part, name))
-    return Part(part, ORIGINAL if layouts[0] == "original" else diffusers_pairs(part))
+    return ControlPart(part, ORIGINAL if layouts[0] == "original" else diffusers_pairs(part))
 
 
 def diffusers_pairs(weights: Weights) -> Pairs:
-    """For a file of diffusers, by the number of residual blocks on each of its levels."""
+    """The pairs of names for a file of diffusers, by the number of residual blocks on each of its levels."""
     pairs = dict(SINGLE)
     for theirs, ours in STEMS.items():
         names = ["conv_in", *(f"blocks.{i}" for i in range(len(CONVS) - 1)), "conv_out"]
@@ -100,8 +103,7 @@ def diffusers_pairs(weights: Weights) -> Pairs:
 
 
 def _renamed(key: str, pairs: Pairs) -> str:
-    """No start of a name in a layout is the start of another."""
-    for old, new in pairs:
+    for old, new in pairs:  # at most one fits: none of them begins with another
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key

@@ -1,6 +1,6 @@
-"""Prompt Diffusion (2305.01115): a ControlNet shown an example, a source and its target, beside the picture to treat.
+"""Prompt Diffusion (2305.01115): a ControlNet that reads an example, a source and its target, beside the query.
 
-Its network is that of a ControlNet but for the stem, which is here: two in one, for the example and for the query.
+Its network is that of a ControlNet except for the stem. This module has the two stems, for the example and the query.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ CONVS = ((16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2))
 PAIR, QUERY = 6, 3  # channels
 
 
-class Kept:
-    """What was computed from a tensor, for as long as that tensor lives. Copies start empty."""
+class FeatureCache:
+    """Features by the tensor that they were computed from, for as long as that tensor lives. Copies start empty."""
 
     def __init__(self) -> None:
-        self.found = WeakTensorKeyDictionary()
+        self.features = WeakTensorKeyDictionary()
 
-    def __deepcopy__(self, memo: dict) -> Kept:
-        return Kept()
+    def __deepcopy__(self, memo: dict) -> FeatureCache:
+        return FeatureCache()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Kept, ()
+        return FeatureCache, ()
 
 
 class Stems(nn.Module):
-    """Takes the place of the stem of a host's ControlNet. `operations` supplies Conv2d.
+    """Takes the place of the stem of a host's ControlNet. `operations` has Conv2d.
 
-    The host hands over one and the same hint until a run ends. So the features, which do not depend on the noise
-    level, are kept with that tensor and computed once; never by place in the batch, as guidance makes batches of its
-    own. Weights that may still be trained keep nothing.
+    The features do not depend on the noise level, and the host hands over the same hint until a run ends. So they are
+    computed once and kept with that tensor. The place in the batch would be no key, for guidance changes batches.
+    Nothing is kept if the weights may still be trained.
     """
 
     def __init__(
@@ -43,27 +43,27 @@ class Stems(nn.Module):
         super().__init__()
         self.pair = _stem(PAIR, channels, operations, device=device, dtype=dtype)
         self.query = _stem(QUERY, channels, operations, device=device, dtype=dtype)
-        self.kept = Kept()
+        self.cache = FeatureCache()
 
     def forward(self, hint: Tensor, emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """(b, channels, h / 8, w / 8), from hints (b, 3 + 6, h, w): the query, the example's source, its target.
+        """The features (b, channels, h / 8, w / 8) of hints (b, 3 + 6, h, w): query, source and target of the example.
 
-        A ControlNet's stem is called with `emb` and `context`; these ignore them, as the official ones do.
+        The host calls a stem with `emb` and `context`. They are ignored here, as in the official code.
         """
         if torch.is_grad_enabled() or any(weight.requires_grad for weight in self.parameters()):
             return self.features(hint)
-        if hint not in self.kept.found:
-            self.kept.found[hint] = self.features(hint)
-        return self.kept.found[hint]
+        if hint not in self.cache.features:
+            self.cache.features[hint] = self.features(hint)
+        return self.cache.features[hint]
 
     def features(self, hint: Tensor) -> Tensor:
-        """As `forward`, always anew."""
+        """The features (b, channels, h / 8, w / 8) of hints (b, 3 + 6, h, w), computed anew."""
         return self.pair(hint[:, QUERY:]) + self.query(hint[:, :QUERY])
 
 
-def _stem(inputs: int, channels: int, operations: type, **place: Any) -> nn.Sequential:
+def _stem(inputs: int, channels: int, operations: type, **factory: Any) -> nn.Sequential:
     layers: list[nn.Module] = []
     for outputs, stride in CONVS:
-        layers += [operations.Conv2d(inputs, outputs, 3, stride=stride, padding=1, **place), nn.SiLU()]
+        layers += [operations.Conv2d(inputs, outputs, 3, stride=stride, padding=1, **factory), nn.SiLU()]
         inputs = outputs
-    return nn.Sequential(*layers, operations.Conv2d(inputs, channels, 3, padding=1, **place))
+    return nn.Sequential(*layers, operations.Conv2d(inputs, channels, 3, padding=1, **factory))

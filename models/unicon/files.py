@@ -1,7 +1,7 @@
-"""UniCon checkpoints in all spellings, and the names of the one safetensors file that this pack writes.
+"""UniCon (2410.11439): its checkpoints in all spellings, and the names in the single file that this pack writes.
 
-The official folder holds model.pth and a file for each LoRA; model.pth alone has everything too, under other names.
-Those names, `<block>.attn1n.to_q.lora_A.xy_lora.weight`, are also the ones of the single file.
+The official folder holds model.pth and a file for each LoRA. In other names, model.pth alone has everything too. The
+single file has these names as well, such as `<block>.attn1n.to_q.lora_A.xy_lora.weight`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..foreign_files import few
 from .network import ATTENTIONS, PROJECTIONS, JointSizes, LowRank, Sizes
 
 Weights = Mapping[str, Tensor]
-SETS = ("xy_lora", "yx_lora", "y_lora")  # in the order in which a name is searched for them
+SETS = ("xy_lora", "yx_lora", "y_lora")  # the three LoRA, in the order in which a name is searched for them
 POST_KEY = "conv1n"
 ENDS = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
@@ -30,8 +30,8 @@ FROZEN = re.compile(rf"{BLOCK}\.attn1n\.[\w.]+")  # of a copy that equals the mo
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|base_model|model|unet)\.)+")
 
 
-class Place(NamedTuple):
-    """Where a LoRA belongs in the official model."""
+class LoRAPlace(NamedTuple):
+    """The projection that a LoRA changes in the official model, and which of SETS it belongs to."""
 
     block: str
     attention: str
@@ -39,8 +39,8 @@ class Place(NamedTuple):
     set: str
 
 
-class Parts(NamedTuple):
-    """A checkpoint taken apart; the blocks of joint attentions and of the condition's LoRA are numbered by place."""
+class UniConParts(NamedTuple):
+    """A checkpoint taken apart: `joints` are blocks with a joint attention, `conditions` with a condition LoRA."""
 
     sizes: Sizes
     weights: dict[str, Tensor]  # by the names of the network
@@ -48,12 +48,14 @@ class Parts(NamedTuple):
     conditions: tuple[str, ...]
 
 
-def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None) -> Parts:
-    """The parts of a checkpoint called `name`. ValueError that names what it lacks or has too much.
+def parse_unicon(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None) -> UniConParts:
+    """The parts of a checkpoint called `name`.
 
-    `sets` are the LoRA of a folder by the name of their set; they go before those in `weights`.
+    `sets` are the LoRA files of a folder by the name of their set. They replace those in `weights`.
+
+    Raises ValueError if tensors are missing, unknown or of a wrong shape.
     """
-    loras: dict[tuple[Place, str], Tensor] = {}
+    loras: dict[tuple[LoRAPlace, str], Tensor] = {}
     posts: dict[str, Tensor] = {}
     unknown: list[str] = []
     for of_set, group in [("", weights), *(sets or {}).items()]:
@@ -72,8 +74,8 @@ def parse(weights: Weights, name: str, sets: Mapping[str, Weights] | None = None
     return _parts(_scaled(loras, name), posts, name)
 
 
-def flat_names(parts: Parts) -> dict[str, str]:
-    """The network's names -> those of the single file."""
+def flat_names(parts: UniConParts) -> dict[str, str]:
+    """The names in the single file, by the names in the network."""
     names = {}
     for i, block in enumerate(parts.joints):
         names[f"joints.{i}.post.weight"] = f"{block}.{POST_KEY}.weight"
@@ -90,7 +92,7 @@ def flat_names(parts: Parts) -> dict[str, str]:
 
 
 def _check_once(weights: Weights, of_set: str, name: str) -> None:
-    """ValueError where a file holds more than one model."""
+    """Raises ValueError if a file holds more than one model."""
     places: dict[object, str] = {}
     for key in weights:
         loras: dict = {}
@@ -113,53 +115,53 @@ def _ends() -> Iterable[tuple[str, str, str]]:
 
 
 def _sort(key: str, value: Tensor, of_set: str, loras: dict, posts: dict) -> bool:
-    """Put a tensor where it belongs; False for one that is not known."""
-    if found := POST.fullmatch(key):
-        posts[found["block"]] = value
+    """Puts a tensor into `loras` or `posts`. Returns whether the tensor is known."""
+    if post := POST.fullmatch(key):
+        posts[post["block"]] = value
         return True
-    found = LORA.fullmatch(key) or ALPHA.fullmatch(key)
-    if found is None:
+    match = LORA.fullmatch(key) or ALPHA.fullmatch(key)
+    if match is None:
         return FROZEN.fullmatch(key) is not None
-    where = _set(found["attention"], found["name"] or "", of_set)
-    if not where:
+    lora_set = _set(match["attention"], match["name"] or "", of_set)
+    if not lora_set:
         return False
-    end = ENDS[found["end"]] if "end" in found.re.groupindex else "alpha"
-    loras[Place(found["block"], found["attention"], found["projection"], where), end] = value
+    end = ENDS[match["end"]] if "end" in match.re.groupindex else "alpha"
+    loras[LoRAPlace(match["block"], match["attention"], match["projection"], lora_set), end] = value
     return True
 
 
 def _set(attention: str, name: str, of_set: str) -> str:
-    """Which of the three LoRA a tensor is of; empty where nothing tells."""
+    """The one of SETS that a tensor belongs to, or an empty text if nothing tells."""
     if attention != "attn1n":
         return SETS[2]
     return of_set or next((known for known in SETS[:2] if name.endswith(known)), "")
 
 
-def _scaled(loras: Mapping[tuple[Place, str], Tensor], name: str) -> dict[tuple[Place, str], Tensor]:
-    """Without alphas: the second matrix has the factor alpha / rank in it."""
-    found = {key: value for key, value in loras.items() if key[1] != "alpha"}
+def _scaled(loras: Mapping[tuple[LoRAPlace, str], Tensor], name: str) -> dict[tuple[LoRAPlace, str], Tensor]:
+    """The LoRA without alphas: the factor alpha / rank is multiplied into the second matrix."""
+    scaled = {key: value for key, value in loras.items() if key[1] != "alpha"}
     for (place, end), alpha in loras.items():
-        if end == "alpha" and (place, "up") in found:
-            up = found[place, "up"]
+        if end == "alpha" and (place, "up") in scaled:
+            up = scaled[place, "up"]
             if alpha.numel() != 1:
                 raise ValueError(f"{name}: alpha should be one number, but is {tuple(alpha.shape)}. Download it again.")
             if up.ndim != 2:
                 continue  # its shape is refused below
-            found[place, "up"] = (up.float() * (alpha.float() / up.shape[1])).to(up.dtype)
-    return found
+            scaled[place, "up"] = (up.float() * (alpha.float() / up.shape[1])).to(up.dtype)
+    return scaled
 
 
-def _parts(loras: Mapping[tuple[Place, str], Tensor], posts: Mapping[str, Tensor], name: str) -> Parts:
+def _parts(loras: Mapping[tuple[LoRAPlace, str], Tensor], posts: Mapping[str, Tensor], name: str) -> UniConParts:
     joints = tuple(sorted(posts, key=_natural))
     conditions = tuple(sorted({place.block for place, _ in loras if place.set == SETS[2]}, key=_natural))
     stray = sorted({place.block for place, _ in loras if place.set != SETS[2]} - set(joints), key=_natural)
     if stray:
         raise ValueError(f"{name} lacks {stray[0]}.{POST_KEY}.weight, though it has the LoRA. Download it again.")
-    found = _Reader(loras, name)
+    reader = _SizeReader(loras, name)
     sizes = Sizes(
-        joints=[found.joint(block, posts[block]) for block in joints],
+        joints=[reader.joint(block, posts[block]) for block in joints],
         conditions=[
-            [found.low_ranks(block, attention, SETS[2]) for attention in ATTENTIONS] for block in conditions
+            [reader.low_ranks(block, attention, SETS[2]) for attention in ATTENTIONS] for block in conditions
         ],
     )  # fmt: skip
     weights = {f"joints.{i}.post.weight": posts[block] for i, block in enumerate(joints)}
@@ -169,13 +171,13 @@ def _parts(loras: Mapping[tuple[Place, str], Tensor], posts: Mapping[str, Tensor
         else:
             stem = f"joints.{joints.index(place.block)}.{place.set.removesuffix('_lora')}"
         weights[f"{stem}.{place.projection}.{end}.weight"] = value
-    return Parts(sizes, weights, joints, conditions)
+    return UniConParts(sizes, weights, joints, conditions)
 
 
-class _Reader:
-    """Sizes of the network by the shapes of a file's tensors."""
+class _SizeReader:
+    """Reads the sizes of the network from the shapes of a file's tensors."""
 
-    def __init__(self, loras: Mapping[tuple[Place, str], Tensor], name: str) -> None:
+    def __init__(self, loras: Mapping[tuple[LoRAPlace, str], Tensor], name: str) -> None:
         self.loras, self.name = loras, name
 
     def joint(self, block: str, post: Tensor) -> JointSizes:
@@ -189,9 +191,9 @@ class _Reader:
         return JointSizes(xy, yx, width, "conv" if len(post) == width else "conv_fuse")
 
     def low_ranks(self, block: str, attention: str, of_set: str) -> Sequence[LowRank]:
-        return [self._low_rank(Place(block, attention, projection, of_set)) for projection in PROJECTIONS]
+        return [self._low_rank(LoRAPlace(block, attention, projection, of_set)) for projection in PROJECTIONS]
 
-    def _low_rank(self, place: Place) -> LowRank:
+    def _low_rank(self, place: LoRAPlace) -> LowRank:
         down, up = (self.loras.get((place, end)) for end in ("down", "up"))
         called = f"{place.set} of {place.block}.{place.attention}.{place.projection}"
         if down is None or up is None:
@@ -212,7 +214,7 @@ def _refusal(keys: Sequence[str], name: str) -> str:
 
 
 def _natural(block: str) -> list:
-    """Down, middle, up; numbers by their value."""
+    """The key that sorts blocks: down, middle, up, and each by its numbers."""
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     first, *rest = block.split(".")
     return [order[first], *(int(part) for part in rest if part.isdigit())]

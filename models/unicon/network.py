@@ -1,7 +1,7 @@
-"""UniCon (2410.11439): the joint attention between an image and its condition, and the condition's own LoRA.
+"""UniCon (2410.11439): the joint attention between an image and its condition, and the condition's LoRA.
 
-Both are drawn by one network. In each transformer block x (the image) looks at y (the condition) and y at x, with the
-block's own projections and a LoRA for each; a matrix P, zero at the start of training, mixes what they found.
+One network draws both. In each transformer block x (the image) attends to y (the condition) and y to x. The attentions
+use the block's projections, with a LoRA each for x and y. A matrix P, zero at the start of training, mixes the outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LowRank(NamedTuple):
 
 
 class JointSizes(NamedTuple):
-    """One block's joint attention: the LoRA of x and y by projection, and the width of P over that of the block."""
+    """Sizes of one block's joint attention: the LoRA of x and of y by projection, the width, and the kind of P."""
 
     xy: Sequence[LowRank]
     yx: Sequence[LowRank]
@@ -35,9 +35,9 @@ class JointSizes(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """A network: its joint attentions, and the condition's LoRA by block and attention, for the blocks that have one.
+    """Sizes of a network: its joint attentions, and the condition's LoRA by block, attention and projection.
 
-    The blocks of both are numbered in the order of the file's names.
+    Only blocks that have them are listed, in the order of the names in the file.
     """
 
     joints: Sequence[JointSizes]
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """What enters an attention (b, tokens, c), and its q, k and v by the model's own projections."""
+    """The input of an attention, and its q, k and v by the model's projections, each (b, tokens, c)."""
 
     hidden: Tensor
     q: Tensor
@@ -54,30 +54,30 @@ class Projected(NamedTuple):
 
 
 class LoRA(nn.Module):
-    """up(down(x)); the factor alpha / rank, where a file has one, is in `up`."""
+    """up(down(x)). If a file has a factor alpha / rank, `up` contains it."""
 
-    def __init__(self, sizes: LowRank, operations: Any, **where: Any) -> None:
+    def __init__(self, sizes: LowRank, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.down = operations.Linear(sizes.inputs, sizes.rank, bias=False, **where)
-        self.up = operations.Linear(sizes.rank, sizes.outputs, bias=False, **where)
+        self.down = operations.Linear(sizes.inputs, sizes.rank, bias=False, **factory)
+        self.up = operations.Linear(sizes.rank, sizes.outputs, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, tokens, inputs) -> (b, tokens, outputs)."""
+        """The increment (b, tokens, outputs) for x (b, tokens, inputs)."""
         return self.up(self.down(x))
 
 
 class AttentionLoRA(nn.ModuleDict):
     """A LoRA for each projection of one attention."""
 
-    def __init__(self, sizes: Sequence[LowRank], operations: Any, **where: Any) -> None:
+    def __init__(self, sizes: Sequence[LowRank], operations: Any, **factory: Any) -> None:
         super().__init__(
-            {name: LoRA(of_one, operations, **where) for name, of_one in zip(PROJECTIONS, sizes, strict=True)}
+            {name: LoRA(of_one, operations, **factory) for name, of_one in zip(PROJECTIONS, sizes, strict=True)}
         )
 
-    def qkv(self, found: Projected) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of a self-attention with the LoRA on them."""
+    def qkv(self, projected: Projected) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of a self-attention, each (b, tokens, c), with the LoRA on them."""
         return tuple(
-            base + self[name](found.hidden) for name, base in zip(PROJECTIONS[:3], found[1:], strict=True)
+            base + self[name](projected.hidden) for name, base in zip(PROJECTIONS[:3], projected[1:], strict=True)
         )  # fmt: skip
 
     def on_projections(
@@ -97,29 +97,29 @@ def _added(base: Tensor, rows: slice, term: Tensor) -> Tensor:
 
 
 class JointAttention(nn.Module):
-    """x looks at y and y at x (section 3.2)."""
+    """The attention of x to y and of y to x (section 3.2)."""
 
-    def __init__(self, sizes: JointSizes, operations: Any, **where: Any) -> None:
+    def __init__(self, sizes: JointSizes, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.xy = AttentionLoRA(sizes.xy, operations, **where)
-        self.yx = AttentionLoRA(sizes.yx, operations, **where)
+        self.xy = AttentionLoRA(sizes.xy, operations, **factory)
+        self.yx = AttentionLoRA(sizes.yx, operations, **factory)
         self.fuses = sizes.post == "conv_fuse"
         width = 2 * sizes.width if self.fuses else sizes.width
-        self.post = operations.Linear(width, width, bias=False, **where)
+        self.post = operations.Linear(width, width, bias=False, **factory)
 
     def forward(
         self, x: Projected, y: Projected, attend: Callable[..., Tensor], to_out: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """What is added to the self-attention of x and of y, both (pairs, tokens, c).
+        """What is added to the self-attentions of x and of y, both (pairs, tokens, c).
 
-        `attend` is the model's attention of q, k, v, `to_out` its output projection. All that is computed from x's
-        features has x's LoRA, its keys and values for y too, and so has y's.
+        `attend` is the model's attention of q, k, v, `to_out` its output projection. The LoRA of x is on all that is
+        computed from the features of x, also on its keys and values for y. The same holds for y.
         """
         qx, kx, vx = self.xy.qkv(x)
         qy, ky, vy = self.yx.qkv(y)
-        seen = attend(torch.cat([qx, qy]), torch.cat([ky, kx]), torch.cat([vy, vx]))
-        of_x, of_y = seen.chunk(2)
-        out_x, out_y = to_out(seen).chunk(2)
+        attended = attend(torch.cat([qx, qy]), torch.cat([ky, kx]), torch.cat([vy, vx]))
+        of_x, of_y = attended.chunk(2)
+        out_x, out_y = to_out(attended).chunk(2)
         out_x, out_y = out_x + self.xy["to_out"](of_x), out_y + self.yx["to_out"](of_y)
         if self.fuses:
             return self.post(torch.cat([out_x, out_y], -1)).chunk(2, -1)
@@ -127,11 +127,11 @@ class JointAttention(nn.Module):
 
 
 class ConditionLoRA(nn.ModuleDict):
-    """What the rows of the condition have on a block's self-attention and text attention."""
+    """The LoRA for the rows of the condition on a block's self-attention and text attention."""
 
-    def __init__(self, sizes: Sequence[Sequence[LowRank]], operations: Any, **where: Any) -> None:
+    def __init__(self, sizes: Sequence[Sequence[LowRank]], operations: Any, **factory: Any) -> None:
         super().__init__(
-            {name: AttentionLoRA(of_one, operations, **where) for name, of_one in zip(ATTENTIONS, sizes, strict=True)}
+            {name: AttentionLoRA(of_one, operations, **factory) for name, of_one in zip(ATTENTIONS, sizes, strict=True)}
         )
 
 
@@ -140,6 +140,6 @@ class UniCon(nn.Module):
 
     def __init__(self, sizes: Sizes, operations: Any, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        where = {"operations": operations, "device": device, "dtype": dtype}
-        self.joints = nn.ModuleList(JointAttention(of_one, **where) for of_one in sizes.joints)
-        self.conditions = nn.ModuleList(ConditionLoRA(of_one, **where) for of_one in sizes.conditions)
+        factory = {"operations": operations, "device": device, "dtype": dtype}
+        self.joints = nn.ModuleList(JointAttention(of_one, **factory) for of_one in sizes.joints)
+        self.conditions = nn.ModuleList(ConditionLoRA(of_one, **factory) for of_one in sizes.conditions)

@@ -1,7 +1,7 @@
-"""When image and condition are at which noise level: the schedule of UniCon (2410.11439, section 3.3), as text.
+"""UniCon (2410.11439, section 3.3): the schedule of the noise levels of image and condition, as text.
 
-`x 0-1, y 0.3-1` lets the image go through the whole run and the condition begin at three tenths of it. Both take the
-same number of steps: the shorter way waits. Further segments follow after `;` or on a new line.
+`x 0-1, y 0.3-1` lets the image go through the whole run, and the condition begin at three tenths of it. Both take the
+same number of steps, so the shorter section waits. Further segments follow after `;` or on a new line.
 """
 
 from __future__ import annotations
@@ -13,34 +13,37 @@ SEGMENT = re.compile(r"x\s+([\d.]+)\s*-\s*([\d.]+)\s*,\s*y\s+([\d.]+)\s*-\s*([\d
 EXAMPLE = "x 0-1, y 0-1"
 
 
-class Way(NamedTuple):
-    """From where to where in the run, 0 to 1."""
+class RunSection(NamedTuple):
+    """A section of the run, from `start` to `end`, both 0 to 1."""
 
     start: float
     end: float
 
     def indices(self, levels: int) -> tuple[int, int]:
-        """The first and the last of so many noise levels, rounded as the official code does."""
+        """The first and the last of `levels` noise levels that lie in the section, rounded as in the official code."""
         return int(self.start * (levels - 1)), int(self.end * (levels - 1))
 
 
-Segment = tuple[Way, ...]  # what image and condition do side by side
-Levels = tuple[int, ...]  # the numbers of the noise levels that they have in one call of the model
+Segment = tuple[RunSection, ...]  # what image and condition do side by side
+LevelNumbers = tuple[int, ...]  # the numbers of the noise levels that they have in one call of the model
 
 
 def parse_schedule(text: str) -> list[Segment]:
-    """The segments of a schedule; ValueError that names the one that cannot be read."""
+    """The segments of a schedule.
+
+    Raises ValueError if the text is empty or a segment cannot be read.
+    """
     segments = []
     for line in re.split(r"[;\n]", text):
         if not line.strip():
             continue
-        found = SEGMENT.fullmatch(line.strip())
+        match = SEGMENT.fullmatch(line.strip())
         try:
-            ends = [float(end) for end in found.groups()] if found else []
+            ends = [float(end) for end in match.groups()] if match else []
         except ValueError:
             ends = []
-        segment = (Way(*ends[:2]), Way(*ends[2:])) if ends else None
-        if segment is None or any(not 0 <= way.start <= way.end <= 1 for way in segment):
+        segment = (RunSection(*ends[:2]), RunSection(*ends[2:])) if ends else None
+        if segment is None or any(not 0 <= section.start <= section.end <= 1 for section in segment):
             raise ValueError(
                 f"A segment of the schedule should read like '{EXAMPLE}', from 0 (noise) to 1 (finished) and never "
                 f"back, but is {line.strip()!r}. Segments are separated by ; or a new line."
@@ -51,15 +54,18 @@ def parse_schedule(text: str) -> list[Segment]:
     return segments
 
 
-def timetable(segments: list[Segment], levels: int) -> list[Levels]:
-    """The levels at each call of the model; ValueError where a segment does not begin where the one before it ended."""
-    table: list[Levels] = []
+def timetable(segments: list[Segment], levels: int) -> list[LevelNumbers]:
+    """The numbers of the noise levels at each call of the model, for a run of `levels` noise levels.
+
+    Raises ValueError if a segment does not begin at the levels at which the one before it ends.
+    """
+    table: list[LevelNumbers] = []
     for segment in segments:
-        ways = [way.indices(levels) for way in segment]
-        lengths = [last - first + 1 for first, last in ways]
+        sections = [section.indices(levels) for section in segment]
+        lengths = [last - first + 1 for first, last in sections]
         count = max(lengths)
         calls = [
-            tuple(first + int(length * i / count) for (first, _), length in zip(ways, lengths, strict=True))
+            tuple(first + int(length * i / count) for (first, _), length in zip(sections, lengths, strict=True))
             for i in range(count)
         ]
         if table and calls[0] != table[-1]:
@@ -71,5 +77,5 @@ def timetable(segments: list[Segment], levels: int) -> list[Levels]:
     return table
 
 
-def _listed(numbers: Levels) -> str:
+def _listed(numbers: LevelNumbers) -> str:
     return " and ".join(f"{number} of {name}" for name, number in zip("xyz", numbers, strict=False))

@@ -29,7 +29,7 @@ from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run
 from ...engine.span import Span
 from ...engine.unet_weights import UNetWeights
-from ...models.controlnext.cross_normalization import dressed, standardised
+from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import Variant
 from ...models.controlnext.network import Layout, Prepared
 
@@ -124,7 +124,7 @@ class Hint:
 
     def _term(self, call: FeatureCall, chunk: Chunk, feature: Tensor, timesteps: Tensor, gain: float) -> Tensor:
         """Returns what is added to a chunk's feature (b, c, h, w), like it."""
-        term = dressed(self._control(call, self._hints(call, chunk), timesteps), feature) * gain
+        term = match_statistics(self._control(call, self._hints(call, chunk), timesteps), feature) * gain
         if self.mask is not None:
             term = term * self._mask_rows(call.run, feature, chunk)
         return term.to(feature.dtype)
@@ -142,7 +142,7 @@ class Hint:
         for piece in _pieces(missing):
             at = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])  # a list as index would wait
             out = self.control.network.model(self._prepared(run, piece, like), at)
-            made.update(zip(piece, standardised(out, grid, self.variant.order).split(1), strict=True))
+            made.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
         return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
 
     def _prepared(self, run: Run, hints: Sequence[HintKey], like: Tensor) -> Prepared:

@@ -15,7 +15,7 @@ from ...engine.loading import check_finite, load_network
 from ...engine.unet import family_of, unet_of
 from ...engine.unet_weights import Mode, UNetWeights
 from ...models.controlnext import network as networks
-from ...models.controlnext.files import VARIANTS, Place, Variant, control_part, unet_part
+from ...models.controlnext.files import VARIANTS, FeaturePlace, Variant, control_part, unet_part
 from .hint import ControlNeXt
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, Fea
     return variant, site
 
 
-def site_of(unet: UNetModel, place: Place) -> FeatureSite:
+def site_of(unet: UNetModel, place: FeaturePlace) -> FeatureSite:
     """Where a variant adds its feature: by what lies there, for shortened UNets have other numbers."""
     if place == "middle":
         return FeatureSite("output", 0)

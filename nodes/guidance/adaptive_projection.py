@@ -14,7 +14,7 @@ from torch import Tensor
 from ...engine.cfg_correction import GuidedStep, add_correction
 from ...engine.run import Run
 from ...engine.span import Span
-from ...models.guidance.adaptive_projection import projected
+from ...models.guidance.adaptive_projection import project_guidance
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
 
@@ -101,6 +101,6 @@ def adaptive_projection(eta: float, norm_threshold: float, momentum: float) -> C
     def correct(step: GuidedStep) -> Tensor:
         plain = step.positive - step.negative
         guidance = with_momentum(plain, step.sigma, step.run)
-        return (step.cfg - 1) * (projected(guidance, step.positive, eta, norm_threshold) - plain)
+        return (step.cfg - 1) * (project_guidance(guidance, step.positive, eta, norm_threshold) - plain)
 
     return correct

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engine.cfg_correction import GuidedStep, add_correction
 from ...engine.span import Span
-from ...models.guidance.frequency_bands import weighed
+from ...models.guidance.frequency_bands import weight_bands
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
 
@@ -52,7 +52,7 @@ def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[Guide
     """What the method adds to CFG: u + sum of factor * cfg * band(c - u) in the place of u + cfg * (c - u)."""
 
     def correct(step: GuidedStep) -> Tensor:
-        return step.cfg * weighed(step.positive - step.negative, low - 1, high - 1, levels)
+        return step.cfg * weight_bands(step.positive - step.negative, low - 1, high - 1, levels)
 
     return correct
 

@@ -24,7 +24,7 @@ from ...engine.network import add_feature_layer
 from ...engine.run import Step
 from ...engine.span import WHOLE_RUN
 from ...engine.unet import family_of, unet_of
-from ...models.h_space.files import directions
+from ...models.h_space.files import sort_directions
 from ...models.h_space.steps import principal_direction
 from .direction import FAMILY, SITE, PromptDirection, StoredDirection, note_h, noted_h
 from .edit import Edit, ask_for_prompts, entries_of
@@ -129,10 +129,10 @@ def _run(model: ModelPatcher, request: Request, recorder: _Recorder, what: Calla
 def _direction(
     model: ModelPatcher, request: Request, recorder: _Recorder, dh: Tensor, name: str
 ) -> StoredDirection:  # fmt: skip
-    said = {
+    metadata = {
         FAMILY: family_of(unet_of(model), model),
         "latent": "x".join(str(size) for size in request.latent["samples"].shape[-2:]),
         "steps": str(request.steps), "samples": str(request.samples), "seed": str(request.seed), "cfg": "1",
         "sampler": f"euler, {request.scheduler}", "pooled": str(request.pool), "what": name,
     }  # fmt: skip
-    return StoredDirection(name, directions(dh, torch.tensor(recorder.sigmas), name), said)
+    return StoredDirection(name, sort_directions(dh, torch.tensor(recorder.sigmas), name), metadata)

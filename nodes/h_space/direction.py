@@ -53,11 +53,11 @@ class HDirection(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StoredDirection:
-    """Directions for some noise levels, from a file or captured; `said` is the file's metadata."""
+    """Directions for some noise levels, from a file or captured; `metadata` is the file's."""
 
     name: str
     directions: Directions
-    said: Mapping[str, str]
+    metadata: Mapping[str, str]
 
     @property
     def channels(self) -> int:
@@ -148,7 +148,7 @@ def check_direction(direction: HDirection, model: ModelPatcher) -> None:
             f"The time embedding of this model has {time} numbers, but the delta block {direction.name} reads "
             f"{direction.time}: it was made for another kind of model. Capture a direction on this model."
         )
-    made_on = direction.said.get(FAMILY) if isinstance(direction, StoredDirection) else None
+    made_on = direction.metadata.get(FAMILY) if isinstance(direction, StoredDirection) else None
     family = family_of(unet, model)
     if made_on not in (None, family):
         logger.warning(

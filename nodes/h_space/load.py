@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ...engine.loading import check_finite, load_network, read_file
-from ...models.h_space.files import DH, SIGMAS, BlockFile, parse
+from ...models.h_space.files import DH, SIGMAS, BlockFile, parse_h_space
 from .direction import BlockDirection, HDirection, StoredDirection
 
 
@@ -19,7 +19,7 @@ def load_direction(path: Path) -> HDirection:
     name = path.name
     weights = {key: value for key, value in read_file(path).items() if isinstance(value, torch.Tensor)}
     check_finite(weights, name)
-    found = parse(weights, name)
+    found = parse_h_space(weights, name)
     if isinstance(found, BlockFile):
         return _block(found, name)
     return StoredDirection(name, found, _metadata(path))
@@ -48,4 +48,4 @@ def save_direction(direction: HDirection, path: Path) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {DH: direction.directions.dh.contiguous(), SIGMAS: torch.tensor(direction.directions.sigmas)}
-    save_file(content, path, dict(direction.said))
+    save_file(content, path, dict(direction.metadata))

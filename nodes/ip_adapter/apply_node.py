@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.span import Span
-from ...models.ip_adapter.combine import as_copies
+from ...models.ip_adapter.combine import copy_logits
 from ...models.ip_adapter.weights import PEER_NAMES, PEER_SCALINGS, SCALINGS, WEIGHT_TYPES, Strength
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import ImageTokensSocket, checked_mask
@@ -87,7 +87,7 @@ class IPAdapterApply(io.ComfyNode):
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
         prompt = ImagePrompt(
             adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
-            copies=None if per_frame else as_copies(tokens.weights), sites=sites,
+            copies=None if per_frame else copy_logits(tokens.weights), sites=sites,
             scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame, only_for=only_for.strip(),
         )  # fmt: skip
         if adapter.lora and lora_strength:

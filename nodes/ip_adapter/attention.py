@@ -28,7 +28,7 @@ from ...engine.run import Run
 from ...engine.span import Span
 from ...engine.unet import Site
 from ...models.ip_adapter.files import Kind
-from ...models.ip_adapter.weights import LayerWeight, Scaling, scale
+from ...models.ip_adapter.weights import LayerWeight, Scaling, weight_keys_and_values
 
 Role = Literal["cond", "uncond"]
 
@@ -160,7 +160,7 @@ class ImagePrompt:
             (self, "weights", images, v.dtype, v.device),
             lambda: self.weights[clamped(images, len(self.weights))].to(v)[:, None, None],
         )
-        return scale(k, v, self.sites[call.site].layer.weight * own, self.scaling)
+        return weight_keys_and_values(k, v, self.sites[call.site].layer.weight * own, self.scaling)
 
     def _rows(self, call: Call, images: tuple[int, ...], count: int) -> Tensor:
         device = call.q.device
@@ -178,7 +178,7 @@ class ImagePrompt:
             tokens = (self.cond if role == "cond" else self.uncond).to(like.device, torch.float32)
             k, v = self.adapter.layers.model.keys_and_values(site_weight.number, tokens)
             if not self.per_frame:
-                k, v = scale(k, v, site_weight.layer.weight, self.scaling)
+                k, v = weight_keys_and_values(k, v, site_weight.layer.weight, self.scaling)
             return k.to(like.dtype), v.to(like.dtype)
 
         return call.run.once((self, call.site, role, like.dtype, like.device), project)

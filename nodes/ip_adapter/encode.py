@@ -16,7 +16,7 @@ from comfy.clip_vision import ClipVisionModel
 from torch import Tensor
 from torch.nn import functional
 
-from ...models.ip_adapter.combine import Combine, as_copies, combine, parse_weights
+from ...models.ip_adapter.combine import Combine, combine, copy_logits, parse_weights
 from .attention import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
@@ -124,7 +124,7 @@ def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
     count = len(seen) if seen is not None else len(faces)
     weights = parse_weights(request.weights, count)
     if request.combine == "concat":
-        as_copies(weights)  # refuses what is no share
+        copy_logits(weights)  # refuses what is no share
     elif count > 1 or request.combine == "add":
         seen, faces = (
             None if part is None else combine(part, weights, request.combine) for part in (seen, faces)

@@ -19,7 +19,7 @@ from ...engine.loading import flatten, load_network
 from ...engine.unet import Site, Transformer, find_transformers, unet_of
 from ...models.ip_adapter.files import take_apart
 from ...models.ip_adapter.network import ImageLayers
-from ...models.ip_adapter.weights import LayerWeight, Place
+from ...models.ip_adapter.weights import LayerWeight, TransformerPlace
 from .attention import IPAdapter, SiteWeight
 
 FOREIGN = "the connected IPADAPTER"
@@ -67,9 +67,11 @@ def as_ip_adapter(found: Any) -> IPAdapter:
     return replace(adapter, clip_vision=(pipe.get("clipvision") or {}).get("model"))
 
 
-def places_of(model: ModelPatcher) -> list[Place]:
+def places_of(model: ModelPatcher) -> list[TransformerPlace]:
     """Where a model has transformers, in execution order: the numbers of weight types."""
-    return list(dict.fromkeys(Place(found.block, found.number) for found in find_transformers(unet_of(model))))
+    return list(
+        dict.fromkeys(TransformerPlace(found.block, found.number) for found in find_transformers(unet_of(model)))
+    )
 
 
 def in_file_order(found: Sequence[Transformer]) -> list[Transformer]:
@@ -78,7 +80,7 @@ def in_file_order(found: Sequence[Transformer]) -> list[Transformer]:
 
 
 def match_layers(
-    adapter: IPAdapter, model: ModelPatcher, weights: Mapping[Place, LayerWeight]
+    adapter: IPAdapter, model: ModelPatcher, weights: Mapping[TransformerPlace, LayerWeight]
 ) -> dict[Site, SiteWeight]:
     """The model's text attentions that have a weight. ValueError if the file was made for another model."""
     return {

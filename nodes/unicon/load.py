@@ -13,7 +13,7 @@ from safetensors import safe_open
 from ...engine.loading import load_network, read_file
 from ...engine.unet import Transformer, block_names, family_of, unet_of
 from ...models.foreign_files import few
-from ...models.unicon.files import SETS, Parts, flat_names, parse
+from ...models.unicon.files import SETS, UniConParts, flat_names, parse_unicon
 from ...models.unicon.network import PROJECTIONS
 from ...models.unicon.network import UniCon as Network
 from .side_by_side import BlockNumbers, UniCon
@@ -43,13 +43,13 @@ def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
     else:
         weights = read_file(path)
         metadata = read_metadata(path)
-    parts = parse(weights, name, sets)
+    parts = parse_unicon(weights, name, sets)
     if trigger is None:
         trigger = metadata.get(TRIGGER_KEY, _usual_trigger(name))
     return make_unicon(parts, metadata.get(NAME_KEY, name), trigger)
 
 
-def make_unicon(parts: Parts, name: str, trigger: str = "") -> UniCon:
+def make_unicon(parts: UniConParts, name: str, trigger: str = "") -> UniCon:
     """A network whose weights belong to the host."""
     network = load_network(partial(Network, parts.sizes), parts.weights, name)
     return UniCon(name, trigger, network, parts)
@@ -93,7 +93,7 @@ def match_model(unicon: UniCon, model: ModelPatcher) -> BlockNumbers:
     return BlockNumbers.of(parts, blocks)
 
 
-def _joint_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]:
+def _joint_faults(parts: UniConParts, blocks: dict[str, Transformer]) -> list[str]:
     widths = [(name, blocks[name].width, sizes) for name, sizes in zip(parts.joints, parts.sizes.joints, strict=True)]
     return [
         f"{name} is {width} wide in the model and {lora.inputs} to {lora.outputs} in the file"
@@ -103,7 +103,7 @@ def _joint_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]:
     ]
 
 
-def _condition_faults(parts: Parts, blocks: dict[str, Transformer]) -> list[str]:
+def _condition_faults(parts: UniConParts, blocks: dict[str, Transformer]) -> list[str]:
     faults = []
     for name, (own, text) in zip(parts.conditions, parts.sizes.conditions, strict=True):
         width, context = blocks[name].width, blocks[name].context

@@ -17,7 +17,7 @@ from ...engine.layers.projections import AttentionState
 from ...engine.layers.slots import host_attention
 from ...engine.rows.chunk import Chunk, add, pick_each
 from ...engine.unet import Site, Transformer
-from ...models.unicon.files import Parts
+from ...models.unicon.files import UniConParts
 from ...models.unicon.network import ATTENTIONS, AttentionLoRA, Projected
 from ...models.unicon.network import UniCon as Network
 
@@ -29,7 +29,7 @@ class UniCon:
     name: str
     trigger: str
     network: ModelPatcher
-    parts: Parts
+    parts: UniConParts
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BlockNumbers:
     paths: Mapping[Site, str]
 
     @classmethod
-    def of(cls, parts: Parts, blocks: Mapping[str, Transformer]) -> BlockNumbers:
+    def of(cls, parts: UniConParts, blocks: Mapping[str, Transformer]) -> BlockNumbers:
         """Of a file in a model whose blocks have these names."""
         joints = {blocks[name].site("attn1"): i for i, name in enumerate(parts.joints)}
         conditions = {blocks[name].site(kind): i for i, name in enumerate(parts.conditions) for kind in ATTENTIONS}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...engine.entries import entries
 from ...engine.partners import Partner
-from ...models.unicon.two_clocks import Levels, Segment, timetable
+from ...models.unicon.two_clocks import LevelNumbers, Segment, timetable
 
 Method = Literal["euler", "euler_ancestral", "ddim"]
 WHOLE = 0.2  # of the highest noise level: with six steps the official table begins at a third of it
@@ -80,7 +80,7 @@ class TwoClocks(Sampler):
         return denoised + direction * (target**2 - renewed**2) ** 0.5 + fresh * renewed
 
 
-def _rows(sigmas: Tensor, now: Levels, x: Tensor) -> Tensor:
+def _rows(sigmas: Tensor, now: LevelNumbers, x: Tensor) -> Tensor:
     """(2b,): the noise level of each row of x (2b, c, h, w)."""
     return torch.stack([sigmas[index] for index in now]).repeat_interleave(len(x) // 2)
 

@@ -16,7 +16,7 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER, CFGGuider
-from reins.models.h_space.files import directions, parse
+from reins.models.h_space.files import parse_h_space, sort_directions
 from reins.nodes.h_space.direction import BlockDirection, HDirection, PromptDirection, StoredDirection
 from reins.nodes.h_space.direction_node import HDirectionFromPrompts
 from reins.nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
@@ -51,14 +51,14 @@ def stored(
 
 def of(dh: Tensor, sigmas: tuple[float, ...] = (1.0,)) -> StoredDirection:
     """A direction of these numbers (t, c, h, w)."""
-    return StoredDirection("drawn", directions(dh, torch.tensor(sigmas), "drawn"), {})
+    return StoredDirection("drawn", sort_directions(dh, torch.tensor(sigmas), "drawn"), {})
 
 
 def block(layout: str = "ddpm", time: bool = True) -> BlockDirection:
     """The stored delta block of a layout; it has the channels and the time embedding of the tiny models."""
     weights = golden(f"block.{layout}")
     kept = {key: value for key, value in weights.items() if time or not key.startswith(("temb_proj", "emb_layers"))}
-    return _block(parse(kept, layout), layout)
+    return _block(parse_h_space(kept, layout), layout)
 
 
 def live(positive: list | None = None, source: list = SOURCE, target: list = TARGET) -> PromptDirection:

@@ -7,7 +7,7 @@ import comfy.ops
 import torch
 from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
-from reins.models.prompt_diffusion.files import ORIGINAL, Part
+from reins.models.prompt_diffusion.files import ORIGINAL, ControlPart
 from reins.models.prompt_diffusion.network import Stems
 from reins.nodes.prompt_diffusion.control import PromptDiffusion
 from reins.nodes.prompt_diffusion.load import make_prompt_diffusion
@@ -33,7 +33,7 @@ def network(model: ModelPatcher | None = None) -> comfy.cldm.cldm.ControlNet:
 
 def file_for(model: ModelPatcher | None = None, seed: int = 0) -> dict[str, Tensor]:
     """The control part by the original's names; loud enough that the example shows in the result."""
-    names = Part({}, ORIGINAL)
+    names = ControlPart({}, ORIGINAL)
     drawn = {names.own_name(key): value for key, value in controlnext.weights(network(model), seed).items()}
     loud = ("zero_convs.", "middle_block_out.", "input_hint_block.14.", "input_cond_block.14.")
     return {key: value * (LOUD if key.startswith(loud) else 1.0) for key, value in drawn.items()}

@@ -8,7 +8,7 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.engine.unet import block_names, unet_of
-from reins.models.unicon.files import SETS, parse
+from reins.models.unicon.files import SETS, parse_unicon
 from reins.models.unicon.network import Post
 from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.joint_node import UniConApplyJoint, UniConJointLatent, UniConSplit
@@ -53,7 +53,7 @@ def file_for(
 def unicon(model: ModelPatcher, seed: int = 0, weights: Mapping[str, Tensor] | None = None, **file: object) -> UniCon:
     """A file of these weights, or a drawn one, as the loader makes it."""
     found = file_for(model, seed, **file) if weights is None else weights
-    return make_unicon(parse(found, "tiny unicon"), "tiny unicon", "depth_map, ")
+    return make_unicon(parse_unicon(found, "tiny unicon"), "tiny unicon", "depth_map, ")
 
 
 def latent(size: tuple[int, int] = (16, 16), b: int = 1, seed: int = 21) -> dict[str, Tensor]:

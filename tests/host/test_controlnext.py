@@ -76,9 +76,9 @@ def reference(model, made, name, image, gains=None, mask=None):
         rows = rows.expand(b, -1, -1, -1) if len(rows) == 1 else rows[:b]
         c = network(network.prepare(rows, variant.stem_padding), times[0][:b]).repeat(len(labels), 1, 1, 1)
         size, dims = h.shape[-2:], (1, 2, 3)
-        if variant.order.pool_first:
+        if variant.normalization.pool_first:
             c = functional.adaptive_avg_pool2d(c, size)
-        ratio = h.std(dims, keepdim=True) / (c.std(dims, keepdim=True) + variant.order.eps)
+        ratio = h.std(dims, keepdim=True) / (c.std(dims, keepdim=True) + variant.normalization.eps)
         c = (c - c.mean(dims, keepdim=True)) * ratio + h.mean(dims, keepdim=True)
         gain = torch.tensor([gains[label == 1] for label in labels]).to(h).repeat_interleave(b)[:, None, None, None]
         c = functional.adaptive_avg_pool2d(c, size) * gain

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from reins.demo.evaluate import Settings
+from reins.demo.evaluate import SamplingSettings
 from reins.demo.judge import judge
 from reins.demo.training import convergence
 from reins.demo.training.controlnext import ControlNeXtTask, cross_normalised, zero_convolution
-from reins.demo.training.controlnext_numbers import FORM, HINTS, hinted, iou, load_controlled
+from reins.demo.training.controlnext_numbers import FORM, HINTS, draw_hinted_scenes, iou, load_controlnext_demo
 from reins.demo.training.frozen import FrozenBase
 from reins.demo.training.trainer import Plan, make_optimisers
 from reins.demo.world.scenes import SLOTS
@@ -20,19 +20,19 @@ from torch.nn.functional import max_pool2d
 
 BRIEF = bool(os.environ.get("REINS_BRIEF"))
 COUNT = 8 if BRIEF else 32 if os.environ.get("REINS_FULL") else 16  # the card has 128
-SETTINGS = Settings(steps=12)
+SETTINGS = SamplingSettings(steps=12)
 CPU = torch.device("cpu")
 PLACE_OF = {slot: place for place, slot in enumerate(SLOTS)}
 
 
 @pytest.fixture(scope="module")
 def controlled():
-    return load_controlled()
+    return load_controlnext_demo()
 
 
 @pytest.fixture(scope="module")
 def given():
-    return hinted(COUNT)
+    return draw_hinted_scenes(COUNT)
 
 
 class Followed(NamedTuple):
@@ -135,7 +135,7 @@ def test_the_rates_of_a_plan_choose_the_optimisers():
 
 def test_the_comparison_of_convergence_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(convergence, "PICTURES", 2)
-    monkeypatch.setattr(convergence, "SETTINGS", Settings(cfg=1.0, steps=2))
+    monkeypatch.setattr(convergence, "SETTINGS", SamplingSettings(cfg=1.0, steps=2))
     points = convergence.measure_convergence(Plan(steps=9, batch=2), CPU, tmp_path, at=(0, 1))
     assert [point[2] for point in points] == [0, 1] * 4
     assert all(0 <= point[3] <= 1 for point in points)

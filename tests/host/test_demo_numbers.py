@@ -11,11 +11,11 @@ import os
 
 import pytest
 import torch
-from reins.demo.evaluate import Score, Settings, gain, prompts, sample, score
+from reins.demo.evaluate import SamplingSettings, Score, gain, prompts, sample, score
 from reins.demo.training.clip_vision import image_embeds, words_read
 from reins.demo.training.guidance_numbers import with_tpg
 from reins.demo.training.ip_adapter import IPAdapterTask
-from reins.demo.training.ip_adapter_numbers import FORM, LOOK, load_prompted, references
+from reins.demo.training.ip_adapter_numbers import FORM, LOOK, load_ip_adapter_demo, references
 from reins.demo.training.numbers import GUIDANCE_SEED, NO_CFG, guided, load_base, load_encoder, repainted, with_style
 from reins.demo.training.style import StyleTask
 from reins.demo.world.model import split_places
@@ -46,7 +46,7 @@ def words() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def with_cfg(base, words) -> Score:
-    return score(sample(*base, words, Settings()), words)
+    return score(sample(*base, words, SamplingSettings()), words)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_without_words_the_model_draws_what_it_likes(unguided, words):
 def test_a_part_of_a_prompt_is_followed_and_the_rest_is_free(base, words):
     asked = torch.full_like(words[:16], -1)
     asked[:, 1] = words[:16, 1]
-    found = score(sample(*base, asked, Settings()), asked)
+    found = score(sample(*base, asked, SamplingSettings()), asked)
     assert found.rates["colour"] >= 0.95 - ONE
     assert found.rates["shape"] == 1.0  # nothing was asked
 
@@ -147,11 +147,11 @@ def test_the_style_lora_is_learnt_by_the_hosts_own_loader_and_changes_nothing_el
     asked = words[:24].clone()
     asked[:, -1] = CHECKED
     off, on = (
-        score(sample(with_style(base[0], StyleTask.file, strength), base[1], asked, Settings()), asked)
+        score(sample(with_style(base[0], StyleTask.file, strength), base[1], asked, SamplingSettings()), asked)
         for strength in (0.0, 1.0)
     )
     assert off.rates["texture"] <= ONE
-    assert torch.equal(off.image, sample(*base, asked, Settings()))
+    assert torch.equal(off.image, sample(*base, asked, SamplingSettings()))
     assert on.rates["texture"] >= 0.9 - ONE
     for slot in ("shape", "colour", "place", "size", "background"):
         assert on.rates[slot] >= 0.85 - ONE
@@ -181,7 +181,7 @@ def test_the_tower_without_additions_in_place_answers_as_the_hosts():
 
 @pytest.fixture(scope="module")
 def prompted():
-    return load_prompted()
+    return load_ip_adapter_demo()
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def given():
 def test_a_reference_alone_is_followed_in_every_word(prompted, given):
     """Nothing said: 16 chances in 2,592 that a picture is right by itself."""
     prompts_, wanted = given.saying(())
-    found = score(prompted.draw(prompts_, given.image, Settings()), wanted)
+    found = score(prompted.draw(prompts_, given.image, SamplingSettings()), wanted)
     assert found.rates["all"] >= 0.9 - ONE
     assert score(found.image, wanted.roll(1, 0)).rates["all"] <= 0.05 + ONE
 
@@ -200,12 +200,12 @@ def test_a_reference_alone_is_followed_in_every_word(prompted, given):
 def test_a_reference_decides_the_look_and_the_prompt_the_form(prompted, given):
     """The prompt says shape, place and size; the reference shows others of these, and its look is taken."""
     prompts_, wanted = given.saying(FORM)
-    found = score(prompted.draw(prompts_, given.image, Settings()), wanted)
+    found = score(prompted.draw(prompts_, given.image, SamplingSettings()), wanted)
     for slot in LOOK:
         assert found.rates[slot] >= 0.9 - ONE, slot
     for slot, least in (("shape", 0.6), ("place", 0.9), ("size", 0.9)):
         assert found.rates[slot] >= least - 2 * ONE, slot
-    off = score(prompted.draw(prompts_[:16], given.image[:16], Settings(), weight=0.0), wanted[:16])
+    off = score(prompted.draw(prompts_[:16], given.image[:16], SamplingSettings(), weight=0.0), wanted[:16])
     assert off.rates["colour"] <= 0.5
     assert off.rates["all"] <= 0.1 + ONE
 
@@ -213,7 +213,7 @@ def test_a_reference_decides_the_look_and_the_prompt_the_form(prompted, given):
 @full
 def test_a_reference_decides_the_form_and_the_prompt_the_look(prompted, given):
     prompts_, wanted = given.saying(LOOK)
-    found = score(prompted.draw(prompts_, given.image, Settings(), weight=0.8), wanted)
+    found = score(prompted.draw(prompts_, given.image, SamplingSettings(), weight=0.8), wanted)
     for slot in FORM:
         assert found.rates[slot] >= 0.7, slot
     for slot in LOOK:
@@ -222,8 +222,8 @@ def test_a_reference_decides_the_form_and_the_prompt_the_look(prompted, given):
 
 def test_without_weight_a_reference_changes_no_bit(prompted, given):
     few = given.others[:4]
-    off = prompted.draw(few, given.image[:4], Settings(), weight=0.0)
-    assert torch.equal(off, sample(prompted.model, prompted.table, few, Settings()))
+    off = prompted.draw(few, given.image[:4], SamplingSettings(), weight=0.0)
+    assert torch.equal(off, sample(prompted.model, prompted.table, few, SamplingSettings()))
 
 
 @full
@@ -240,7 +240,7 @@ def test_two_references_share_a_picture_by_their_masks(prompted):
         for image, mask in zip((red, blue), masks, strict=True):
             (tokens,) = IPAdapterEncode.execute(prompted.adapter, prompted.encoder, image.movedim(1, -1)).result
             (model,) = IPAdapterApply.execute(model, prompted.adapter, tokens, mask=mask).result
-        picture = sample(model, prompted.table, said, Settings())
+        picture = sample(model, prompted.table, said, SamplingSettings())
         lean = (picture[:, 0] - picture[:, 2])[:, 12:20]  # red less blue, in the rows of the shape
         return (lean[..., 10:14].mean((1, 2)) - lean[..., 18:22].mean((1, 2))).mean().item()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
-from reins.models.guidance.frequency_bands import bands
+from reins.models.guidance.frequency_bands import split_bands
 from reins.models.guidance.image_loss import LOSSES
 from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.tests.helpers import h_space, tiny_models
@@ -86,7 +86,7 @@ def test_two_apgs_keep_a_momentum_each(sd15):
 @pytest.mark.parametrize("levels", [2, 4])
 def test_fdg_guides_each_band_by_its_factor(size, levels, sd15):
     positive, negative = both(sd15, size=size)
-    found = bands(positive - negative, levels)
+    found = split_bands(positive - negative, levels)
     share = [1 - i / (len(found) - 1) for i in range(len(found))]
     guidance = sum((3.0 * s + 0.5 * (1 - s)) * 5.0 * band for s, band in zip(share, found, strict=True))
     assert nearly(denoise(fdg(sd15, 0.5, 3.0, levels), size=size), negative + guidance)

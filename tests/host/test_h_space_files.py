@@ -80,7 +80,7 @@ def test_a_captured_direction_is_the_mean_difference_along_the_runs(pool, model)
     found = capture(model, samples=2, pool=pool)
     assert found.directions.sigmas == pytest.approx(sigmas)
     assert nearly(found.directions.dh, expected.mean((2, 3), keepdim=True) if pool else expected)
-    assert found.said.items() >= {
+    assert found.metadata.items() >= {
         "latent": "8x8", "steps": "2", "samples": "2", "seed": "3", "cfg": "1", "pooled": str(pool)
     }.items()  # fmt: skip
 
@@ -231,7 +231,7 @@ def test_a_captured_direction_survives_its_file(folder, monkeypatch, sd15):
         "faces/smile_00001_.safetensors", "smile_00001_.safetensors", "smile_00002_.safetensors"
     )]  # fmt: skip
     again = load(f"output/{saved[0]}")
-    assert isinstance(again, StoredDirection) and again.said == found.said
+    assert isinstance(again, StoredDirection) and again.metadata == found.metadata
     assert torch.equal(again.directions.dh, found.directions.dh)
     assert again.directions.sigmas == found.directions.sigmas
     assert torch.equal(run(edit(sd15, again)), run(edit(sd15, found)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
-from reins.demo.training.h_space_numbers import STRENGTH, kept, load_sized, random_direction
+from reins.demo.training.h_space_numbers import STRENGTH, kept, load_h_space_demo, random_direction
 
 COUNT = 8 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL") else 12
 
 
 @pytest.fixture(scope="module")
 def sized():
-    return load_sized(COUNT)
+    return load_h_space_demo(COUNT)
 
 
 @pytest.fixture(scope="module")

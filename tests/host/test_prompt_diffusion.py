@@ -313,7 +313,7 @@ def test_after_a_run_nothing_is_left(shared, sd15):
         hook.remove()
     gc.collect()
     assert kept and not any(reference() is not None for reference in kept)
-    assert not stems.kept.found and applied["positive"][0][1]["control"].cond_hint is None
+    assert not stems.cache.features and applied["positive"][0][1]["control"].cond_hint is None
 
 
 # --- copies --------------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_a_copy_for_another_gpu_has_its_own_network_and_the_example(control, sd1
     original = applied["positive"][0][1]["control"]
     clone = original.deepclone_multigpu(tiny_models.CPU, autoregister=True)
     assert type(clone) is PromptDiffusion and clone.pair is control.pair
-    assert clone.control_model is not original.control_model and not clone.control_model.input_hint_block.kept.found
+    assert clone.control_model is not original.control_model and not clone.control_model.input_hint_block.cache.features
     conds = {name: [[applied[name][0][0], {**applied[name][0][1], "control": clone}]] for name in applied}
     original.multigpu_clones.clear()
     assert torch.equal(sample(sd15, **conds), expected)

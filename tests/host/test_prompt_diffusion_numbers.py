@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 from reins.demo.judge import judge
-from reins.demo.training.control_net_numbers import load_steered
-from reins.demo.training.controlnext_numbers import HINTS, hinted, iou
+from reins.demo.training.control_net_numbers import load_control_net_demo
+from reins.demo.training.controlnext_numbers import HINTS, draw_hinted_scenes, iou
 from reins.demo.training.prompt_diffusion import PromptDiffusionTask
-from reins.demo.training.prompt_diffusion_numbers import SEED, errors, load_in_context, scenes
+from reins.demo.training.prompt_diffusion_numbers import SEED, draw_mapped_scenes, errors, load_prompt_diffusion_demo
 from reins.engine.loading import read_file
 
 COUNT = 4 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL") else 8
@@ -18,17 +18,17 @@ COUNT = 4 if os.environ.get("REINS_BRIEF") else 32 if os.environ.get("REINS_FULL
 
 @pytest.fixture(scope="module")
 def in_context():
-    return load_in_context()
+    return load_prompt_diffusion_demo()
 
 
 @pytest.fixture(scope="module")
 def asked():
-    return scenes(COUNT)
+    return draw_mapped_scenes(COUNT)
 
 
 @pytest.fixture(scope="module")
 def example():
-    return scenes(1, SEED + 1)
+    return draw_mapped_scenes(1, SEED + 1)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_shipped_file_is_what_its_task_makes():
 
 
 def test_the_classic_control_net_follows_a_hint():
-    steered, given = load_steered(), hinted(4)
+    steered, given = load_control_net_demo(), draw_hinted_scenes(4)
     found = judge(steered.draw(given.saying(), given.hints[0]))
     assert iou(found.mask, given.mask).mean() > 0.7
     assert iou(found.mask, given.mask.roll(1, 0)).mean() < 0.4

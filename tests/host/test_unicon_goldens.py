@@ -19,7 +19,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_base import ModelType
-from reins.models.unicon.two_clocks import Way, timetable
+from reins.models.unicon.two_clocks import RunSection, timetable
 from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.joint_node import UniConApplyJoint
 from reins.nodes.unicon.load_node import UniConLoader
@@ -222,5 +222,5 @@ def test_a_trajectory_is_the_official_one(name, method, model, loaded):
 def test_schedules_are_parsed_as_officially():
     for call, expected in SCHEDULES.items():
         segments, steps = ast.literal_eval(call)
-        ways = [tuple(Way(*ends) for ends in segment[:-1]) for segment in segments]
+        ways = [tuple(RunSection(*ends) for ends in segment[:-1]) for segment in segments]
         assert [[*row, 0] for row in timetable(ways, steps)] == expected

@@ -6,26 +6,26 @@ import os
 
 import pytest
 import torch
-from reins.demo.evaluate import Settings, sample
+from reins.demo.evaluate import SamplingSettings, sample
 from reins.demo.judge import judge
 from reins.demo.training.unicon import UniConTask
-from reins.demo.training.unicon_numbers import depth_of, error, load_side_by_side, seen
+from reins.demo.training.unicon_numbers import depth_of, draw_depth_scenes, error, load_unicon_demo
 from reins.engine.loading import read_file
 
 BRIEF, FULL = (bool(os.environ.get(name)) for name in ("REINS_BRIEF", "REINS_FULL"))
 COUNT = 4 if BRIEF else 64 if FULL else 8
-WITHOUT_CFG = Settings(cfg=1.0)  # half the rows; the words are followed without it too
+WITHOUT_CFG = SamplingSettings(cfg=1.0)  # half the rows; the words are followed without it too
 LOOK = (1, 4, 5)  # colour, background and texture, which no depth map shows
 
 
 @pytest.fixture(scope="module")
 def beside():
-    return load_side_by_side()
+    return load_unicon_demo()
 
 
 @pytest.fixture(scope="module")
 def given():
-    return seen(COUNT)
+    return draw_depth_scenes(COUNT)
 
 
 @pytest.fixture(scope="module")
