@@ -106,4 +106,6 @@ async def comfy_entrypoint() -> ComfyExtension:
 
 
 if importlib.util.find_spec("folder_paths"):
-    from .engine import folders  # noqa: F401 - registers them
+    from .nodes.inputs.folders import register_folders
+
+    register_folders()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -27,3 +28,4 @@ def enter_host(comfy: str | Path, *arguments: str) -> None:
         import comfy.cli_args
     finally:
         sys.argv = argv
+    importlib.import_module("reins.nodes.inputs.folders").register_folders()

@@ -20,6 +20,7 @@ from ..models.guidance.fade import Fade
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
 from .network import install_layers, options_of_call
+from .rows.names import AROUND
 from .run import RUN, Step, run_of, start_run
 from .scope import Args, add_post_cfg
 from .shared_control import sharing_controls
@@ -27,7 +28,6 @@ from .span import Span, percent_at
 from .unet import Depth
 
 SLOT = "sampler_calc_cond_batch_function"
-CELL = 8  # pixels of a latent's cell, as the host counts them
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,7 +180,7 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
 
 def _may_join(model_options: Args) -> bool:
     """Whether chunks can be told apart in one batch: not where another pack regroups rows around the model's call."""
-    return RUN in model_options["transformer_options"] and "model_function_wrapper" not in model_options
+    return RUN in model_options["transformer_options"] and AROUND not in model_options
 
 
 def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:

@@ -14,13 +14,13 @@ import comfy.ops
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..models.foreign_files import SHOWN, few
 from .entries import KEY
 
 StateDict = dict[str, Tensor]
-SHOWN = 4  # keys that an error names
 # What torch, safetensors and the host raise for a file that is cut off or is something else altogether.
 DAMAGE = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -44,6 +44,14 @@ def read_tensor(path: str | Path) -> Tensor:
     if not isinstance(found, Tensor):
         raise ValueError(f"{Path(path).name} should hold one tensor but holds {type(found).__name__}. Save it again.")
     return found
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns what a safetensors file tells of itself; nothing for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _opened(path: str | Path, load: Callable[[], Any]) -> Any:
@@ -109,8 +117,7 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     spoilt = [key for key, value in weights.items() if value.is_floating_point() and not _finite(value)]
     if spoilt:
         raise ValueError(
-            f"{name} should hold finite numbers, but some are not (NaN): {', '.join(spoilt[:SHOWN])}. Download "
-            f"the file again."
+            f"{name} should hold finite numbers, but some are not (NaN): {few(spoilt)}. Download the file again."
         )
 
 
@@ -161,9 +168,3 @@ def load_with(model: ModelPatcher, *networks: ModelPatcher) -> ModelPatcher:
 
 def _named(fault: str, keys: Sequence[Any]) -> list[str]:
     return [f"{fault} {few(keys)}"] if keys else []
-
-
-def few(keys: Sequence[str]) -> str:
-    """The first keys of a list for an error, and how many more there are."""
-    rest = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{', '.join(keys[:SHOWN])}{rest}"

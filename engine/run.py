@@ -136,6 +136,12 @@ def sigma_in(transformer_options: Mapping[str, Any]) -> float:
     return run_in(transformer_options).sigma(transformer_options["sigmas"]) if step is None else step.sigma
 
 
+def options_in_run(options: Mapping[str, Any], given: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Returns transformer options of another model, in the sampling loop of the `given` ones, with a run of its own."""
+    kept = {name: given[name] for name in ("sample_sigmas",) if name in given}
+    return {**options, **kept, RUN: run}
+
+
 def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """OUTER_SAMPLE wrapper: give the guider's options a run, and empty it whatever happens."""
     guider = executor.class_obj

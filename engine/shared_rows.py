@@ -1,9 +1,8 @@
 """What several chunks of a call have in common is computed once.
 
-An extra prediction (PAG, SEG, TPG, an h-space edit) is the positive's, or the negative's, up to the first layer that
-it changes. The layers before that run on the rows that differ, and their answers are repeated. The host's own loop
-over the blocks runs as ever, round a view of the network in which those layers are narrower: its patches, skips and
-residuals see all rows.
+An extra prediction is the positive's, or the negative's, up to the first layer that it changes. The layers before that
+run on the rows that differ, and their answers are repeated. The host's own loop over the blocks runs as ever, round a
+view of the network in which those layers are narrower: its patches, skips and residuals see all rows.
 """
 
 from __future__ import annotations
@@ -16,19 +15,14 @@ from uuid import UUID
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .entries import KEY
 from .layers.call import NETWORK
+from .layers.others import depths_of_patches, others_wrap_network
 from .rows.chunk import CHUNKS, PER_CHUNK, Chunk, of_chunks
 from .rows.groups import GROUPS
 from .run import Step
 from .unet import ORDER, Depth
-
-AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-# Where other packs' patches first act that come later than in the first block.
-SEEN_FROM = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
 
 
 def sharing_forward(
@@ -44,7 +38,7 @@ def sharing_forward(
     first_changes = _first_changes(step, chunks)
     if not first_changes or not _is_plain(executor, unet, options):
         return None
-    if any(seen < max(first_changes.values()) for seen in _seen_by_others(foreign)):
+    if any(seen < max(first_changes.values()) for seen in depths_of_patches(foreign)):
         return None
     if control is not None and not all(chunk in step.controlled for chunk in step.twins):
         return None
@@ -52,22 +46,10 @@ def sharing_forward(
     return plan.forward(unet) if plan.saves_rows else None
 
 
-def _seen_by_others(foreign: Mapping[str, Any]) -> Iterator[Depth]:
-    """Where other packs' patches act, at the earliest."""
-    for kind, patches in foreign.get("patches", {}).items():
-        if patches and kind != KEY:  # ours are networks to load
-            yield SEEN_FROM.get(kind, Depth(0, 0, 0))
-    for slots in foreign.get("patches_replace", {}).values():
-        for block, number, *_ in slots:
-            yield Depth(ORDER.get(block, 0), number, 1)
-
-
 def _is_plain(executor: Any, unet: UNetModel, options: Mapping[str, Any]) -> bool:
     """Whether the host calls its own forward with nobody else around it, and rows are chunks of pictures."""
     is_hosts = getattr(executor.original, "__func__", None) is UNetModel._forward
-    around = [options.get("wrappers", {}).get(kind, {}) for kind in AROUND_NETWORK]
-    others = [key for by_key in around for key, wrappers in by_key.items() if wrappers and key != KEY]
-    return is_hosts and not others and GROUPS not in options and not unet.use_temporal_resblocks
+    return is_hosts and not others_wrap_network(options) and GROUPS not in options and not unet.use_temporal_resblocks
 
 
 def _first_changes(step: Step | None, chunks: Sequence[Chunk]) -> dict[UUID, Depth]:

@@ -29,6 +29,7 @@ def kind_among(weights: Mapping[str, Tensor], patterns: Mapping[str, str]) -> st
 
 
 def few(names: Iterable[str]) -> str:
-    """The first few names in one line, for an error."""
+    """Returns the first names in one line, and how many more there are, for an error."""
     names = list(names)
-    return f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{rest}"

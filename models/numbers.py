@@ -1,8 +1,10 @@
-"""Reads the numbers that people write."""
+"""Reads the numbers that people write, and names one that all models share."""
 
 from __future__ import annotations
 
 import math
+
+CELL = 8  # pixels per cell of a latent
 
 
 def finite(text: str) -> float:

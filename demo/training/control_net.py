@@ -13,7 +13,7 @@ from comfy.cldm.cldm import ControlNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...nodes.controlnext.hint import CELL
+from ...models.numbers import CELL
 from ..world.model import UNET, start_as_torch_does
 from .control_net_numbers import FILE
 from .controlnext import UNSAID

@@ -16,7 +16,8 @@ from torch.nn import functional
 from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import VARIANTS
 from ...models.controlnext.network import ControlNeXt, Layout, Stage
-from ...nodes.controlnext.hint import CELL, stretched
+from ...models.numbers import CELL
+from ...nodes.controlnext.hint import stretched
 from ..world.model import start_as_torch_does
 from ..world.scenes import SIZE
 from .controlnext_numbers import FILE, HINTS, hints_of

@@ -85,7 +85,7 @@ def chunks_at(
     raise RuntimeError(
         f"An attention should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in "
         f"it (regional prompts, attention couple) and does not say of which prompt each is. Remove that pack from the "
-        f"model. IP-Adapter for Conditioning does regions too."
+        f"model."
     )
 
 

@@ -88,7 +88,7 @@ class AttentionLoRA(nn.ModuleDict):
         return tuple(_added(base, rows, self[name](entering[rows])) for name, base, entering in parts)
 
     def on_output(self, out: Tensor, attended: Tensor, rows: slice) -> Tensor:
-        """Returns an output (b, tokens, c) with the LoRA on some rows of what was projected, `attended` (b, tokens, c)."""
+        """Returns `out` (b, tokens, c) with the LoRA on some rows of `attended` (b, tokens, c)."""
         return _added(out, rows, self["to_out"](attended[rows]))
 
 

@@ -32,9 +32,9 @@ from ...engine.unet_weights import UNetWeights
 from ...models.controlnext.cross_normalization import match_statistics, standardise
 from ...models.controlnext.files import Variant
 from ...models.controlnext.network import Layout, Prepared
+from ...models.numbers import CELL
 
 logger = logging.getLogger(__name__)
-CELL = 8  # pixels of a hint per cell of the latent, for every model that there is a ControlNeXt for
 PIECE_PIXELS = 2**21  # of the hints that go through the network at once: the host budgets no memory for them
 KEPT_BYTES = 2**29  # of what is kept for a run, per node
 

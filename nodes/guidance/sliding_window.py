@@ -16,13 +16,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...engine.guidance import CELL, Term, add_term
+from ...engine.guidance import Term, add_term
 from ...engine.rows.conds import Area
 from ...engine.run import run_of
 from ...engine.scope import Args
 from ...engine.span import Span
 from ...engine.windowed_control import windowed
 from ...models.guidance.windows import Window, windows
+from ...models.numbers import CELL
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
 PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # what weights stand for

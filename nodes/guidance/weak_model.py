@@ -25,7 +25,7 @@ from torch import Tensor
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
 from ...engine.guidance import current_step, in_span, install_guidance
 from ...engine.loading import load_with
-from ...engine.run import RUN, STEP, Run, Step, run_of
+from ...engine.run import STEP, Run, Step, options_in_run, run_of
 from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
@@ -89,8 +89,7 @@ class WeakModel(Entry):
         own.forget()
         own.names = {cond["uuid"]: "positive" for cond in args["cond"]}
         given = args["model_options"]["transformer_options"]
-        kept = {name: given[name] for name in ("sample_sigmas",) if name in given}
-        options["transformer_options"] = {**options["transformer_options"], **kept, RUN: own}
+        options["transformer_options"] = options_in_run(options["transformer_options"], given, own)
         run.at_end(own.clear)
         if not self.is_shared:
             self.model.pre_run()

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...engine.loading import check_finite, load_network, read_file
+from ...engine.loading import check_finite, load_network, read_file, read_metadata
 from ...models.h_space.files import DH, SIGMAS, BlockFile, parse_h_space
 from .direction import BlockDirection, HDirection, StoredDirection
 
@@ -22,7 +21,7 @@ def load_direction(path: Path) -> HDirection:
     found = parse_h_space(weights, name)
     if isinstance(found, BlockFile):
         return _block(found, name)
-    return StoredDirection(name, found, _metadata(path))
+    return StoredDirection(name, found, read_metadata(path))
 
 
 def _block(file: BlockFile, name: str) -> BlockDirection:
@@ -30,13 +29,6 @@ def _block(file: BlockFile, name: str) -> BlockDirection:
         return file.make(file.channels, file.time, operations, device, dtype)
 
     return BlockDirection(name, load_network(make, file.weights, name), file.channels, file.time)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
 
 
 def save_direction(direction: HDirection, path: Path) -> None:

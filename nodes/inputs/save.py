@@ -6,12 +6,12 @@ from pathlib import Path
 
 import folder_paths
 
-from ...engine.folders import saved
+from ...engine.folders import output_folder
 
 
 def numbered_path(folder: str, filename_prefix: str) -> Path:
     """The next free file of that name in output/`folder`; ValueError for a name that leads out of it."""
-    root = saved(folder).resolve()
+    root = output_folder(folder).resolve()
     target = (root / filename_prefix).resolve()
     if not target.is_relative_to(root) or target == root:
         raise ValueError(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...engine.loading import check_finite, check_weights, read_file
+from ...engine.loading import check_finite, check_weights, read_file, read_metadata
 from .attention import ImageTokens
 
 MADE_BY, FINGERPRINT = "made_by", "fingerprint"
@@ -33,6 +32,6 @@ def load_tokens(path: Path) -> ImageTokens:
         {"cond": (images, count, context), "uncond": one, "black": one, "weights": (images,)}, content, path.name
     )
     check_finite(content, path.name)
-    with safe_open(path, framework="pt") as file:
-        said = file.metadata() or {}
-    return ImageTokens(**content, made_by=said.get(MADE_BY, path.name), fingerprint=said.get(FINGERPRINT, ""))
+    metadata = read_metadata(path)
+    made_by, fingerprint = metadata.get(MADE_BY, path.name), metadata.get(FINGERPRINT, "")
+    return ImageTokens(**content, made_by=made_by, fingerprint=fingerprint)

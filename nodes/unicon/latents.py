@@ -9,8 +9,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...models.numbers import CELL
+
 NOISE_KEY = "reins_condition_noise"
-CELL = 8
 Given = tuple[Tensor, Tensor | None]  # a latent (b, c, h, w) and its noise mask
 
 

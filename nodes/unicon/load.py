@@ -8,9 +8,8 @@ from pathlib import Path, PurePath
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
-from safetensors import safe_open
 
-from ...engine.loading import load_network, read_file
+from ...engine.loading import load_network, read_file, read_metadata
 from ...engine.unet import Transformer, block_names, family_of, unet_of
 from ...models.foreign_files import few
 from ...models.unicon.files import SETS, UniConParts, flat_names, parse_unicon
@@ -53,14 +52,6 @@ def make_unicon(parts: UniConParts, name: str, trigger: str = "") -> UniCon:
     """A network whose weights belong to the host."""
     network = load_network(partial(Network, parts.sizes), parts.weights, name)
     return UniCon(name, trigger, network, parts)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing for other files."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(str(path), "pt") as file:
-        return file.metadata() or {}
 
 
 def _usual_trigger(name: str) -> str:

@@ -355,10 +355,10 @@ def test_k_the_folder_of_another_pack_keeps_its_extensions_and_paths(monkeypatch
     from reins.engine import folders
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", (["/theirs"], {".theirs"}))
-    folders._add("ipadapter", [Path("/ours")], folders.NETWORKS)
+    folders.register("ipadapter", [Path("/ours")])
     paths, extensions = folder_paths.folder_names_and_paths["ipadapter"]
     assert paths == ["/theirs", str(Path("/ours"))]
     assert {".theirs", ".safetensors", ".bin"} <= set(extensions)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", (["/theirs"], set()))
-    folders._add("ipadapter", [Path("/ours")], folders.NETWORKS)
+    folders.register("ipadapter", [Path("/ours")])
     assert folder_paths.folder_names_and_paths["ipadapter"][1] == set()  # that pack lists every file

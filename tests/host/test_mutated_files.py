@@ -16,12 +16,12 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.demo.training.numbers import load_base
-from reins.engine.folders import DEMO_WEIGHTS
 from reins.models.h_space.files import Directions
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.nodes.h_space.direction import StoredDirection
 from reins.nodes.h_space.files_node import HDirectionLoader
 from reins.nodes.h_space.load import save_direction
+from reins.nodes.inputs.folders import DEMO_WEIGHTS
 from reins.nodes.ip_adapter.attention import ImageTokens
 from reins.nodes.ip_adapter.load_node import IPAdapterLoader
 from reins.nodes.ip_adapter.tokens import save_tokens
