@@ -66,7 +66,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     enter()
     import comfyui_version
-    from reins.bench import adapters, examples, hints, partners, sharing
+    from reins.bench import adapters, examples, hints, partners, sharing, steps
     from reins.bench.cases import ADAPTED, EDITS, GUIDANCE, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
@@ -87,6 +87,9 @@ def main() -> None:
         found = adapters.table(network, adapters.measure(network))
         print("\n".join(found), flush=True)
         lines += found
+    found = steps.table(steps.measure(NETWORKS[0].make()))
+    print("\n".join(found), flush=True)
+    lines += found
     if not quick:  # its widths are those of the releases, a gigabyte of them
         found = sharing.table(HINTED, sharing.measure(HINTED))
         print("\n".join(found), flush=True)
