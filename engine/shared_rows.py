@@ -1,9 +1,8 @@
 """What several chunks of a call have in common is computed once.
 
-An extra prediction (PAG, SEG, TPG, an h-space edit) is the positive's, or the negative's, up to the first layer that
-it changes. The layers before that run on the rows that differ, and their answers are repeated. The host's own loop
-over the blocks runs as ever, round a view of the network in which those layers are narrower: its patches, skips and
-residuals see all rows.
+An extra prediction is the positive's, or the negative's, up to the first layer that it changes. The layers before that
+run on the rows that differ, and their answers are repeated. The host's own loop over the blocks runs as ever, round a
+view of the network in which those layers are narrower: its patches, skips and residuals see all rows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,43 @@ def test_the_test_of_imports_sees_a_wrong_one(path, line, tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(line, encoding="utf-8")
     assert len(arrows(Path(path), wrong)) == 1
+
+
+METHOD = re.compile(
+    r"\b(PAG|SEG|TPG|SWG|SAG|NAG|PLADIS|APG|FDG|CFG-Zero|Asyrp|h-space|UniCon|ControlNeXt|IP-?Adapter|Prompt Diffusion)"
+    r"\b",
+    re.IGNORECASE,
+)
+SAYS_METHODS = {
+    "engine/folders.py": {"controlnext", "ipadapter", "unicon"},  # folders of files
+    "engine/rows/chunk.py": {"IP-Adapter"},  # a node that an error advises
+}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.is_relative_to(ROOT / "engine")], ids=name_of)
+def test_the_engine_names_no_method(path):
+    named = set(METHOD.findall(path.read_text(encoding="utf-8")))
+    assert named == SAYS_METHODS.get(name_of(path), set())
+
+
+KEYS = {  # that the host has in its transformer_options
+    "activations_shape", "attn_precision", "block", "block_index", "callbacks", "cond_or_uncond", "context_window",
+    "n_heads", "original_shape", "patches", "patches_replace", "sample_sigmas", "sigmas", "uuids", "wrappers",
+}  # fmt: skip
+SPELL_KEYS = ("engine/rows/", "engine/layers/", "engine/partners.py", "engine/network.py", "engine/run.py")
+SAYS_KEYS = {
+    "engine/shared_rows.py": {"patches", "patches_replace", "wrappers"},  # looks for those of other packs
+    "nodes/guidance/weak_model.py": {"sample_sigmas"},  # which its second model gets too
+}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not name_of(path).startswith(("models/", *SPELL_KEYS))], ids=name_of
+)
+def test_few_files_spell_a_key_of_the_options_of_the_host(path):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert texts & KEYS == SAYS_KEYS.get(name_of(path), set())
 
 
 def node_classes(path: Path) -> list[str]:
