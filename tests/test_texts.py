@@ -23,10 +23,12 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 FRONT = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *GUIDES, ROOT / "demo" / "README.md"]
 PAGES = [*FRONT, *sorted(DOCS.rglob("*.md"))]
 TEXTS = [
-    *PAGES, ROOT / "pyproject.toml", *sorted(DOCS.rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")),
+    *PAGES, ROOT / "pyproject.toml", *sorted(DOCS.rglob("*.svg")),
+    *sorted((ROOT / "docs").rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")),
     *sorted(EXAMPLES.glob("*.json")), *sorted((ROOT / "demo" / "weights").rglob("*.md")), ROOT / "bench" / "RESULTS.md",
 ]  # fmt: skip
 README_LINES = 150
+FLOORS = ("engine", "models", "nodes")
 ADDRESS = re.compile(r"(?:https?://|\b(?:github\.com|huggingface\.co)/)[^\s<>()\[\]\"'`\\]+")
 KNOWN = re.compile(  # places that exist; whoever adds one has been there
     r"""(https?://)?(
@@ -404,9 +406,39 @@ def test_a_method_has_its_chapter_with_a_picture_and_a_workflow_among_the_others
     assert all(name == linked for name, linked in workflows)
 
 
-def test_the_page_of_methods_shows_every_picture():
-    shown = set(re.findall(r"\(images/([\w.]+)\)", WHICH_METHOD.read_text(encoding="utf-8")))
-    assert shown == {path.name for path in (WHICH_METHOD.parent / "images").iterdir()}
+def test_the_guides_show_every_picture():
+    shown = {name for page in GUIDES for name in re.findall(r"\(images/([\w.]+)\)", page.read_text(encoding="utf-8"))}
+    assert shown == {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+
+def ways() -> dict[str, list[str]]:
+    """The steps of each method on its way through the code."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    ways = re.findall(r"^## The way of (.+)\n\n((?:.*\n)+?)(?=## )", page, re.MULTILINE)
+    return {method: re.findall(r"^\d\. .+$", way, re.MULTILINE) for method, way in ways}
+
+
+def test_the_page_of_the_code_shows_three_ways_and_the_picture_the_first():
+    assert list(ways()) == ["PAG", "IP-Adapter", "ControlNeXt"]
+    for steps in ways().values():
+        assert [int(step.split(".")[0]) for step in steps] == list(range(1, len(steps) + 1))
+        assert sum("enters here**" in step for step in steps) == 1
+    picture = (ROOT / "docs" / "images" / "house.svg").read_text(encoding="utf-8")
+    assert sorted(re.findall(r">(\d)<", picture)) == [step[0] for step in ways()["PAG"]]
+    named = re.findall(r">(\w+)(?:: [^<]+)?<", picture.split('fill="#8a3309" font-size="13">')[1].split("</g>")[0])
+    assert "add_to_result" in named
+    assert not [name for name in named if not any(name in step for step in ways()["PAG"])]
+
+
+@pytest.mark.parametrize(
+    "step", [step for way in ways().values() for step in way], ids=lambda step: re.sub(r"\W+", "_", step[:24])
+)
+def test_a_step_of_a_way_names_what_the_code_has(step):
+    files = [ROOT / "docs" / link for link in LINK.findall(step)]
+    names = {name for said in re.findall(r"`([\w.]+)`", step) for name in said.split(".")} - {"py"}
+    code = "".join(path.read_text(encoding="utf-8") for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+    assert all(path.is_file() for path in files)
+    assert not [name for name in names if not re.search(rf"\b{name}\b", code)]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
