@@ -34,7 +34,7 @@ def read_file(path: str | Path) -> StateDict:
     weights = _opened(path, lambda: comfy.utils.load_torch_file(str(path), safe_load=True))
     flat = flatten(weights) if isinstance(weights, dict) else {}
     if not any(isinstance(value, Tensor) for value in flat.values()):
-        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}: not a model file.")
+        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}. Choose a model file.")
     return flat
 
 
@@ -60,7 +60,7 @@ def _opened(path: str | Path, load: Callable[[], Any]) -> Any:
         return load()
     except UnpicklingError as error:
         raise ValueError(
-            f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
+            f"{name} was not opened: it should hold only tensors, but it is damaged or asks to run code. "
             f"Use a .safetensors file or download it again."
         ) from error
     except DAMAGE as error:
