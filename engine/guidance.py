@@ -234,7 +234,8 @@ def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> 
     alone = step.for_another_call()
     marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
     options = options_of_call(args["model_options"], alone)
-    # The first list stays empty. The host numbers lists, and number 1 is its negative: so 1 means negative here too.
+    # The host numbers the lists. With an empty first one, ours begin at 1, so that a list 1 exists: from it the pack
+    # knows that the label 1 means negative in this call (rows/conds.py).
     conds = sharing_controls([None, *marked], alone)
     _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
     return out

@@ -112,7 +112,10 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
 
 
 def widest(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """Returns the type that holds all numbers of a file. Nothing computes in 8 bits, which count as bfloat16."""
+    """Returns the type that holds all numbers of a file.
+
+    Numbers of 8 bits count as bfloat16, for nothing computes in them.
+    """
     dtypes = {value.dtype for value in weights.values() if value.is_floating_point()} or {torch.float32}
     return reduce(torch.promote_types, (dtype if dtype.itemsize > 1 else torch.bfloat16 for dtype in dtypes))
 

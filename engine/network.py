@@ -125,7 +125,10 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
 def options_with_layers(
     options: dict[str, Any], unet: UNetModel, timesteps: Tensor, frames: int | None = None
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the options of a call of the network, at the times (b,), in which the layers of the list act."""
+    """Returns the options of a call of the network in which the layers of the list act.
+
+    `timesteps` (b,) are those of the call.
+    """
     in_span = _span_test(options)
     # A plain function, for a copy of these options would copy an object that holds the network.
     network = NetworkCall.of(options, lambda path: unet.get_submodule(path))

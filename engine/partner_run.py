@@ -116,7 +116,7 @@ class ModelWithMoreMemory:
         setattr(self._model, name, value)
 
     def memory_required(self, input_shape: Any, *args: Any, **kwargs: Any) -> float:
-        """Returns the memory for so many times the rows that the host counts."""
+        """Returns the memory for `times` as many rows as the host counts."""
         return self._model.memory_required([input_shape[0] * self._times, *input_shape[1:]], *args, **kwargs)
 
 

@@ -91,7 +91,10 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def ratio(sampling: Any, condition_noise: float) -> float:
-    """Returns the noise level of the second half divided by that of the first, for its share of the noise."""
+    """Returns the noise level of the second half divided by that of the first.
+
+    `condition_noise` is the share of the noise that the second half starts with.
+    """
     if condition_noise >= 1:
         return 1.0
     lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)

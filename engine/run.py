@@ -37,9 +37,7 @@ class Step:
     first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
-    notes: dict[Hashable, Any] = field(
-        default_factory=dict
-    )  # what layers leave for each other, by keys that they choose
+    notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other
 
     def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:
         """Returns the uuid and the label of the conditioning that a chunk is a prediction for.
@@ -57,7 +55,7 @@ class Step:
 
 
 class Run:
-    """Scratch space of one sampling run."""
+    """The state of one sampling run: what the guider and the sampler gave, and what methods keep until it ends."""
 
     def __init__(self) -> None:
         self.step: Step | None = None
@@ -69,7 +67,7 @@ class Run:
         self.forget()
 
     def forget(self) -> None:
-        """Clears all caches. A run that is a copy of another one needs it too."""
+        """Clears all caches. A copy of a run needs this, so that the two share none."""
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
         self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
@@ -84,8 +82,8 @@ class Run:
     def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
         """Returns what `make()` gave for `key` in this step.
 
-        `now` tells the step: the sampler's own tensor of noise levels (b,), or sigma as a number. Layers that give the
-        tensor and layers that give the number have separate caches.
+        `now` tells which step it is: the sampler's own tensor of noise levels (b,), compared by identity, or sigma as a
+        number. Layers that give the tensor and layers that give the number have separate caches.
         """
         last, made = self._at.get(type(now), (None, {}))
         if last is not now and not (isinstance(now, float) and last == now):
@@ -102,7 +100,7 @@ class Run:
         return self._sigma[1]
 
     def position(self, sigma: float) -> int:
-        """Returns the number of the sampler's last step that starts at a noise level or above it."""
+        """Returns the number of the step that a noise level belongs to: the last that starts at this level or above."""
         return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
 
     def at_end(self, close: Callable[[], None]) -> None:

@@ -26,19 +26,19 @@ from .unet import ORDER, Depth
 
 
 def sharing_forward(
-    executor: Any, unet: UNetModel, options: Mapping[str, Any], foreign: Mapping[str, Any], control: Any
+    executor: Any, unet: UNetModel, options: Mapping[str, Any], without_layers: Mapping[str, Any], control: Any
 ) -> Callable[..., Tensor] | None:  # fmt: skip
     """Returns the network's forward in which chunks share layers. None if nothing can be shared, or not safely.
 
-    `foreign` are the options without our layers. Other packs' patches on shared layers, and their wrappers anywhere,
-    may treat chunks by their place in the batch. Then everything is computed. So it is if residuals are not known to be
-    equal, if partners take part, and for frames of a video.
+    `without_layers` are the options without our layers. Other packs' patches on shared layers, and their wrappers
+    anywhere, may treat chunks by their place in the batch. Then everything is computed. It is too if residuals are not
+    known to be equal, if partners take part, and for frames of a video.
     """
     chunks, step = options[CHUNKS], options[NETWORK].step
     first_changes = _first_changes(step, chunks)
     if not first_changes or not _is_plain(executor, unet, options):
         return None
-    if any(seen < max(first_changes.values()) for seen in depths_of_patches(foreign)):
+    if any(seen < max(first_changes.values()) for seen in depths_of_patches(without_layers)):
         return None
     if control is not None and not all(chunk in step.controlled for chunk in step.twins):
         return None

@@ -1,4 +1,7 @@
-"""The part of the sampling run in which a method acts."""
+"""The part of the sampling run in which a method acts.
+
+A node gives it in percents. In the run they become noise levels, by the schedule of the model.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ORDER: Mapping[Block, int] = {"input": 0, "middle": 1, "output": 2}
 class Depth(NamedTuple):
     """How far a call of the network has come. Depths compare in execution order."""
 
-    block: int  # of ORDER
+    block: int  # its number in ORDER
     number: int
     layer: int  # 0: where the block begins, 1: where its transformers do
 
@@ -49,8 +49,8 @@ class Transformer(NamedTuple):
     number: int
     index: int
     path: str  # of its module in the network, e.g. input_blocks.1.1.transformer_blocks.0
-    width: int  # of its queries
-    context: int  # of the text that it reads
+    width: int  # channels of its queries
+    context: int  # channels of the text that it reads
 
     def site(self, kind: AttentionKind) -> Site:
         return Site(kind, self.block, self.number, self.index)

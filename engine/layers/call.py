@@ -25,7 +25,7 @@ class NetworkCall(NamedTuple):
     """What is the same for all layers in one call of the network."""
 
     run: Run
-    step: Step | None  # None if the call is not one of the sampler's with our guidance
+    step: Step | None  # None if the network is called without our guidance
     module: Callable[[str], nn.Module]  # returns a part of the network, with the weights of this call, by its path
 
     @classmethod

@@ -46,7 +46,7 @@ class FeatureCall(LayerCall):
 
     @property
     def now(self) -> Tensor:
-        """The sampler's own tensor (chunks * b,) of noise levels, which tells this step from others."""
+        """The tensor that tells this step from others: the sampler's noise levels (b,), else the timesteps."""
         return self.options.get("sigmas", self.timesteps)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:

@@ -145,7 +145,7 @@ class AroundAttentions:
         return state.attended
 
     def patches(self, options: Mapping[str, Any]) -> dict[str, list]:
-        """Returns the host's lists of patches with those that note the inputs and add to the output."""
+        """Returns the host's lists of patches with two more of each kind: one notes inputs, one adds to outputs."""
         patches = dict(options.get("patches", {}))
         for kind in {site.kind for site in self.layers}:
             before, after = BEFORE.format(kind=kind), AFTER.format(kind=kind)

@@ -31,7 +31,10 @@ class Area(NamedTuple):
 
 
 class ChunkInfo(NamedTuple):
-    """What is known of the conditioning of a chunk. `area` is None for the whole picture, and `size` is that of it."""
+    """What is known of the conditioning of a chunk.
+
+    `area` is None if it is for the whole picture. `size` is the height and width of the whole picture, in cells.
+    """
 
     area: Area | None
     size: tuple[int, int]

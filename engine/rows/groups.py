@@ -18,7 +18,7 @@ class Group(NamedTuple):
     chunk: int  # its number in the host's call
     branch: Branch = "image"
     owner: UUID | None = None  # the partner whose condition these rows are
-    is_sampled: bool = True
+    is_sampled: bool = True  # whether the sampler asked for these rows
     is_paired: bool = True  # whether a condition and its image see each other in this prediction
     is_open: bool = True  # whether other methods act on these rows
     tokens: int | None = None  # how many the group's text has before it is repeated

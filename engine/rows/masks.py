@@ -40,7 +40,7 @@ def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:
 
 
 def _ends(mask: Tensor, area: Area, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns first and end pixel of the mask that an area covers, in each direction. It covers at least one."""
+    """Returns the range of pixels of the mask that an area covers, in each direction. It is never empty."""
     ends = []
     for pixels, cells, start, length in zip(
         mask.shape[-2:], size, (area.top, area.left), (area.h, area.w), strict=True

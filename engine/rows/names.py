@@ -35,7 +35,7 @@ class Name(NamedTuple):
 
 
 def names_in(options: Mapping[str, Any]) -> list[Name]:
-    """Returns the name of each chunk. Code without conditioning calls the network with one positive without uuid.
+    """Returns the name of each chunk. If code without conditioning calls the network, it is a positive without uuid.
 
     Raises RuntimeError if the host's two lists differ in length.
     """
