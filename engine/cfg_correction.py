@@ -1,7 +1,7 @@
 """Methods that change how CFG combines its two predictions, as corrections of the result.
 
-A correction is the method's own combination less the plain one, so that corrections and terms of other methods add up
-in any order, also on top of another pack's CFG function.
+A correction is the method's combination minus that of plain CFG. So corrections and terms of other methods add up in
+any order, also on top of another pack's CFG function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .span import Span
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """The two predictions of a step with CFG, (b, c, h, w) each, the noisy latent x, and the guidance scale."""
+    """A step with CFG: the noisy latent x and the two predictions, (b, c, h, w) each, and the guidance scale `cfg`."""
 
     x: Tensor
     positive: Tensor
@@ -32,7 +32,10 @@ class GuidedStep:
 
 
 def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable[[GuidedStep], Tensor]) -> ModelPatcher:
-    """A clone of `model` to whose result `correct` is added where CFG is at work; at cfg 1 nothing is."""
+    """Returns a clone of `model` that adds the correction (b, c, h, w) to the result of each step with CFG.
+
+    A step at cfg 1, without a negative prediction, or outside of `span` is left as it is.
+    """
 
     def corrected(args: Args) -> Tensor:
         if not _is_guided(args) or not in_span(span, args):
@@ -50,7 +53,7 @@ def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable
 
 
 def _is_guided(args: Args) -> bool:
-    """Whether there is a negative prediction. Where the time range of all its prompts is over the host has zeros."""
+    """Whether there is a negative prediction. The host gives zeros if the time range of all its prompts is over."""
     step = current_step(args)
     if args["cond"] is None or args["uncond"] is None or not step.guided or isclose(args["cond_scale"], 1.0):
         return False

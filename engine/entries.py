@@ -1,7 +1,7 @@
 """The one list, `transformer_options["reins"]`, to which every method appends what it does.
 
-A list survives what a slot does not: the host merges lists when conditioning hooks meet model options, and a later
-pack cannot overwrite it. Entries are frozen and shared by clones, whatever the host's rule for copying options.
+The host merges lists when conditioning hooks meet model options, and no other pack overwrites this one, as it may
+overwrite a slot. Entries are frozen. Clones of a model share them, however the host copies options.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KEY = "reins"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Entry:
-    """What a method left on a model. `order` is its place in the graph."""
+    """What a method adds to a model. `order` is its place in the graph."""
 
     id: UUID = field(default_factory=uuid4)
     order: int = 0
@@ -31,24 +31,24 @@ AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 
 def entries(transformer_options: dict[str, Any], kind: type[AnyEntry]) -> Iterator[AnyEntry]:
-    """Entries of a kind in the order of the graph, each once, however the host merged the lists."""
+    """Returns the entries of a kind in the order of the graph, each once, even if the host merged a list twice."""
     unique = {entry.id: entry for entry in transformer_options.get(KEY, ()) if isinstance(entry, kind)}
     return iter(sorted(unique.values(), key=lambda entry: entry.order))
 
 
 def next_order(model: ModelPatcher) -> int:
-    """The place in the graph of the entry that a node is about to add to `model`."""
+    """Returns the place in the graph of the entry that a node is about to add to `model`."""
     placed = model.model_options["transformer_options"].get(KEY, ())
     return 1 + max((entry.order for entry in placed), default=0)
 
 
 def append(model: ModelPatcher, entry: Entry) -> None:
-    """Append an entry to a clone that the caller has just made."""
+    """Appends an entry to a clone that the caller has just made."""
     options = model.model_options["transformer_options"]
     model.model_options["transformer_options"] = {**options, KEY: [*options.get(KEY, ()), entry]}
 
 
 def install_wrapper(model: ModelPatcher, kind: str, wrapper: Any, key: str = KEY) -> None:
-    """Add one of the pack's wrappers to a clone, once; several of a kind have keys of their own."""
+    """Adds one of the pack's wrappers to a clone, once for each key. Several wrappers of a kind have different keys."""
     model.remove_wrappers_with_key(kind, key)
     model.add_wrapper_with_key(kind, key, wrapper)

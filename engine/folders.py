@@ -1,4 +1,8 @@
-"""The pack's folders of files, added without disturbing what the host, another pack or a user's settings made."""
+"""The folders of the pack's files.
+
+They are added to the host's table of folders. Nothing is removed that the host, another pack or a user's settings put
+there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ NETWORKS = frozenset(folder_paths.supported_pt_extensions)
 
 
 def files_in(folder: str) -> list[str]:
-    """Returns the names that a loader offers."""
+    """Returns the names of the files that a loader offers."""
     return folder_paths.get_filename_list(folder)
 
 
@@ -22,7 +26,7 @@ def folders_in(folder: str, file: str) -> list[str]:
 
 
 def path_of(folder: str, name: str) -> Path:
-    """Returns the file of that name in the folder's search paths, and nowhere else.
+    """Returns the path of a file in the folder's search paths.
 
     Raises ValueError if it is not there.
     """
@@ -33,19 +37,19 @@ def path_of(folder: str, name: str) -> Path:
 
 
 def output_folder(folder: str) -> Path:
-    """Returns where a save node of the pack writes."""
+    """Returns the folder that a save node of the pack writes to."""
     return Path(folder_paths.get_output_directory()) / folder
 
 
 def models_folder(folder: str) -> Path:
-    """Returns where the host keeps files of a kind."""
+    """Returns the folder in which the host keeps model files of a kind."""
     return Path(folder_paths.models_dir) / folder
 
 
 def register(folder: str, paths: Iterable[Path], extensions: frozenset[str] = NETWORKS) -> None:
-    """Adds search paths to a folder of the host's list, which is made if there is none.
+    """Adds search paths to a folder of the host's table. The folder is added if the table lacks it.
 
-    An earlier set of extensions grows; an empty one lists every file, so it is left as it is.
+    The extensions are added to those of the folder. If it has none, it lists every file and stays so.
     """
     known = folder in folder_paths.folder_names_and_paths
     for path in paths:

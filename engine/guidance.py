@@ -1,8 +1,8 @@
-"""Extra predictions: one more answer of the model per step, and how it enters the result.
+"""Extra predictions: further predictions of the model in a step, and how they enter the result.
 
-It shares x and sigma with the other predictions, so it joins the host's own batch as one more list of conds. Where the
-host's slot for that is skipped (Perp-Neg, Dual CFG) or belongs to another pack, the method calls the model by itself;
-the result is the same.
+An extra prediction shares x and sigma with the positive and the negative, so it joins the host's batch as one more list
+of conds. A guider may skip the host's slot for batches (Perp-Neg, Dual CFG), or another pack may hold it. Then the
+pack calls the model once more for the prediction, with the same result.
 """
 
 from __future__ import annotations
@@ -32,27 +32,33 @@ SLOT = "sampler_calc_cond_batch_function"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExtraPrediction(Entry):
-    """What the model is asked beside the positive and the negative; layers know its chunks by this entry's id."""
+    """A prediction beside the positive and the negative. Layers know its chunks by this entry's id."""
 
     is_negative: bool = False  # whether it stands for the negative
 
     @property
     def first_change(self) -> Depth | None:
-        """Where the prediction first differs from that of the conds it is for; None where it may from the start."""
+        """The depth at which the prediction first differs from the plain one for the same conds.
+
+        None if it may differ from the start.
+        """
         return None
 
     def comes_first(self, args: Args) -> bool:
-        """Whether it has a call of its own, before the others."""
+        """Whether it is made in a separate call of the model, before the other predictions."""
         return False
 
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
-        """The conds that it is a prediction for; None where it is not wanted at this step."""
+        """Returns the conds that it is a prediction for. None if it is not wanted at this step."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Term(ExtraPrediction):
-    """`scale * (positive - this prediction)`; `name` is for people."""
+    """An extra prediction by which `scale * (positive - this prediction)` is added to the result.
+
+    `name` is for people.
+    """
 
     name: str
     scale: float
@@ -63,7 +69,7 @@ class Term(ExtraPrediction):
         return positive if self.factor(args) else None
 
     def factor(self, args: Args) -> float:
-        """The scale at this step; 0 outside the range."""
+        """Returns the scale at this step. It is 0 outside of the span."""
         if not in_span(self.span, args):
             return 0.0
         if self.fade is None:
@@ -74,7 +80,10 @@ class Term(ExtraPrediction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionTerm(PerturbedLayers, Term):
-    """A term whose prediction is made with `apply` on the attentions `sites`; layers before them may be shared."""
+    """A term whose prediction is made with `apply` on the attentions `sites`.
+
+    If `share` is set, the layers before the first of them are computed once for this prediction and the positive.
+    """
 
     share: bool = True
 
@@ -85,13 +94,13 @@ class AttentionTerm(PerturbedLayers, Term):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CFGSpan(Entry):
-    """Outside of `span` the negative is neither evaluated nor used."""
+    """The range of the run in which CFG acts. Outside of it the negative is neither computed nor used."""
 
     span: Span
 
 
 def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
-    """A clone of `model` that is steered away from what it would predict with the term's layer on its attentions."""
+    """Returns a clone of `model` that is steered away from the term's prediction."""
     model = model.clone()
     term = replace(term, order=next_order(model))
     append(model, term)
@@ -110,13 +119,13 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
 
 
 def install_guidance(model: ModelPatcher) -> None:
-    """Make a clone, of any kind of model, evaluate the terms and obey the CFG ranges of its list."""
+    """Makes a clone of any kind of model compute the extra predictions of its list and obey its CFG ranges."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
     model.model_options = with_slot(model.model_options)
 
 
 def with_slot(model_options: Args) -> Args:
-    """The options with ours in the host's slot for batches of conds, round what sits there."""
+    """Returns the options with the pack's function in the host's slot for batches of conds, around the one there."""
     occupant = model_options.get(SLOT)
     return model_options if getattr(occupant, "is_reins", False) else {**model_options, SLOT: _batch_with(occupant)}
 
@@ -127,7 +136,7 @@ def in_span(span: Span, args: Args) -> bool:
 
 
 def current_step(args: Args) -> Step:
-    """What our slot noted about this very call of the model; noted now where a guider skipped the slot."""
+    """Returns what is noted about this call of the model. It is noted now if a guider skipped the host's slot."""
     step = run_of(args["model_options"]).step
     if step is None or step.x is not args["input"] or step.timestep is not args["sigma"]:
         step = _note_step(args, args["cond"], args["uncond"])
@@ -148,7 +157,10 @@ def _to_sigma(args: Args) -> Callable[[float], float]:
 
 
 def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
-    """The host's slot: its conds and ours in one batch; an earlier occupant is asked for the conds alone."""
+    """Returns a function for the host's slot. It predicts the host's conds and ours in one batch.
+
+    An earlier function in the slot, the occupant, gets the host's conds alone.
+    """
 
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
@@ -160,13 +172,15 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
             conds[1] = None
         options = options_of_call(options, step)
         wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
-        _ask(args, step, {extra: found for extra, found in wanted.items() if extra.comes_first(args)})
+        _predict(args, step, {extra: of_extra for extra, of_extra in wanted.items() if extra.comes_first(args)})
         if occupant is None:
             extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
             marked = [_marked(wanted[extra], extra, step) for extra in extras]
             shared = sharing_controls(conds + marked, step)
             out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
-            step.predictions = {extra.id: found for extra, found in zip(extras, out[len(conds) :], strict=True)}
+            step.predictions = {
+                extra.id: prediction for extra, prediction in zip(extras, out[len(conds) :], strict=True)
+            }
         else:
             out = occupant({**args, "conds": conds, "model_options": options})
         out = list(out[: len(conds)])
@@ -179,21 +193,21 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
 
 
 def _may_join(model_options: Args) -> bool:
-    """Whether chunks can be told apart in one batch: not where another pack regroups rows around the model's call."""
+    """Whether chunks can be told apart in one batch. They cannot if another pack regroups rows around the call."""
     return RUN in model_options["transformer_options"] and AROUND not in model_options
 
 
 def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:
     positive, negative = conds[0], conds[1] if len(conds) > 1 else None
-    found = {
+    conds_of = {
         extra: extra.conds(args, positive, negative)
         for extra in entries(args["model_options"]["transformer_options"], ExtraPrediction)
     }
-    return {extra: of_extra for extra, of_extra in found.items() if of_extra is not None}
+    return {extra: of_extra for extra, of_extra in conds_of.items() if of_extra is not None}
 
 
 def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
-    """These conds as chunks of their own, which only the layers of this extra prediction act on."""
+    """Returns copies of the conds that only the layers of this extra prediction act on. The step notes them."""
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
     step.marks.update({entry["uuid"]: extra.id for entry in marked})
     if extra.first_change is not None:
@@ -205,22 +219,23 @@ def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
 
 
 def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
-    """In a post-CFG function: what these extra predictions are at this step, (b, c, h, w) each."""
+    """Returns these extra predictions at this step, (b, c, h, w) each. It is for post-CFG functions."""
     step = current_step(args)
     if step.cond is args["cond"] and all(extra.id in step.predictions for extra in extras):
         return [step.predictions.pop(extra.id) for extra in extras]
     wanted = {extra: extra.conds(args, args["cond"], args["uncond"]) for extra in extras}
-    return _ask(args, step, wanted)
+    return _predict(args, step, wanted)
 
 
-def _ask(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list[Tensor]:
-    """The predictions for these conds by a call of their own."""
+def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list[Tensor]:
+    """Returns the predictions for these conds, made in a separate call of the model."""
     if not wanted:
         return []
     alone = step.for_another_call()
     marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
     options = options_of_call(args["model_options"], alone)
-    # The place of the first list is left free: in the second one the host, and so the pack, sees a negative.
+    # The host numbers the lists. With an empty first one, ours begin at 1, so that a list 1 exists: from it the pack
+    # knows that the label 1 means negative in this call (rows/conds.py).
     conds = sharing_controls([None, *marked], alone)
     _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
     return out

@@ -1,4 +1,8 @@
-"""From a file to a network whose weights belong to the host, which loads, budgets and offloads them with the model."""
+"""Reads files, and makes networks of their weights.
+
+The weights belong to the host. It loads a network together with the model, counts its memory, and offloads it. What is
+wrong with a file is said before the run begins.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +25,34 @@ from ..models.foreign_files import SHOWN, few
 from .entries import KEY
 
 StateDict = dict[str, Tensor]
-# What torch, safetensors and the host raise for a file that is cut off or is something else altogether.
+# What torch, safetensors and the host raise if a file is cut off or is no model file.
 DAMAGE = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_file(path: str | Path) -> StateDict:
-    """The tensors of a .safetensors, .bin, .pt, .pth or .ckpt file; pickles are read without running their code.
+    """Returns the tensors of a .safetensors, .bin, .pt, .pth or .ckpt file.
 
-    Groups of tensors become prefixes of their names. ValueError for a file that is damaged, unsafe or holds no tensors.
+    Pickles are read without running their code. Groups of tensors become prefixes of their names.
+    Raises ValueError if the file is damaged, unsafe or holds no tensors.
     """
     name = Path(path).name
     weights = _opened(path, lambda: comfy.utils.load_torch_file(str(path), safe_load=True))
     flat = flatten(weights) if isinstance(weights, dict) else {}
     if not any(isinstance(value, Tensor) for value in flat.values()):
-        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}: not a model file.")
+        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}. Choose a model file.")
     return flat
 
 
 def read_tensor(path: str | Path) -> Tensor:
-    """The one tensor of a file that torch saved; ValueError for anything else."""
-    found = _opened(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
-    if not isinstance(found, Tensor):
-        raise ValueError(f"{Path(path).name} should hold one tensor but holds {type(found).__name__}. Save it again.")
-    return found
+    """Returns the one tensor (any, ...) of a file that torch saved. Raises ValueError if it holds anything else."""
+    tensor = _opened(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{Path(path).name} should hold one tensor but holds {type(tensor).__name__}. Save it again.")
+    return tensor
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Returns what a safetensors file tells of itself; nothing for other files."""
+    """Returns the metadata of a safetensors file. Files of other kinds have none."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
@@ -60,7 +65,7 @@ def _opened(path: str | Path, load: Callable[[], Any]) -> Any:
         return load()
     except UnpicklingError as error:
         raise ValueError(
-            f"{name} was not opened: it should hold tensors alone, but it is damaged or asks to run code of its own. "
+            f"{name} was not opened: it should hold only tensors, but it is damaged or asks to run code. "
             f"Use a .safetensors file or download it again."
         ) from error
     except DAMAGE as error:
@@ -69,7 +74,7 @@ def _opened(path: str | Path, load: Callable[[], Any]) -> Any:
 
 
 def flatten(groups: Mapping[str, Any], prefix: str = "") -> StateDict:
-    """{"a": {"b": value}} -> {"a.b": value}."""
+    """Returns nested groups as one dictionary, {"a": {"b": value}} as {"a.b": value}."""
     flat: StateDict = {}
     for key, value in groups.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -77,29 +82,29 @@ def flatten(groups: Mapping[str, Any], prefix: str = "") -> StateDict:
 
 
 class Outline(comfy.ops.disable_weight_init):
-    """Layers whose shapes are known before there are weights. Those of hosts from 0.33 on, with DynamicVRAM, are not.
+    """Layers whose shapes are known before there are weights, so that a network can be compared with a file.
 
-    They wait for a file and then take any shape, so that a network of them cannot be compared with a file.
+    With DynamicVRAM, from ComfyUI 0.33 on, the host's linear layers get their shapes from the file and take any.
     """
 
     Linear = nn.Linear
 
 
 def shapes_of(outline: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The tensors that a network must be given; it has to be made with layers that have shapes."""
+    """Returns the shapes of a network's tensors by name. Its layers must have shapes, as those of Outline do."""
     return {key: tuple(value.shape) for key, value in outline.state_dict().items()}
 
 
 def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
-    """A host patcher for `make(operations=..., device=..., dtype=...)` with exactly these weights.
+    """Returns a host patcher for `make(operations=..., device=..., dtype=...)` with exactly these weights.
 
-    ValueError that names missing, unknown and ill-shaped tensors; `name` is how the user calls the file.
+    `name` is that of the file, for errors. Raises ValueError if the weights do not fit the network or are not finite.
     """
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     check_finite(weights, name)
     outline = make(operations=Outline, device=torch.device("meta"), dtype=torch.float32)
-    check_weights(shapes_of(outline), weights, name)
+    check_tensors(shapes_of(outline), weights, name)
     network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=widest(weights))
     network.load_state_dict(dict(weights))
     network.eval().requires_grad_(False)
@@ -107,17 +112,20 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
 
 
 def widest(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The type that holds all numbers of a file; those of 8 bits, in which nothing computes, count as bfloat16."""
-    found = {value.dtype for value in weights.values() if value.is_floating_point()} or {torch.float32}
-    return reduce(torch.promote_types, (dtype if dtype.itemsize > 1 else torch.bfloat16 for dtype in found))
+    """Returns the type that holds all numbers of a file.
+
+    Numbers of 8 bits count as bfloat16, for nothing computes in them.
+    """
+    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()} or {torch.float32}
+    return reduce(torch.promote_types, (dtype if dtype.itemsize > 1 else torch.bfloat16 for dtype in dtypes))
 
 
 def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
-    """ValueError that names the tensors with numbers that are not finite."""
-    spoilt = [key for key, value in weights.items() if value.is_floating_point() and not _finite(value)]
-    if spoilt:
+    """Raises ValueError if some numbers are not finite."""
+    not_finite = [key for key, value in weights.items() if value.is_floating_point() and not _finite(value)]
+    if not_finite:
         raise ValueError(
-            f"{name} should hold finite numbers, but some are not (NaN): {few(spoilt)}. Download the file again."
+            f"{name} should hold finite numbers, but some are not (NaN): {few(not_finite)}. Download the file again."
         )
 
 
@@ -125,8 +133,8 @@ def _finite(values: Tensor) -> bool:
     return bool((values if values.dtype.itemsize > 1 else values.float()).isfinite().all())
 
 
-def check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:
-    """ValueError unless the tensors are exactly the expected ones, by name and shape."""
+def check_tensors(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises ValueError if the tensors are not exactly the expected ones, by name and shape."""
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
     shapes = [
@@ -141,18 +149,19 @@ def check_weights(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str,
 
 @dataclass(frozen=True, eq=False)
 class LoadedWithModel:
-    """What the host finds among a model's patches, and by which it loads further networks together with the model.
+    """An item among a model's patches, by which the host loads further networks together with the model.
 
-    The host's list of additional models would do it too, but makes it load the model anew for every clone.
+    The host's list of additional models would do it too, but then the host loads the model anew for every clone.
     """
 
     networks: tuple[ModelPatcher, ...]
 
     def models(self) -> list[ModelPatcher]:
+        """Returns the networks. The host asks for them by this name."""
         return list(self.networks)
 
     def to(self, *_: object) -> LoadedWithModel:
-        """Called with a device and with a type; the host moves the networks themselves."""
+        """Returns itself. The host calls this with a device and with a type, but moves the networks without it."""
         return self
 
     def __deepcopy__(self, memo: dict) -> LoadedWithModel:
@@ -160,7 +169,7 @@ class LoadedWithModel:
 
 
 def load_with(model: ModelPatcher, *networks: ModelPatcher) -> ModelPatcher:
-    """A clone of `model` that the host loads together with these networks."""
+    """Returns a clone of `model` that the host loads together with these networks."""
     model = model.clone()
     model.set_model_patch(LoadedWithModel(networks), KEY)
     return model

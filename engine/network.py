@@ -1,4 +1,8 @@
-"""What the pack does around a call of the host's UNet: one wrapper puts the layers of all methods into it."""
+"""What the pack does around a call of the host's UNet.
+
+One wrapper notes the conditioning of the call. One puts the chunks in order and adds the rows of partners. One puts the
+layers of all methods into the host's slots and lists of patches. Methods add their layers here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import KEY, append, install_wrapper, next_order
-from .layers.attention import AttentionLayer, Layer, Rows
+from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
 from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
 from .layers.slots import around_attentions, slots_with_layers
@@ -29,10 +33,13 @@ from .unet import Site
 
 
 def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: Rows = "open",
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: ActingRows = "open",
     depth: int = 0,
 ) -> ModelPatcher:  # fmt: skip
-    """A clone of `model` with one more layer on some attentions; of one depth the last one added is the outermost."""
+    """Returns a clone of `model` with one more layer on some attentions.
+
+    At equal depth, the last added layer is the outermost.
+    """
     model = model.clone()
     order = next_order(model)
     append(model, AttentionLayer(order=order, sites=tuple(sites), apply=layer, span=span, rows=rows, depth=depth))
@@ -43,7 +50,7 @@ def add_attention_layer(
 def add_feature_layer(
     model: ModelPatcher, site: FeatureSite, term: AddedTerm, span: Span = WHOLE_RUN
 ) -> ModelPatcher:  # fmt: skip
-    """A clone of `model` with one more term on the features of a site; terms do not see each other."""
+    """Returns a clone of `model` with one more term on the features of a site. Terms do not see each other."""
     model = model.clone()
     append(model, FeatureLayer(order=next_order(model), site=site, apply=term, span=span))
     install_layers(model)
@@ -51,31 +58,31 @@ def add_feature_layer(
 
 
 def install_layers(model: ModelPatcher) -> None:
-    """Make a clone of a UNet model put the layers of its list into each call."""
+    """Makes a clone of a UNet model put the layers of its list into each call."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
     for kind, wrapper in WRAPPERS.items():
         install_wrapper(model, kind, wrapper)
 
 
 def options_of_call(model_options: dict[str, Any], step: Step) -> dict[str, Any]:
-    """Options for one call of the model that belongs to `step`.
+    """Returns the options of one call of the model that belongs to `step`.
 
-    Code that samples without preparing the model's options has not put the wrappers there; then they are added.
+    Code that samples without preparing the model's options has no wrappers in them. Then they are added.
     """
     options = {**model_options["transformer_options"], STEP: step}
     return {**model_options, "transformer_options": options if RUN in options else with_wrappers(options, WRAPPERS)}
 
 
 def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with some of the pack's wrappers, each once."""
-    found = dict(transformer_options.get("wrappers", {}))
+    """Returns the options with some of the pack's wrappers, each once."""
+    by_kind = dict(transformer_options.get("wrappers", {}))
     for kind, wrapper in wrappers.items():
-        found[kind] = {**found.get(kind, {}), KEY: [wrapper]}
-    return {**transformer_options, "wrappers": found}
+        by_kind[kind] = {**by_kind.get(kind, {}), KEY: [wrapper]}
+    return {**transformer_options, "wrappers": by_kind}
 
 
 def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
-    """APPLY_MODEL wrapper: the chunks in their order, then the rows that partners add to them."""
+    """APPLY_MODEL wrapper: puts the chunks in order and adds the rows of partners. Returns the result (b, c, h, w)."""
     if any(isinstance(value, dict) and GROUPS in value for value in arguments):
         return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
     return extra_chunks_last(_WithPartners(executor), *arguments, **conds)
@@ -83,7 +90,7 @@ def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
 
 @dataclass
 class _WithPartners:
-    """The host's executor, which every call reaches with the rows of its partners."""
+    """The host's executor, which adds the rows of partners to each call."""
 
     executor: Any
 
@@ -102,7 +109,7 @@ class _WithPartners:
 
 
 def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
-    """DIFFUSION_MODEL wrapper: put the layers of this call into the host's slots and lists."""
+    """DIFFUSION_MODEL wrapper: puts the layers of this call into it. Returns the network's output (b, c, h, w)."""
     unet = executor.class_obj
     if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
         return executor(*arguments, **kwargs)
@@ -118,9 +125,12 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
 def options_with_layers(
     options: dict[str, Any], unet: UNetModel, timesteps: Tensor, frames: int | None = None
 ) -> dict[str, Any]:  # fmt: skip
-    """Options for one call of the network in which the layers of the list act."""
+    """Returns the options of a call of the network in which the layers of the list act.
+
+    `timesteps` (b,) are those of the call.
+    """
     in_span = _span_test(options)
-    # A plain function: whoever copies these options does not copy the network.
+    # A plain function, for a copy of these options would copy an object that holds the network.
     network = NetworkCall.of(options, lambda path: unet.get_submodule(path))
     options = {**options, CHUNKS: chunks_of(options, len(timesteps)), NETWORK: network}
     around = around_attentions(options, unet)
@@ -139,7 +149,7 @@ def options_with_layers(
 
 
 def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
-    """Whether a span holds in this call; nothing is read from the device where nobody has to know."""
+    """Returns a test of whether a span holds in this call. The device is read only if a span needs the noise level."""
     run = run_in(options)
 
     def in_span(span: Span) -> bool:

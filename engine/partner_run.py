@@ -1,8 +1,10 @@
-"""A sampling run with partners: their size and conditioning are checked, memory is asked for their rows too, and the
-second half of what is sampled is scaled where it has a noise level of its own.
+"""A sampling run with partners.
 
-The sampler knows one noise level. It is given u = y / c for a half y that shall run at c times that level: if y is
-y0 + c sigma noise, u is y0 / c + sigma noise, again a diffusion of the usual kind, so every sampler is right for it.
+The size and the conditioning of partners are checked, and the host is asked for memory for their rows. If the second
+half of what is sampled runs at another noise level than the first, it is scaled.
+
+The sampler knows one noise level. For a half y at c times that level, it is given u = y / c. If y is
+y0 + c sigma noise, u is y0 / c + sigma noise. That is a diffusion of the usual kind, so every sampler is right for it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ Callback = Callable[[int, Tensor, Tensor, int], object]
 
 
 def install_partners(model: ModelPatcher) -> None:
-    """Make a clone sample with the partners of its list."""
+    """Makes a clone sample with the partners of its list."""
     install_wrapper(model, WrappersMP.PREPARE_SAMPLING, prepare_for_partners, WRAPPER)
     install_wrapper(model, WrappersMP.CALC_COND_BATCH, with_room_for_partners, WRAPPER)
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, sample_halves, WRAPPER)
@@ -36,14 +38,17 @@ def install_partners(model: ModelPatcher) -> None:
 def prepare_for_partners(
     executor: Any, model: ModelPatcher, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
 ) -> Any:  # fmt: skip
-    """PREPARE_SAMPLING wrapper: refuses what cannot be sampled, and asks the host for memory for the further rows."""
+    """PREPARE_SAMPLING wrapper: asks the host for memory for the further rows.
+
+    Raises ValueError if a partner has another size than the latent, a prompt is for an area, or GLIGEN is used.
+    """
     partners = _partners(model)
     methods = " and ".join(dict.fromkeys(partner.method for partner in partners))
-    beside = [partner for partner in partners if partner.latent is not None]
-    for partner in beside:
+    with_latent = [partner for partner in partners if partner.latent is not None]
+    for partner in with_latent:
         if tuple(partner.latent.shape[1:]) != tuple(noise_shape[1:]):
             raise ValueError(size_fault(partner.method, partner.name, partner.latent.shape, noise_shape))
-    if any(_is_part(cond) for cond in _flat(conds)):
+    if any(_is_for_area(cond) for cond in _flat(conds)):
         raise ValueError(
             f"{methods} shows image and condition to each other as a whole, but a prompt is for an area of the "
             f"picture. Remove the area (a mask without 'mask bounds' works), or {methods}."
@@ -53,25 +58,28 @@ def prepare_for_partners(
             f"GLIGEN places what it draws in the rows of the sampler alone, and {methods} adds rows to them. Remove "
             f"one of the two."
         )
-    shape = [noise_shape[0] * (1 + len(beside)), *noise_shape[1:]]
+    shape = [noise_shape[0] * (1 + len(with_latent)), *noise_shape[1:]]
     return executor(model, shape, conds, *args, **kwargs)
 
 
 def with_room_for_partners(
     executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> Any:  # fmt: skip
-    """CALC_COND_BATCH wrapper: batches that the host puts together leave room for the further rows."""
+    """CALC_COND_BATCH wrapper: makes the host's batches of x (b, c, h, w) leave memory for the further rows."""
     options = {**model_options.get("transformer_options", {}), BATCH: len(x)}
-    beside = sum(partner.latent is not None for partner in entries(options, Partner))
+    latents = sum(partner.latent is not None for partner in entries(options, Partner))
     model_options = {**model_options, "transformer_options": options}
-    return executor(ModelWithMoreMemory(model, 1 + beside) if beside else model, conds, x, timestep, model_options)
+    return executor(ModelWithMoreMemory(model, 1 + latents) if latents else model, conds, x, timestep, model_options)
 
 
 def sample_halves(
     executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None,
     callback: Callback | None = None, disable_pbar: bool = False, seed: Any = None, **more: Any,
 ) -> Tensor:  # fmt: skip
-    """OUTER_SAMPLE wrapper: the second half enters and leaves as it is, whatever level it runs at."""
+    """OUTER_SAMPLE wrapper: scales the second half before the run, and back in the result (2 * b, c, h, w).
+
+    Raises ValueError if there are not as many conditions as images, or if the model cannot run them at two levels.
+    """
     model: ModelPatcher = executor.class_obj.model_patcher
     half = next((partner for partner in _partners(model) if partner.role == "half"), None)
     arguments = (sampler, sigmas, denoise_mask)
@@ -96,7 +104,7 @@ def sample_halves(
 
 
 class ModelWithMoreMemory:
-    """A model of the host that asks for more memory; all else, read or written, is the model's own."""
+    """A model of the host that asks for more memory. All else that is read or written is the model's."""
 
     def __init__(self, model: Any, times: int) -> None:
         self.__dict__.update(_model=model, _times=times)
@@ -108,18 +116,19 @@ class ModelWithMoreMemory:
         setattr(self._model, name, value)
 
     def memory_required(self, input_shape: Any, *args: Any, **kwargs: Any) -> float:
+        """Returns the memory for `times` as many rows as the host counts."""
         return self._model.memory_required([input_shape[0] * self._times, *input_shape[1:]], *args, **kwargs)
 
 
 @dataclass(frozen=True)
 class _Scaled:
-    """Changes the second half of latents in the model's own space."""
+    """Scales the second half of latents, in the space in which the model samples."""
 
     model: Any
     scale: float
 
     def latent(self, latent: Tensor, factor: float) -> Tensor:
-        """(2b, c, h, w) with the second half multiplied; latents without any content stay so."""
+        """Returns the latent (2 * b, c, h, w) with the second half multiplied. An empty latent stays so."""
         if self.scale == 1 or not latent.any():
             return latent
         return self.model.process_latent_out(second_half(self.model.process_latent_in(latent), factor))
@@ -127,7 +136,7 @@ class _Scaled:
 
 @dataclass
 class _Preview:
-    """Shows images with their conditions beside them; in the end it leaves the true result, which nodes read."""
+    """Shows each image with its condition beside it. At the end it passes on the true result, which nodes read."""
 
     callback: Callback
     scale: float
@@ -144,7 +153,7 @@ class _Preview:
 
 
 def second_half(rows: Tensor, factor: float) -> Tensor:
-    """(2b, ...) with the second half multiplied by a factor."""
+    """Returns the rows (2 * b, ...) with the second half multiplied by a factor."""
     if factor == 1:
         return rows
     first, second = rows.chunk(2)
@@ -152,12 +161,12 @@ def second_half(rows: Tensor, factor: float) -> Tensor:
 
 
 def is_flow(model: ModelPatcher) -> bool:
-    """Whether noise levels of a model are shares, not multiples: scaling one of them is then no diffusion."""
+    """Whether a model mixes image and noise by shares (flow). A scaled half would then be no diffusion."""
     return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
 
 def check_ratio(model: ModelPatcher, condition_noise: float) -> None:
-    """ValueError where a second half cannot have a noise level of its own."""
+    """Raises ValueError if a second half cannot have another noise level than the first."""
     if condition_noise < 1 and is_flow(model):
         raise ValueError(
             "condition_noise below 1 needs a model with eps or v prediction, but this one is a flow model. Set it to 1."
@@ -174,6 +183,6 @@ def _flat(conds: Any) -> Iterator[Mapping[str, Any]]:
         yield from of_one or ()
 
 
-def _is_part(cond: Mapping[str, Any]) -> bool:
-    """Whether a conditioning is for an area; one with a mask gets an area from the mask's bounds."""
+def _is_for_area(cond: Mapping[str, Any]) -> bool:
+    """Whether a conditioning is for an area. One with a mask gets an area from the mask's bounds."""
     return cond.get("area") is not None or bool("mask" in cond and cond.get("set_area_to_bounds"))

@@ -1,8 +1,8 @@
-"""Partner rows: rows that join the batch of a call with a noise level and a text of their own.
+"""Partner rows: rows in the batch of a call that have another noise level and text than the host's rows.
 
-Every chunk of the host's call gets a partner that stays where it is (a given picture beside the one that is sampled),
-or is itself a pair of halves, both sampled, of which the second may run at another noise level. Inside the call the
-rows lie branch by branch; each group of rows says what it is, so that a layer acts on the rows it is meant for.
+There are two kinds. A partner with a latent is a given picture, which stays beside the one that is sampled. A half is
+the second half of the rows that are sampled, and may run at another noise level than the first. Inside the call the
+rows lie in groups, branch by branch. Each group says what it is, so that a layer acts on the rows meant for it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .run import STEP, Step, run_in
 from .span import WHOLE_RUN, Span
 
 BATCH = "reins_batch"  # how many rows the sampler sends
-LEAST_SIGMA = 1e-3  # the logarithm of 0 is no time
+LEAST_SIGMA = 1e-3  # the network is told the logarithm of a noise level, and 0 has none
 Role = Literal["image", "condition", "half"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Partner(Entry):
-    """Rows beside those of the host's call: an image, a condition, or (half) the second half of what is sampled.
+    """Rows beside those of the host's call: an image, a condition, or the second half of what is sampled.
 
-    `latent` (n, c, h, w) as the model takes it, and `noise` like it; a half has neither, but `condition_noise`, the
-    share of the noise that it starts with. The texts are (1 or n, tokens, c). `off` marks the chunks of an extra
+    `latent` (n, c, h, w) is as the model takes it, and `noise` is like it. A half has neither, but `condition_noise`,
+    the share of the noise that it starts with. The texts are (1 or n, tokens, c). `off` is the id of an extra
     prediction that is made without the partner. `opens` lets other methods act on the condition too.
     """
 
@@ -56,7 +56,10 @@ class Partner(Entry):
     def rows(
         self, like: Tensor, images: Sequence[int], area: Area | None, options: Mapping[str, Any], sampling: Any
     ) -> Tensor:
-        """(b, c, h, w): the noised partner of each row, its part in `area`. RuntimeError for another size."""
+        """Returns the noised partner (b, c, h, w) of each of the images, cut to `area`.
+
+        Raises RuntimeError if its size is not that of `like` (b, c, h, w).
+        """
         run, key = run_in(options), (self, like.device, like.dtype)
 
         def noised() -> Tensor:
@@ -76,7 +79,7 @@ class Partner(Entry):
 
 
 def size_fault(method: str, name: str, partner: Sequence[int], sampled: Sequence[int]) -> str:
-    """Returns what is wrong if a partner and the sampled latent differ in size, as an error says it."""
+    """Returns the text of the error for a partner and a sampled latent that differ in size."""
     return (
         f"The partner of {name} is {_size(partner)}, but the model samples {_size(sampled)}. Encode a picture of "
         f"the same size; areas of the picture and tiled diffusion do not go together with {method}."
@@ -88,7 +91,10 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def ratio(sampling: Any, condition_noise: float) -> float:
-    """The noise level of the second half over that of the first, so that it starts at a share of the noise."""
+    """Returns the noise level of the second half divided by that of the first.
+
+    `condition_noise` is the share of the noise that the second half starts with.
+    """
     if condition_noise >= 1:
         return 1.0
     lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
@@ -97,7 +103,7 @@ def ratio(sampling: Any, condition_noise: float) -> float:
 
 
 def partners_in(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> list[Partner]:
-    """The partners of a call."""
+    """Returns the partners that take part in a call of the network."""
     return [partner for partner in entries(options, Partner) if in_span(partner.span)]
 
 
@@ -106,7 +112,7 @@ def call_with_partners(
     x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
     control: dict | None = None, transformer_options: dict[str, Any] = {}, **conds: Any,  # noqa: B006
 ) -> Tensor:  # fmt: skip
-    """The model's call with the rows of all partners in it; returns the sampled rows in the host's order."""
+    """Returns the result (b, c, h, w) for the host's rows, from a call of the model with the rows of all partners."""
     plan = PartnerPlan(partners, transformer_options, len(x), sampling)
     options = plan.options()
     c_concat, conds = plan.repeated(c_concat), {name: plan.repeated(value) for name, value in conds.items()}
@@ -117,14 +123,14 @@ def call_with_partners(
 
 
 class PartnerPlan:
-    """Which rows a call with partners has."""
+    """The groups of rows of a call with partners, and the inputs and output of the call for them."""
 
     def __init__(self, partners: Sequence[Partner], options: dict[str, Any], rows: int, sampling: Any) -> None:
         self.by_id = {partner.id: partner for partner in partners}
         self.host, self.sampling = options, sampling
         self.chunks = chunks_of(options, rows)
         self.half = next((partner for partner in partners if partner.role == "half"), None)
-        self.turned = next((partner for partner in partners if partner.role == "image"), None)
+        self.image_partner = next((partner for partner in partners if partner.role == "image"), None)
         self.rows, self.per_chunk = rows, rows // len(self.chunks)
         self.count = self.per_chunk // (2 if self.half else 1)  # rows of a group
         self.groups = [group._replace(tokens=self._tokens(group)) for group in self._groups(partners)]
@@ -132,7 +138,7 @@ class PartnerPlan:
             self._check_pairs(self.half)
 
     def _check_pairs(self, half: Partner) -> None:
-        """Raises RuntimeError if images and their conditions do not come together."""
+        """Raises RuntimeError if a call does not hold all images and their conditions."""
         is_part = self.host.get(BATCH, self.per_chunk) != self.per_chunk
         if is_part or images_in_window(self.host, self.per_chunk) is not None:
             raise RuntimeError(
@@ -142,8 +148,8 @@ class PartnerPlan:
 
     def _groups(self, partners: Sequence[Partner]) -> list[Group]:
         groups = [Group(chunk.index) for chunk in self.chunks]
-        if self.turned:
-            groups = [self._condition(self.turned, chunk, is_sampled=True) for chunk in self.chunks]
+        if self.image_partner:
+            groups = [self._condition(self.image_partner, chunk, is_sampled=True) for chunk in self.chunks]
         if self.half:
             groups += [self._condition(self.half, chunk, is_sampled=True) for chunk in self.chunks]
         for partner in partners:
@@ -168,7 +174,7 @@ class PartnerPlan:
         return options
 
     def _uuids(self) -> list[UUID | None]:
-        """A uuid for each group: caches of the host and of other packs tell rows by them."""
+        """Returns a uuid for each group. Caches of the host and of other packs tell rows apart by it."""
         step: Step | None = self.host.get(STEP)
         infos = self.host.get(CONDS, {})
         uuids: list[UUID | None] = []
@@ -184,11 +190,11 @@ class PartnerPlan:
         return uuids
 
     def _chunk(self, group: Group) -> Chunk:
-        """The chunk of the host's call that a group's rows belong to."""
+        """Returns the chunk of the host's call that a group's rows belong to."""
         return self.chunks[group.chunk]
 
     def _place(self, group: Group) -> slice:
-        """Where a group's rows, or those that it stands beside, lie in the host's call."""
+        """Returns where the rows of a group lie in the host's call, or the rows that it stands beside."""
         start = group.chunk * self.per_chunk + (self.count if self._is_half(group) else 0)
         return slice(start, start + self.count)
 
@@ -196,10 +202,10 @@ class PartnerPlan:
         return self._chunk(group).images[: self.count]
 
     def _partner(self, group: Group) -> Partner | None:
-        """Whose picture and text a group has; None for the sampler's own."""
+        """Returns the partner whose picture and text a group has. None if it has the sampler's."""
         if group.branch == "image":
-            return None if group.is_sampled else self.turned
-        return None if group.is_sampled and self.turned else self.by_id[group.owner]
+            return None if group.is_sampled else self.image_partner
+        return None if group.is_sampled and self.image_partner else self.by_id[group.owner]
 
     @property
     def _scale(self) -> float:
@@ -213,12 +219,13 @@ class PartnerPlan:
         return self._is_half(group) and self._scale != 1
 
     def repeated(self, value: Any) -> Any:
-        """Conditioning with a row for each row of the host's call, with the same for the rows beside them."""
+        """Returns a tensor (rows, ...) of the host's call with rows for all groups, and any other value as it is."""
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != self.rows:
             return value
         return torch.cat([value[self._place(group)] for group in self.groups])
 
     def pictures(self, x: Tensor) -> Tensor:
+        """Returns the noisy latents (groups * b, c, h, w) of all groups, from those (rows, c, h, w) of the host."""
         rows = []
         for group in self.groups:
             own = x[self._place(group)]
@@ -230,6 +237,7 @@ class PartnerPlan:
         return torch.cat(rows)
 
     def sigmas(self, t: Tensor) -> Tensor:
+        """Returns the noise levels (groups * b,) of all groups, from those (rows,) of the host."""
         levels = []
         for group in self.groups:
             own = t[self._place(group)]
@@ -242,12 +250,15 @@ class PartnerPlan:
         return partner.negative if self._chunk(group).is_negative else partner.positive
 
     def _tokens(self, group: Group) -> int | None:
-        """Of a group's text, before it is repeated."""
+        """Returns how many tokens a group's text has before it is repeated."""
         partner = self._partner(group)
         return self._chunk(group).tokens if partner is None else self._text(partner, group).shape[1]
 
     def texts(self, texts: Tensor) -> Tensor:
-        """Texts of different length are repeated to the least common one, which attention does not notice."""
+        """Returns the texts (groups * b, tokens, c) of all groups, from those (rows, tokens, c) of the host.
+
+        Texts that differ in length are repeated to their least common multiple. Attention gives the same for them.
+        """
         own_texts = []
         for group in self.groups:
             partner = self._partner(group)
@@ -261,7 +272,7 @@ class PartnerPlan:
         return torch.cat([text.repeat(1, longest // text.shape[1], 1) for text in own_texts])
 
     def control(self, control: Any) -> Any:
-        """Control of the host for the sampled rows; none for those beside them and for the second half."""
+        """Returns the host's residuals for all groups: zeros for rows that are not sampled and for second halves."""
         if isinstance(control, dict):
             return {key: self.control(value) for key, value in control.items()}
         if isinstance(control, list):
@@ -274,7 +285,7 @@ class PartnerPlan:
         return torch.cat([part if on else torch.zeros_like(part) for part, on in zip(parts, controlled, strict=True)])
 
     def sampled(self, out: Tensor) -> Tensor:
-        """What the sampler asked for."""
+        """Returns the rows (rows, c, h, w) that the sampler asked for, of an output (groups * b, c, h, w)."""
         if self.half is None:
             return out[: self.rows]
         parts = out[: self.rows].split(self.count)

@@ -1,4 +1,8 @@
-"""State that is born when a sampling run starts and dies with it, also after an error or an interrupt."""
+"""State of a sampling run: it is created when the run starts and cleared when it ends.
+
+That holds after an error or an interrupt too. A Run is the state of one run, and a Step that of one call of the model
+by the sampler. Layers and methods find both in the host's options.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ Made = TypeVar("Made")
 
 @dataclass(eq=False)
 class Step:
-    """One call of the model by the sampler: which chunks are extra predictions, and what came of them."""
+    """One call of the model by the sampler: which chunks are extra predictions, and what they gave."""
 
     x: Tensor
     timestep: Tensor
@@ -33,24 +37,25 @@ class Step:
     first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
-    notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other, by a key of their own
+    notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other
 
     def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:
-        """What a chunk is a prediction for: extra predictions for the same conditioning have the same origin.
+        """Returns the uuid and the label of the conditioning that a chunk is a prediction for.
 
-        The label belongs to it, for positive and negative may share a uuid; that of an extra chunk is not read.
+        Extra predictions for the same conditioning have the same origin. The label is part of it, for positive and
+        negative may share a uuid. The label given for an extra chunk is not read.
         """
         if chunk not in self.twins:
             return chunk, label
         return self.twins[chunk], int(chunk in self.negatives)
 
     def for_another_call(self) -> Step:
-        """The same place in the run, with the layers' notes but nothing else, for a call of our own."""
+        """Returns the step for another call of the model at the same place. It shares only the layers' notes."""
         return Step(x=self.x, timestep=self.timestep, sigma=self.sigma, notes=self.notes)
 
 
 class Run:
-    """Scratch space of one sampling run."""
+    """The state of one sampling run: what the guider and the sampler gave, and what methods keep until it ends."""
 
     def __init__(self) -> None:
         self.step: Step | None = None
@@ -62,22 +67,23 @@ class Run:
         self.forget()
 
     def forget(self) -> None:
-        """Start with nothing kept; for a run that is a copy of another one too."""
+        """Clears all caches. A copy of a run needs this, so that the two share none."""
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
         self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
         self._closers: list[Callable[[], None]] = []
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what `make()` gave for `key` in this run; it is called at the first request only."""
+        """Returns what `make()` gave for `key` in this run. It is called at the first request only."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Like `once`, within one step: as long as the sampler's tensor is this very one, or sigma this number.
+        """Returns what `make()` gave for `key` in this step.
 
-        Layers that know the step by its tensor and those that know it by its number do not disturb each other.
+        `now` tells which step it is: the sampler's own tensor of noise levels (b,), compared by identity, or sigma as a
+        number. Layers that give the tensor and layers that give the number have separate caches.
         """
         last, made = self._at.get(type(now), (None, {}))
         if last is not now and not (isinstance(now, float) and last == now):
@@ -88,20 +94,21 @@ class Run:
         return made[key]
 
     def sigma(self, sigmas: Tensor) -> float:
-        """The noise level of the sampler's tensor; it is read from the device once, however many ask for it."""
+        """Returns the noise level of the sampler's tensor (b,). The device is read once, however many ask for it."""
         if self._sigma is None or self._sigma[0] is not sigmas:
             self._sigma = sigmas, float(sigmas[0])
         return self._sigma[1]
 
     def position(self, sigma: float) -> int:
-        """Which step of the sampler a noise level belongs to: its own, or the one whose first level lies above."""
+        """Returns the number of the step that a noise level belongs to: the last that starts at this level or above."""
         return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
 
     def at_end(self, close: Callable[[], None]) -> None:
-        """Call `close` when the run is over, whatever ends it."""
+        """Notes a function to be called when the run is over, whatever ends it."""
         self._closers.append(close)
 
     def clear(self) -> None:
+        """Calls the functions noted for the end, and clears the caches and the step."""
         while self._closers:
             self._closers.pop()()
         self.step = self._sigma = None
@@ -114,10 +121,10 @@ class Run:
 
 
 def run_of(model_options: dict[str, Any]) -> Run:
-    """The run that these options belong to; `start_run` puts it there.
+    """Returns the run that these options belong to. `start_run` puts it there.
 
-    Code that prepares options for one call of the host's sampling function, but has no guider, gets a run that lives
-    in those options. A model's own options, handed to that function unprepared, belong to no run and keep nothing.
+    Code without a guider may prepare options for one call of the host's sampling function. It gets a run that lives in
+    those options. A model's own options, handed to that function unprepared, belong to no run, and nothing is kept.
     """
     options = model_options.get("transformer_options", {})
     if RUN not in options and KEY in options.get("wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}):
@@ -126,24 +133,24 @@ def run_of(model_options: dict[str, Any]) -> Run:
 
 
 def run_in(transformer_options: Mapping[str, Any]) -> Run:
-    """The run that a call of the network belongs to; one of its own, which keeps nothing, where there is none."""
+    """Returns the run that a call of the network belongs to. Without one it is a new run that nobody else sees."""
     return transformer_options.get(RUN) or Run()
 
 
 def sigma_in(transformer_options: Mapping[str, Any]) -> float:
-    """The noise level of a call of the network; read from the device where no step has noted it."""
+    """Returns the noise level of a call of the network. It is read from the device if no step has noted it."""
     step: Step | None = transformer_options.get(STEP)
     return run_in(transformer_options).sigma(transformer_options["sigmas"]) if step is None else step.sigma
 
 
 def options_in_run(options: Mapping[str, Any], given: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Returns transformer options of another model, in the sampling loop of the `given` ones, with a run of its own."""
+    """Returns transformer options of another model with `run`, for use in the sampling loop of the `given` ones."""
     kept = {name: given[name] for name in ("sample_sigmas",) if name in given}
     return {**options, **kept, RUN: run}
 
 
 def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE wrapper: give the guider's options a run, and empty it whatever happens."""
+    """OUTER_SAMPLE wrapper: gives the guider's options a run, and clears it whatever happens."""
     guider = executor.class_obj
     options = guider.model_options
     if RUN in options["transformer_options"]:

@@ -1,7 +1,7 @@
 """What each method adds to a step's result, for a person to look at.
 
-Every post-CFG function of the pack is put on a model here. Where a scope stands on the model, each change of the result
-is noted as numbers that stay on the device; without one nothing is computed.
+Every post-CFG function of the pack is put on a model here. If the model has a scope, each change of the result is noted
+as numbers that stay on the device. Without a scope nothing is computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CFG = "CFG"
 
 
 class Reading(NamedTuple):
-    """One change of the result: its length per number, and its cosine to positive - negative (nan without one)."""
+    """One change of the result: its size, and its cosine to positive - negative (nan without a negative)."""
 
     name: str
     norm: Tensor  # (), root of the mean square
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Moment:
-    """One call of the model by the sampler."""
+    """The changes of the result in one call of the model by the sampler."""
 
     sigma: float
     readings: list[Reading] = field(default_factory=list)
@@ -43,14 +43,14 @@ class Moment:
 
 @dataclass(eq=False)
 class Record:
-    """The moments of the latest run of a model with a scope. It outlives the run, for that is what it is for."""
+    """The moments of the latest run of a model with a scope. It outlives the run, so that a node can show them."""
 
     run: Run | None = None
     direction: Tensor | None = None  # positive - negative of the latest moment, within the run
     moments: list[Moment] = field(default_factory=list)
 
     def end(self) -> None:
-        """Let go of what belongs to the run."""
+        """Drops the tensor that belongs to the run."""
         self.direction = None
 
 
@@ -59,13 +59,13 @@ _records: WeakValueDictionary[str, Record] = WeakValueDictionary()  # the latest
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scope(Entry):
-    """Asks all methods of a model to note what they do."""
+    """An entry that makes all methods of a model note what they do."""
 
     record: Record = field(default_factory=Record)
 
 
 def add_scope(model: ModelPatcher) -> ModelPatcher:
-    """A clone of `model` that notes what each method adds; the result is the same, bit for bit."""
+    """Returns a clone of `model` that notes what each method adds. The result is the same, bit for bit."""
     model = model.clone()
     scope = Scope(order=next_order(model))
     append(model, scope)
@@ -80,12 +80,12 @@ def add_scope(model: ModelPatcher) -> ModelPatcher:
 
 
 def put_first(model: ModelPatcher, function: PostCFG) -> None:
-    """Put a function before all others that a clone's result goes through."""
+    """Puts a function before all others that a clone's result (b, c, h, w) goes through."""
     model.model_options[POST_CFG] = [function, *model.model_options.get(POST_CFG, [])]
 
 
 def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG) -> None:
-    """Append a function to those that a clone's result goes through; `name` is for people."""
+    """Appends a function to those that a clone's result (b, c, h, w) goes through. `name` is for people."""
 
     def noted(args: Args) -> Tensor:
         result = function(args)
@@ -97,13 +97,13 @@ def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG) -> None:
 
 
 def record_of(model: ModelPatcher) -> Record | None:
-    """What the scope of a model has noted; the last scope where there are several."""
-    found = list(entries(model.model_options["transformer_options"], Scope))
-    return found[-1].record if found else None
+    """Returns what the scope of a model has noted. If there are several, the last one counts."""
+    scopes = list(entries(model.model_options["transformer_options"], Scope))
+    return scopes[-1].record if scopes else None
 
 
 def latest_record() -> Record | None:
-    """Of the scope that noted last, as long as its model is in use."""
+    """Returns the record of the scope that noted last, as long as its model is in use."""
     return _records.get("latest")
 
 

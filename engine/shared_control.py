@@ -1,7 +1,7 @@
-"""A ControlNet's answer for the positive serves extra predictions too: they have its picture, noise level and text.
+"""A ControlNet's residuals for the positive serve extra predictions too: they have its picture, noise level and text.
 
-The host asks a ControlNet once for each batch, with a row for every chunk. Where chunks of extra predictions repeat
-others, a stand-in asks for the rows that differ and repeats the residuals.
+The host asks a ControlNet once for each batch, with rows for every chunk. If chunks of extra predictions repeat others,
+a stand-in asks only for the rows that differ, and repeats the residuals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CondLists = list[list[dict] | None]
 
 
 def sharing_controls(conds: CondLists, step: Step) -> CondLists:
-    """The lists of conds with stand-ins for their ControlNets, where any chunk repeats another one."""
+    """Returns the lists of conds with stand-ins for their ControlNets, if any chunk repeats another one."""
     if not step.twins:
         return conds
     made: dict[int, SharedControl] = {}
@@ -61,22 +61,23 @@ class SharedControl:
     def get_control(
         self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
     ) -> dict[str, list] | None:  # fmt: skip
-        """The residuals, as the host asks for them."""
+        """Returns the residuals for x (chunks * b, c, h, w) and t (chunks * b,), as the host asks for them."""
         names = names_in(transformer_options)
         origins = [self.step.origin(uuid, label) for uuid, label in names]
-        kept = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
-        if len(kept) == chunks:
+        firsts = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
+        if len(firsts) == chunks:
             return self.control.get_control(x, t, cond, chunks, transformer_options)
-        few_x, few_t, few = (of_chunks(value, kept, chunks, len(x)) for value in (x, t, transformer_options))
-        narrow = {name: of_chunks(value, kept, chunks, len(x)) for name, value in cond.items()}
-        found = self.control.get_control(few_x, few_t, {**narrow, "transformer_options": few}, len(kept), few)
+        some_x, some_t, options = (of_chunks(value, firsts, chunks, len(x)) for value in (x, t, transformer_options))
+        some = {name: of_chunks(value, firsts, chunks, len(x)) for name, value in cond.items()}
+        some["transformer_options"] = options
+        residuals = self.control.get_control(some_x, some_t, some, len(firsts), options)
         self.step.controlled.update(uuid for uuid, _ in names)
-        sources = [kept.index(origins.index(origin)) for origin in origins]
-        return None if found is None else _repeated(found, sources, len(kept))
+        sources = [firsts.index(origins.index(origin)) for origin in origins]
+        return None if residuals is None else _repeated(residuals, sources, len(firsts))
 
 
 def _repeated(residuals: Mapping[str, list], sources: Sequence[int], chunks: int) -> dict[str, list]:
-    """Residuals with rows for all chunks; one row for all stays so."""
+    """Returns residuals with rows for all chunks. A residual with one row for all chunks stays so."""
 
     def all_rows(residual: Tensor | None) -> Tensor | None:
         if residual is None or len(residual) == 1 or len(residual) % chunks:

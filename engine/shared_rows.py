@@ -1,8 +1,8 @@
-"""What several chunks of a call have in common is computed once.
+"""Computes once what several chunks of a call have in common.
 
-An extra prediction is the positive's, or the negative's, up to the first layer that it changes. The layers before that
-run on the rows that differ, and their answers are repeated. The host's own loop over the blocks runs as ever, round a
-view of the network in which those layers are narrower: its patches, skips and residuals see all rows.
+An extra prediction equals the positive or the negative up to the first layer that it changes. The layers before that
+run only on the chunks that differ, and their outputs are repeated. The host's own loop over the blocks runs on a view
+of the network with stand-ins for these layers. So the host's patches, skips and residuals see all rows.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .unet import ORDER, Depth
 
 
 def sharing_forward(
-    executor: Any, unet: UNetModel, options: Mapping[str, Any], foreign: Mapping[str, Any], control: Any
+    executor: Any, unet: UNetModel, options: Mapping[str, Any], without_layers: Mapping[str, Any], control: Any
 ) -> Callable[..., Tensor] | None:  # fmt: skip
-    """The network's forward in which chunks share layers; None where nothing can be shared, or not safely.
+    """Returns the network's forward in which chunks share layers. None if nothing can be shared, or not safely.
 
-    `foreign` are the options without our layers. Other packs' patches where layers are shared, and wrappers anywhere,
-    which may treat chunks by their place in the batch, residuals that are not known to be equal, partners' rows and
-    frames of a video are reasons to compute everything.
+    `without_layers` are the options without our layers. Other packs' patches on shared layers, and their wrappers
+    anywhere, may treat chunks by their place in the batch. Then everything is computed. It is too if residuals are not
+    known to be equal, if partners take part, and for frames of a video.
     """
     chunks, step = options[CHUNKS], options[NETWORK].step
     first_changes = _first_changes(step, chunks)
     if not first_changes or not _is_plain(executor, unet, options):
         return None
-    if any(seen < max(first_changes.values()) for seen in depths_of_patches(foreign)):
+    if any(seen < max(first_changes.values()) for seen in depths_of_patches(without_layers)):
         return None
     if control is not None and not all(chunk in step.controlled for chunk in step.twins):
         return None
@@ -47,30 +47,30 @@ def sharing_forward(
 
 
 def _is_plain(executor: Any, unet: UNetModel, options: Mapping[str, Any]) -> bool:
-    """Whether the host calls its own forward with nobody else around it, and rows are chunks of pictures."""
+    """Whether nobody else is around the host's own forward, no partners take part, and the rows are no video."""
     is_hosts = getattr(executor.original, "__func__", None) is UNetModel._forward
     return is_hosts and not others_wrap_network(options) and GROUPS not in options and not unet.use_temporal_resblocks
 
 
 def _first_changes(step: Step | None, chunks: Sequence[Chunk]) -> dict[UUID, Depth]:
-    """Of each chunk of this call that repeats another one, where it first differs."""
+    """Returns the depth at which each chunk that repeats another one first differs from it."""
     if step is None:
         return {}
     return {chunk.uuid: step.first_changes[chunk.uuid] for chunk in chunks if chunk.uuid in step.first_changes}
 
 
 class SharingPlan:
-    """Which chunks are computed at each depth of a call."""
+    """Which chunks are computed at each depth of a call, and which chunk's output the others take."""
 
     def __init__(self, chunks: Sequence[Chunk], step: Step, first_changes: Mapping[UUID, Depth]) -> None:
         origins = [step.origin(chunk.uuid, chunk.label) for chunk in chunks]
         changes = [first_changes.get(chunk.uuid) for chunk in chunks]
-        self.model_of = [self._representative(i, origins, changes) for i in range(len(chunks))]
-        self.until = [changes[i] if model != i else None for i, model in enumerate(self.model_of)]
+        self.repeated = [self._repeated_by(i, origins, changes) for i in range(len(chunks))]
+        self.until = [changes[i] if repeated != i else None for i, repeated in enumerate(self.repeated)]
 
     @staticmethod
-    def _representative(chunk: int, origins: Sequence[Any], changes: Sequence[Depth | None]) -> int:
-        """The chunk that this one equals up to its first change: the plain one, or that which changes last."""
+    def _repeated_by(chunk: int, origins: Sequence[Any], changes: Sequence[Depth | None]) -> int:
+        """Returns the chunk that this one equals up to its first change: the plain one, or the last to change."""
         alike = [i for i, origin in enumerate(origins) if origin == origins[chunk]]
         plain = [i for i in alike if changes[i] is None]
         if changes[chunk] is None or len(plain) > 1:
@@ -79,10 +79,11 @@ class SharingPlan:
 
     @property
     def saves_rows(self) -> bool:
+        """Whether any chunk is not computed in some layer."""
         return any(depth is not None and depth > Depth(0, 0, 0) for depth in self.until)
 
     def forward(self, unet: UNetModel) -> Callable[..., Tensor]:
-        """The host's forward of a view of the network."""
+        """Returns the host's forward of a view of the network."""
         view = object.__new__(type(unet))
         view.__dict__.update(unet.__dict__)  # parts in an instance's own dict are found before its modules
         for name, block in (("input_blocks", "input"), ("output_blocks", "output")):
@@ -96,12 +97,12 @@ class SharingPlan:
         narrowed = []
         for layer, depth in _with_depths(layers, ORDER[block], number):
             kept = [i for i, until in enumerate(self.until) if until is None or depth >= until]
-            narrowed.append(layer if len(kept) == len(self.until) else _OnFewChunks(layer, kept, self._sources(kept)))
+            narrowed.append(layer if len(kept) == len(self.until) else _OnSomeChunks(layer, kept, self._sources(kept)))
         return narrowed
 
     def _sources(self, kept: Sequence[int]) -> list[int]:
-        """Of each chunk, where among the kept ones that is which it equals."""
-        return [kept.index(i if i in kept else self.model_of[i]) for i in range(len(self.until))]
+        """Returns for each chunk the place, among the kept ones, of the chunk that it equals here."""
+        return [kept.index(i if i in kept else self.repeated[i]) for i in range(len(self.until))]
 
 
 def _with_depths(layers: Sequence[nn.Module], block: int, number: int) -> Iterator[tuple[nn.Module, Depth]]:
@@ -112,8 +113,8 @@ def _with_depths(layers: Sequence[nn.Module], block: int, number: int) -> Iterat
 
 
 @dataclass(frozen=True)
-class _OnFewChunks:
-    """A layer that is run on some chunks of its input and answers for all; the host takes it for the layer itself."""
+class _OnSomeChunks:
+    """A layer that runs on some chunks and repeats their outputs for the others. The host takes it for the layer."""
 
     layer: nn.Module
     kept: Sequence[int]
@@ -125,10 +126,10 @@ class _OnFewChunks:
 
     def __call__(self, x: Tensor, *arguments: Any, **kwargs: Any) -> Tensor:
         count = len(self.sources)
-        few, *rest = (of_chunks(value, self.kept, count, len(x)) for value in (x, *arguments))
-        out = self.layer(few, *rest, **kwargs)
-        for value, narrow in zip(arguments, rest, strict=True):
+        some, *rest = (of_chunks(value, self.kept, count, len(x)) for value in (x, *arguments))
+        out = self.layer(some, *rest, **kwargs)
+        for value, of_some in zip(arguments, rest, strict=True):
             if isinstance(value, dict):  # the host notes in its options how far it is
-                value.update({key: item for key, item in narrow.items() if key not in PER_CHUNK})
+                value.update({key: item for key, item in of_some.items() if key not in PER_CHUNK})
         parts = out.chunk(len(self.kept))
         return torch.cat([parts[i] for i in self.sources])

@@ -1,4 +1,7 @@
-"""The part of the sampling run in which a method acts."""
+"""The part of the sampling run in which a method acts.
+
+A node gives it in percents. In the run they become noise levels, by the schedule of the model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ TABLE_STEPS = 500
 
 
 class Span(NamedTuple):
-    """A range of percents of the run, ends included."""
+    """A range of percents of the run. Its ends belong to it."""
 
     start_percent: float = 0.0
     end_percent: float = 1.0
@@ -24,7 +27,7 @@ class Span(NamedTuple):
     def contains(self, sigma: float, run: Run, to_sigma: ToSigma) -> bool:
         """Whether a step lies in the range, by the schedule of the model that is being sampled.
 
-        The sigmas are asked for in the run, not by the node: a node after ours may change the model's schedule.
+        The sigmas of the ends are computed in the run, for a later node may change the model's schedule.
         """
         high, low = run.once((Span, self), lambda: self._sigmas(to_sigma))
         return low <= sigma <= high
@@ -35,7 +38,7 @@ class Span(NamedTuple):
 
 
 def _single(sigma: float) -> float:
-    """Rounded as the sampler's own sigmas are, so that a step exactly on the end of a range is inside."""
+    """Returns sigma rounded as the sampler's own are, so that a step exactly on the end of a range is inside."""
     return torch.tensor(sigma, dtype=torch.float32).item()
 
 
@@ -43,6 +46,6 @@ WHOLE_RUN = Span()
 
 
 def percent_at(sigma: float, run: Run, to_sigma: ToSigma) -> float:
-    """Percent of the run at `sigma`, by the model's own schedule."""
+    """Returns the percent of the run at `sigma`, by the model's own schedule."""
     table = run.once(percent_at, lambda: [float(to_sigma(i / TABLE_STEPS)) for i in range(TABLE_STEPS + 1)])
     return percent_of(sigma, table)

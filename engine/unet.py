@@ -1,4 +1,8 @@
-"""The attentions of the host's UNet, named as the host names them."""
+"""The attentions and transformer blocks of the host's UNet.
+
+A site names an attention as the host does: kind, block, number and index. A depth tells which of two places in the
+network comes first.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-Kind = Literal["attn1", "attn2"]  # self-attention, text attention
+AttentionKind = Literal["attn1", "attn2"]  # self-attention, text attention
 Block = Literal["input", "middle", "output"]
 ORDER: Mapping[Block, int] = {"input": 0, "middle": 1, "output": 2}
 
 
 class Depth(NamedTuple):
-    """How far a call of the network has come; depths compare in execution order."""
+    """How far a call of the network has come. Depths compare in execution order."""
 
-    block: int  # of ORDER
+    block: int  # its number in ORDER
     number: int
     layer: int  # 0: where the block begins, 1: where its transformers do
 
@@ -28,7 +32,7 @@ class Depth(NamedTuple):
 class Site(NamedTuple):
     """One attention of the UNet."""
 
-    kind: Kind
+    kind: AttentionKind
     block: Block
     number: int
     index: int  # transformer inside the block
@@ -44,16 +48,16 @@ class Transformer(NamedTuple):
     block: Block
     number: int
     index: int
-    path: str  # in the network, e.g. input_blocks.1.1.transformer_blocks.0
-    width: int  # of its queries
-    context: int  # of the text that it reads
+    path: str  # of its module in the network, e.g. input_blocks.1.1.transformer_blocks.0
+    width: int  # channels of its queries
+    context: int  # channels of the text that it reads
 
-    def site(self, kind: Kind) -> Site:
+    def site(self, kind: AttentionKind) -> Site:
         return Site(kind, self.block, self.number, self.index)
 
 
-def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
-    """All attentions of a kind in execution order; ValueError for a model that is not the host's UNet."""
+def find_sites(model: ModelPatcher, kind: AttentionKind) -> list[Site]:
+    """Returns all attentions of a kind in execution order. Raises ValueError if the model has no UNet of the host."""
     return [
         Site(kind, block, number, index)
         for block, number, index, _, transformer in _transformers(unet_of(model))
@@ -62,7 +66,7 @@ def find_sites(model: ModelPatcher, kind: Kind) -> list[Site]:
 
 
 def find_transformers(unet: UNetModel) -> list[Transformer]:
-    """All transformer blocks with a text attention, in execution order."""
+    """Returns all transformer blocks with a text attention, in execution order."""
     return [
         Transformer(block, number, index, path, module.attn2.to_q.out_features, module.attn2.to_k.in_features)
         for block, number, index, path, module in _transformers(unet)
@@ -71,7 +75,7 @@ def find_transformers(unet: UNetModel) -> list[Transformer]:
 
 
 def unet_of(model: ModelPatcher) -> UNetModel:
-    """The network of a model; ValueError where it is not the host's UNet."""
+    """Returns the network of a model. Raises ValueError if it is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")
     unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
     if not isinstance(unet, UNetModel):
@@ -100,7 +104,7 @@ def _blocks(unet: UNetModel) -> Iterator[tuple[Block, int, str, nn.Module]]:
 
 
 def family_of(unet: UNetModel, model: ModelPatcher) -> str:
-    """SD1.x, SD2.x, SDXL or SVD, by the blocks of the network and by the host's class; a description for others."""
+    """Returns SD1.x, SD2.x, SDXL, SVD or a description of others, by the network's blocks and the host's class."""
     if any(isinstance(layer, VideoResBlock) for block in unet.input_blocks for layer in block):
         return "SVD"
     if isinstance(model.model.model_config, comfy.supported_models.SD20):
@@ -111,9 +115,10 @@ def family_of(unet: UNetModel, model: ModelPatcher) -> str:
 
 
 def block_names(unet: UNetModel) -> dict[str, Transformer]:
-    """All transformer blocks in execution order, e.g. by down_blocks.1.attentions.0.transformer_blocks.0.
+    """Returns all transformer blocks in execution order by their names in diffusers.
 
-    Read from the blocks themselves: the host's own table takes it that all levels have as many blocks as the first.
+    Such a name is down_blocks.1.attentions.0.transformer_blocks.0. The names are read from the blocks, for the host's
+    table assumes that all levels have as many blocks as the first.
     """
     places = {
         "input": _places(unet.input_blocks, Downsample, "down_blocks"),
@@ -127,7 +132,7 @@ def block_names(unet: UNetModel) -> dict[str, Transformer]:
 
 
 def _places(blocks: nn.ModuleList, turn: type[nn.Module], name: str) -> list[str]:
-    """The name of the attention that each block would have; a level ends with the layer that changes the size."""
+    """Returns the name that the attention of each block has. A level ends with the layer that changes the size."""
     places, level, place = [], 0, 0
     for block in blocks:
         places.append(f"{name}.{level}.attentions.{place}")

@@ -1,6 +1,7 @@
 """A ControlNet for windows of the picture: each chunk of a window sees its part of the hint.
 
-The host would shrink the whole hint into each window. One stand-in for all windows keeps them in one batch.
+The host would shrink the whole hint into each window. So a stand-in takes the ControlNet's place and cuts the hint. It
+is the same object for all windows of a run, which keeps them in one batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .shared_control import is_known
 
 
 def windowed(control: ControlBase | None, whole: Area, run: Run, owner: str) -> dict[str, WindowedControl]:
-    """Returns what a conditioning for a window says of its ControlNet: nothing, or a `control` that is cut.
+    """Returns what to put into the conditioning of a window: a `control` with the hint cut, or nothing without one.
 
     The hint is for the area `whole` of the latent. `owner` is the method that asks, for the error.
     Raises RuntimeError if the ControlNet is of a kind that cannot be cut.
@@ -45,7 +46,7 @@ class WindowedControl:
 
     control: ControlBase
     whole: Area
-    made: dict[Any, ControlBase] = field(default_factory=dict)
+    cut: dict[Any, ControlBase] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "control"), name)
@@ -53,36 +54,36 @@ class WindowedControl:
     def get_control(
         self, x: Tensor, t: Tensor, cond: dict[str, Any], chunks: int, transformer_options: dict[str, Any]
     ) -> dict[str, list] | None:  # fmt: skip
-        """The residuals, as the host asks for them."""
+        """Returns the residuals for x (chunks * b, c, h, w) and t (chunks * b,), as the host asks for them."""
         infos = [info_of(transformer_options, uuid) for uuid, _ in names_in(transformer_options)]
         areas = tuple(info.area for info in infos)
         key = (areas, len(x))
-        if key not in self.made:
-            self.made[key] = _cut(self.control, self.whole, areas, len(x) // chunks)
-        return self.made[key].get_control(x, t, cond, chunks, transformer_options)
+        if key not in self.cut:
+            self.cut[key] = _cut(self.control, self.whole, areas, len(x) // chunks)
+        return self.cut[key].get_control(x, t, cond, chunks, transformer_options)
 
 
 def _cut(control: ControlBase, whole: Area, areas: Sequence[Area], per_chunk: int) -> ControlBase:
-    """A copy of a chain, with the same networks, whose hints have a row for each row of the windows."""
-    narrow = copy(control)
+    """Returns a copy of a chain, with the same networks, whose hints have a row for each row of the windows."""
+    with_parts = copy(control)
     ratio = control.compression_ratio
     if getattr(control, "vae", None) is not None:
         ratio *= control.vae.spacial_compression_encode()
     method = control.upscale_algorithm
-    narrow.cond_hint_original = _parts(control.cond_hint_original, whole, areas, per_chunk, ratio, method)
-    narrow.extra_concat_orig = [
+    with_parts.cond_hint_original = _parts(control.cond_hint_original, whole, areas, per_chunk, ratio, method)
+    with_parts.extra_concat_orig = [
         _parts(extra, whole, areas, per_chunk, ratio, method) for extra in control.extra_concat_orig
     ]
-    narrow.cond_hint = None
-    if hasattr(control, "control_input"):  # what a T2I-Adapter made of its whole hint
-        narrow.control_input = None
+    with_parts.cond_hint = None
+    if hasattr(control, "control_input"):  # what a T2I-Adapter computed from its whole hint
+        with_parts.control_input = None
     if control.previous_controlnet is not None:
-        narrow.previous_controlnet = _cut(control.previous_controlnet, whole, areas, per_chunk)
-    return narrow
+        with_parts.previous_controlnet = _cut(control.previous_controlnet, whole, areas, per_chunk)
+    return with_parts
 
 
 def _parts(hint: Tensor, whole: Area, areas: Sequence[Area], per_chunk: int, ratio: int, method: str) -> Tensor:
-    """The hint as the host would fit it to the area it is for, cut into windows: (chunks * b, c, height, width)."""
+    """Returns the hint, fitted to the area it is for as the host does, cut into windows (chunks * b, c, h, w)."""
     fitted = comfy.utils.common_upscale(hint, whole.w * ratio, whole.h * ratio, method, "center")
     rows = fitted.expand(per_chunk, -1, -1, -1) if len(fitted) == 1 else fitted
     rows = torch.cat([rows] * (per_chunk // len(rows)) + [rows[: per_chunk % len(rows)]])

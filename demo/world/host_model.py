@@ -18,7 +18,7 @@ from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...engine.loading import Outline, check_weights, shapes_of
+from ...engine.loading import Outline, check_tensors, shapes_of
 from .model import UNET, UNET_PREFIX, WORDS_KEY
 
 
@@ -67,7 +67,7 @@ def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
     network = model.diffusion_model
     outline = demo_config()
     outline.custom_operations = Outline
-    check_weights(shapes_of(outline.get_model({}, device=torch.device("meta")).diffusion_model), unet, name)
+    check_tensors(shapes_of(outline.get_model({}, device=torch.device("meta")).diffusion_model), unet, name)
     network.load_state_dict(unet)
     network.eval().requires_grad_(False)
     return ModelPatcher(model.to(offload_device), load_device=load_device, offload_device=offload_device)
@@ -89,6 +89,6 @@ def load_clip_vision(config: Path, weights: Mapping[str, Tensor], name: str) -> 
     tower = {key: value for key, value in weights.items() if key != WORDS_KEY}
     settings = json.loads(config.read_text(encoding="utf-8"))
     outline = CLIPVisionModelProjection(settings, torch.float32, torch.device("meta"), Outline)
-    check_weights(shapes_of(outline), tower, name)
+    check_tensors(shapes_of(outline), tower, name)
     encoder.load_sd(tower)
     return encoder

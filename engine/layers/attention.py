@@ -1,4 +1,4 @@
-"""Layers on the attentions of a network: what a method gives, and what it is given.
+"""Layers on the attentions of a network: what a layer is given, and how a method puts it on a model.
 
 slots.py stacks the layers of all methods at call time on whatever sits in the host's slot, set before or after ours.
 """
@@ -17,15 +17,15 @@ from ..span import WHOLE_RUN, Span
 from ..unet import Site
 from .call import LayerCall
 
-Rows = Literal["open", "sampled"]
+ActingRows = Literal["open", "sampled"]  # the rows that a layer acts on if partners take part
 SHAPE = "activations_shape"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call(LayerCall):
-    """One attention: q, k, v after their projections, each (chunks * b, tokens, heads * d).
+    """One call of one attention: q, k, v after their projections, each (chunks * b, tokens, heads * d).
 
-    `shape` is height and width of the layer, which the tokens fill unless another patch changed their number.
+    `shape` is the height and width of the layer. The tokens fill it unless another patch changed their number.
     """
 
     q: Tensor
@@ -36,7 +36,7 @@ class Call(LayerCall):
     shape: tuple[int, int]
 
     def grid(self, tokens: Tensor) -> tuple[int, int]:
-        """Returns height and width that the tokens (b, h * w, c) of q, k or v fill.
+        """Returns the height and width that the tokens (b, h * w, c) of q, k or v fill.
 
         Raises RuntimeError if another patch changed their number.
         """
@@ -72,28 +72,28 @@ Layer = Callable[[Call, Attend], Tensor]
 class AttentionLayer(Entry):
     """A layer that acts on every chunk, those of extra predictions included.
 
-    `rows` matters if partners take part: it acts on the branch that is open to all methods (the image), or on what
-    is sampled. Layers of a greater `depth` lie below all those of a smaller one, wherever their nodes stand: what
-    changes the model's own attention comes before what adds to it.
+    `rows` matters if partners take part. The layer then acts on the rows that are open to all methods (those of the
+    image), or on all rows that are sampled. Layers of a greater `depth` lie below all those of a smaller one, wherever
+    their nodes stand. So a layer that changes the model's own attention comes before one that adds to it.
     """
 
     sites: tuple[Site, ...]
     apply: Layer
     span: Span = WHOLE_RUN
-    rows: Rows = "open"
+    rows: ActingRows = "open"
     depth: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PerturbedLayers(Entry):
-    """Layers that act on the chunks of one extra prediction, marked with this entry's id, and on no others."""
+    """A layer that acts only on the chunks of one extra prediction, which are marked with this entry's id."""
 
     sites: tuple[Site, ...]
     apply: Layer
 
 
 def only_on(acts_on: Callable[[Chunk], bool], apply: Layer) -> Layer:
-    """Returns the layer on some chunks; the others see what lies below it."""
+    """Returns the layer on the chunks that `acts_on` picks. The others get the attention below it."""
 
     def on_some(call: Call, below: Attend) -> Tensor:
         acting = [chunk.index for chunk in call.chunks if acts_on(chunk)]

@@ -1,4 +1,8 @@
-"""What every layer is told of the call of the network that it acts in."""
+"""What every layer is told of the call of the network that it acts in.
+
+The call of the network is described once for all layers (NetworkCall). Each layer gets that together with the chunks of
+its rows (LayerCall). So layers need no keys of the host's options.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,24 @@ NETWORK = "reins_network"
 
 
 class NetworkCall(NamedTuple):
-    """What all layers of one call of the network are told alike."""
+    """What is the same for all layers in one call of the network."""
 
     run: Run
     step: Step | None  # None if the network is called without our guidance
-    module: Callable[[str], nn.Module]  # finds a part of the network by its path; its weights are those of this call
+    module: Callable[[str], nn.Module]  # returns a part of the network, with the weights of this call, by its path
 
     @classmethod
     def of(cls, options: Mapping[str, Any], module: Callable[[str], nn.Module]) -> NetworkCall:
+        """Returns what the host's options tell of the call."""
         return cls(options.get(RUN) or Run(), options.get(STEP), module)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerCall:
-    """What one layer is told; the first three as in NetworkCall. The host's options are for what lies below it."""
+    """What one layer is told.
+
+    `run`, `step` and `module` are those of the NetworkCall. The host's options are for what lies below the layer.
+    """
 
     run: Run
     step: Step | None
@@ -41,12 +49,12 @@ class LayerCall:
 
     @property
     def sigma(self) -> float:
-        """The noise level; read from the device if no step has noted it."""
+        """The noise level. It is read from the device if no step has noted it."""
         return sigma_in(self.options)
 
     @property
     def to_sigma(self) -> Callable[[float], float]:
-        """From a percent of the run to a noise level, by the model's own schedule."""
+        """The function from a percent of the run to a noise level, by the model's own schedule."""
         return self.options[SAMPLING].percent_to_sigma
 
     @property
@@ -56,17 +64,17 @@ class LayerCall:
 
     @property
     def window(self) -> Any:
-        """The host's context window; None without one."""
+        """The host's context window. None if there is none."""
         return self.options.get("context_window")
 
     @property
     def images_in_window(self) -> tuple[int, ...] | None:
-        """Which images of the batch the network is shown; None if it is shown all of them."""
+        """Which images of the batch the network is shown. None if it is shown all of them."""
         return images_in_window(self.options, len(self.chunks[0].images))
 
     @property
     def lacks_conds(self) -> bool:
-        """Whether a sampler runs and nothing is known of the prompts, as in a layer that a hook brings."""
+        """Whether a sampler runs but nothing is known of the prompts, as in a layer that a hook brings."""
         return CONDS not in self.options and "sample_sigmas" in self.options
 
     def check_whole(self, chunks: Iterable[Chunk], what: str, owner: str) -> None:

@@ -1,7 +1,7 @@
 """Terms on the features that flow between the blocks of the host's UNet.
 
-All terms of a site are computed from the same feature and then added, so their order does not matter. They come before
-the patches that other packs put there: such a patch works on the steered feature, as it would on a plain one.
+All terms of a site are computed from the same feature and then added, so their order does not matter. They are added
+before the patches of other packs act there. Such a patch works on the steered feature as it would on a plain one.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .call import NETWORK, LayerCall
 
 
 class FeatureSite(NamedTuple):
-    """What leaves an input block after its skip was stored, or enters an output block before its skip joins."""
+    """The output of an input block after its skip is stored, or the input of an output block before its skip joins."""
 
     block: Literal["input", "output"]
     number: int
 
     @property
     def depth(self) -> Depth:
-        """From here on a changed feature is seen: the block that takes it in."""
+        """The depth of the block that takes in the feature. From there on a change is seen."""
         return Depth(ORDER[self.block], self.number + (self.block == "input"), 0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureCall(LayerCall):
-    """A feature (chunks * b, c, h, w), and the number that stands for the noise level (chunks * b,).
+    """A feature (chunks * b, c, h, w), and the timesteps (chunks * b,) that the network is given.
 
-    `embedding` (chunks * b, width) is what the network makes of that number, for layers that ask for it.
+    `embedding` (chunks * b, width) is the network's embedding of them, for layers that ask for it.
     """
 
     feature: Tensor
@@ -46,7 +46,7 @@ class FeatureCall(LayerCall):
 
     @property
     def now(self) -> Tensor:
-        """What tells this step from others: the sampler's own tensor."""
+        """The tensor that tells this step from others: the sampler's noise levels (b,), else the timesteps."""
         return self.options.get("sigmas", self.timesteps)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -66,7 +66,7 @@ AddedTerm = Callable[[FeatureCall], Tensor | None]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureLayer(Entry):
-    """A term that acts on every chunk, those of extra predictions included; None adds nothing."""
+    """A term that acts on every chunk, those of extra predictions included. It may return None to add nothing."""
 
     site: FeatureSite
     apply: AddedTerm
@@ -77,7 +77,10 @@ class FeatureLayer(Entry):
 def patches_with_layers(
     options: Mapping[str, Any], in_span: Callable[[Span], bool], timesteps: Tensor
 ) -> dict[str, list] | None:
-    """The host's lists of patches with the terms of this call before them; None where no term acts."""
+    """Returns the host's lists of patches with the terms of this call first. None if no term acts.
+
+    `timesteps` (chunks * b,) are those of the call.
+    """
     acting = [entry for entry in entries(options, FeatureLayer) if in_span(entry.span)]
     if not acting:
         return None
@@ -113,11 +116,11 @@ def patches_with_layers(
 
 
 def _sum(terms: Sequence[AddedTerm], call: FeatureCall) -> Tensor:
-    return sum((term for found in terms if (term := found(call)) is not None), call.feature)
+    return sum((term for compute in terms if (term := compute(call)) is not None), call.feature)
 
 
 def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -> Tensor:
-    """The feature, steered on the rows that are open to all methods."""
+    """Returns the feature, steered on the rows that are open to all methods."""
     acting = [chunk.index for chunk in call.chunks if chunk.group.is_open]
     if len(acting) == len(call.chunks):
         return steered(call)
@@ -127,7 +130,7 @@ def _on_open_rows(call: FeatureCall, steered: Callable[[FeatureCall], Tensor]) -
 
 
 def channels_at(unet: UNetModel, site: FeatureSite) -> int:
-    """How many channels the feature of a site has."""
+    """Returns how many channels the feature of a site has."""
     if site.block == "input":
         return _outputs(unet.input_blocks[site.number])
     if site.number > 0:
@@ -136,5 +139,5 @@ def channels_at(unet: UNetModel, site: FeatureSite) -> int:
 
 
 def _outputs(block: nn.Module) -> int:
-    """Of a block, by the last of its layers that says it; transformers keep what they get."""
+    """Returns how many channels leave a block, by its last layer that says it. Transformers keep what they get."""
     return next(layer.out_channels for layer in reversed(list(block)) if hasattr(layer, "out_channels"))

@@ -1,4 +1,7 @@
-"""What other packs have put into a call of the network: patches, slots, and wrappers around it."""
+"""What other packs have put into a call of the network: patches, slots, and wrappers around it.
+
+Chunks may share layers only before the place at which another pack first acts (shared_rows.py).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from ..entries import KEY
 from ..unet import ORDER, Depth
 
 AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-# Where patches first act that come later than in the first block.
-SEEN_FROM = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
+# Where patches first act. Kinds that are not listed may act from the first block on.
+FIRST_DEPTHS = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
 
 
 def depths_of_patches(options: Mapping[str, Any]) -> Iterator[Depth]:
-    """Returns where patches and slots act, at the earliest; `options` are those without our layers."""
+    """Yields the depth from which each kind of patch and each slot acts. `options` are those without our layers."""
     for kind, patches in options.get("patches", {}).items():
         if patches and kind != KEY:  # ours are networks to load
-            yield SEEN_FROM.get(kind, Depth(0, 0, 0))
+            yield FIRST_DEPTHS.get(kind, Depth(0, 0, 0))
     for slots in options.get("patches_replace", {}).values():
         for block, number, *_ in slots:
             yield Depth(ORDER.get(block, 0), number, 1)

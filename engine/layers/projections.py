@@ -1,6 +1,7 @@
-"""Layers around a whole attention, its projections included: what enters it, q, k and v, and what leaves it.
+"""Layers around a whole attention, its projections included.
 
-Such a layer may change q, k and v of some rows and add to the output (slots.py puts it where it belongs).
+Such a layer sees what enters the projections, q, k and v, and what leaves the output projection. It may change q, k and
+v of some rows and add to the output. slots.py puts it into the call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .attention import Call
 
 
 class Inputs(NamedTuple):
-    """What the projections of an attention get: for q, for k and for v, each (rows, tokens, c)."""
+    """The inputs of the projections of an attention, for q, k and v: each (rows, tokens, c)."""
 
     hidden: Tensor
     context: Tensor
@@ -27,32 +28,35 @@ class Inputs(NamedTuple):
 
 @dataclass
 class AttentionState:
-    """One attention in one call of the network, as far as it has come."""
+    """What has been computed so far of one attention in one call of the network."""
 
-    attention: nn.Module  # the host's, with its projections
+    attention: nn.Module  # of the host, with its projections
     inputs: Inputs
     call: Call | None = None  # q, k and v by the model's own projections
-    attended: Tensor | None = None  # what enters the output projection
+    attended: Tensor | None = None  # the input of the output projection (rows, tokens, heads * d)
 
 
 class AroundAttention(Protocol):
-    """What a method does around its attentions, their projections included."""
+    """What a method does around whole attentions."""
 
     name: str  # for errors
 
     def acts(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether it does anything in a call of the network with these chunks."""
+        """Whether it changes anything in a call of the network with these chunks."""
 
     def project(self, state: AttentionState, call: Call) -> Call:
-        """Returns the call with q, k and v changed; `call` has the changes of other methods, `state.call` has none."""
+        """Returns the call with q, k and v changed.
+
+        `call` has the changes of the methods before this one, and `state.call` has none.
+        """
 
     def add(self, state: AttentionState, out: Tensor) -> Tensor:
-        """Returns what leaves the output projection (rows, tokens, c), with the method's terms added."""
+        """Returns the output (rows, tokens, c) of the output projection with the method's terms added."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProjectionLayer(Entry):
-    """A method, and its attentions with their paths in the network."""
+    """An entry: what a method does around attentions, and their paths in the network."""
 
     sites: Mapping[Site, str]
     around: AroundAttention

@@ -1,11 +1,12 @@
 """The slots of the host's attentions, and the layers in them.
 
-The host keeps one callable per attention and kind. Whoever writes last wins. Here each method appends a layer to the
-pack's list, and the layers are stacked at call time on whatever sits in the host's slot, set before or after ours.
+The host has one slot for each attention, which holds one function: the last one that is set. Here each method appends a
+layer to the pack's list instead. In each call the layers are stacked on the function in the slot, the occupant, set
+before or after ours.
 
 Layers around a whole attention act at three places that the host offers: before the projections, in the slot, and after
-the output projection. They come last before the projections and first after them, so that they see what the model's own
-matrices see, whatever other packs do around them.
+the output projection. They are the last before the projections and the first after the output projection. So they see
+what the model's own projections see, whatever other packs do there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, chunks_at
 from ..rows.groups import GROUPS
 from ..span import Span
-from ..unet import Kind, Site
+from ..unet import AttentionKind, Site
 from .attention import SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
@@ -32,7 +33,7 @@ BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Returns the host's own attention (rows, tokens, heads * d) of q, k and v like it: the user's kernel holds."""
+    """Returns the attention of q, k and v, (rows, tokens, heads * d) each, by the kernel that the user chose."""
     precision = options["attn_precision"]
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
 
@@ -40,22 +41,22 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) 
 def slots_with_layers(
     options: Mapping[str, Any], in_span: Callable[[Span], bool], frames: int | None, around: AroundAttentions | None
 ) -> dict[str, dict] | None:
-    """Returns the host's slots with the layers of this call on top of their occupants; None if no layer acts.
+    """Returns the host's slots with the layers of this call on top of their occupants. None if no layer acts.
 
-    What happens `around` an attention sees q, k and v before the layers do, and what they give.
+    The layers `around` an attention see q, k and v before the other layers do, and the result after them.
     """
     by_site = _layers_by_site(options, in_span)
     for site in around.layers if around else ():
         by_site.setdefault(site, [])
     if not by_site:
         return None
-    slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
+    slots = {kind: dict(slots_of_kind) for kind, slots_of_kind in options.get("patches_replace", {}).items()}
     for site, layers in by_site.items():
-        of_kind = slots.setdefault(site.kind, {})
+        slots_of_kind = slots.setdefault(site.kind, {})
         # The host asks for the exact slot first, then for the slot of the whole block.
-        occupant = of_kind.get(site[1:], of_kind.get(site[1:3]))
+        occupant = slots_of_kind.get(site[1:], slots_of_kind.get(site[1:3]))
         is_around = around is not None and site in around.layers
-        of_kind[site[1:]] = _slot(site, occupant, layers, frames, around if is_around else None)
+        slots_of_kind[site[1:]] = _slot(site, occupant, layers, frames, around if is_around else None)
     return slots
 
 
@@ -88,7 +89,7 @@ def _slot(
     site: Site, occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], frames: int | None,
     around: AroundAttentions | None,
 ) -> Callable[..., Tensor]:  # fmt: skip
-    """What the host calls for one attention in this one call of the network."""
+    """Returns the function that the host calls for one attention in one call of the network."""
     calls = count()
     attend = occupant or host_attention
 
@@ -119,7 +120,7 @@ def _stacked(layer: Layer, below: Attend) -> Attend:
 
 
 def _is_over_time(q: Tensor, options: Mapping[str, Any], frames: int | None, earlier_calls: int) -> bool:
-    """Video models send their attention over time through the slot of the attention over space, and after it."""
+    """Whether a call of a slot is a video model's attention over time. It comes after the one over space."""
     if frames is None or q.shape[1] != frames:
         return False
     h, w = options[SHAPE][-2:]
@@ -135,7 +136,7 @@ class AroundAttentions:
     states: dict[Site, AttentionState] = field(default_factory=dict)
 
     def attend(self, call: Call, below: Attend) -> Tensor:
-        """Returns the attention (rows, tokens, heads * d) with the layers' q, k and v for all that lies below."""
+        """Returns the attention below (rows, tokens, heads * d), on q, k and v as these layers changed them."""
         state = self.states[call.site]
         state.call = call
         for layer in self.layers[call.site]:
@@ -144,7 +145,7 @@ class AroundAttentions:
         return state.attended
 
     def patches(self, options: Mapping[str, Any]) -> dict[str, list]:
-        """Returns the host's lists of patches with the two ends of the layers in them."""
+        """Returns the host's lists of patches with two more of each kind: one notes inputs, one adds to outputs."""
         patches = dict(options.get("patches", {}))
         for kind in {site.kind for site in self.layers}:
             before, after = BEFORE.format(kind=kind), AFTER.format(kind=kind)
@@ -153,10 +154,10 @@ class AroundAttentions:
         return patches
 
     @staticmethod
-    def _site(kind: Kind, options: Mapping[str, Any]) -> Site:
+    def _site(kind: AttentionKind, options: Mapping[str, Any]) -> Site:
         return Site(kind, *options["block"], options["block_index"])
 
-    def _note(self, kind: Kind) -> Callable[..., Inputs]:
+    def _note(self, kind: AttentionKind) -> Callable[..., Inputs]:
         def note(hidden: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]) -> Inputs:
             site, inputs = self._site(kind, options), Inputs(hidden, context, value)
             if site in self.layers:
@@ -165,7 +166,7 @@ class AroundAttentions:
 
         return note
 
-    def _add(self, kind: Kind) -> Callable[..., Tensor]:
+    def _add(self, kind: AttentionKind) -> Callable[..., Tensor]:
         def add(out: Tensor, options: Mapping[str, Any]) -> Tensor:
             site = self._site(kind, options)
             state = self.states.pop(site, None)
@@ -174,7 +175,7 @@ class AroundAttentions:
             if state.call is None:
                 names = " and ".join(dict.fromkeys(layer.name for layer in self.layers[site]))
                 raise RuntimeError(
-                    f"Another pack took over the attention {_called(site)} inside the call of the model, so that "
+                    f"Another pack took over the attention {_text_of(site)} inside the call of the model, so that "
                     f"what {names} does there is lost. Remove that pack from the model."
                 )
             for layer in self.layers[site]:
@@ -185,7 +186,7 @@ class AroundAttentions:
 
 
 def around_attentions(options: Mapping[str, Any], unet: UNetModel) -> AroundAttentions | None:
-    """Returns the layers around whole attentions that act in this call; None if there are none."""
+    """Returns the layers around whole attentions that act in this call. None if there are none."""
     layers: dict[Site, list[AroundAttention]] = {}
     attentions: dict[Site, nn.Module] = {}
     for entry in entries(options, ProjectionLayer):
@@ -196,5 +197,5 @@ def around_attentions(options: Mapping[str, Any], unet: UNetModel) -> AroundAtte
     return AroundAttentions(layers, attentions) if layers else None
 
 
-def _called(site: Site) -> str:
+def _text_of(site: Site) -> str:
     return f"{site.kind} of {site.block} {site.number}"

@@ -1,4 +1,7 @@
-"""Layers on the tokens between the two attentions of a transformer block, for the chunks of one extra prediction."""
+"""Layers on the tokens between the two attentions of a transformer block.
+
+Such a layer makes an extra prediction: it changes the tokens of the chunks of that prediction only.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ PATCH = "middle_patch"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenCall(LayerCall):
-    """The tokens (chunks * b, tokens, c) between the attentions of a transformer; `site` is the first of the two."""
+    """The tokens (chunks * b, tokens, c) between the attentions of a transformer. `site` is the first of the two."""
 
     tokens: Tensor
     site: Site
@@ -29,14 +32,14 @@ TokenLayer = Callable[[TokenCall], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PerturbedTokens(Entry):
-    """A layer that acts on the chunks of one extra prediction, marked with this entry's id, and on no others."""
+    """A layer that acts only on the chunks of one extra prediction, which are marked with this entry's id."""
 
     sites: tuple[Site, ...]
     change: TokenLayer
 
 
 def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
-    """Returns the host's lists of patches with the layers of this call behind them; None if no layer acts."""
+    """Returns the host's lists of patches with the layers of this call last. None if no layer acts."""
     marks = {chunk.mark for chunk in options[CHUNKS]}
     acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marks]
     if not acting:

@@ -1,7 +1,7 @@
 """The chunks of a call of the network: the rows of one conditioning each.
 
-The host tells the network in two lists which chunks a batch has. They are read here, once for each call, and checked
-against the rows that are really there: other packs add, tile, drop and relabel rows.
+The host lists the chunks of a batch in the options that it gives the network. The lists are read here, once for each
+call. They are checked against the rows of the call, for other packs add, tile, drop and relabel rows.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .images import images_of_chunks
 from .names import IMAGES, LABELS, UUIDS, names_in
 
 CHUNKS = "reins_chunks"
-PER_CHUNK = (UUIDS, LABELS, GROUPS, IMAGES, CHUNKS)  # lists of the options with an item for each chunk
-# Where packs for regional prompts (attention couple) tell the labels of the rows that they make of the host's.
+PER_CHUNK = (UUIDS, LABELS, GROUPS, IMAGES, CHUNKS)  # keys of lists with an item for each chunk
+# Keys of the lists in which packs for regional prompts (attention couple) label the chunks that they make.
 REGIONAL = ("cond_or_uncond_couple", "swarm_cond_or_uncond_couple", "cond_or_uncond_hook_couple", LABELS)
 
 
 class Chunk(NamedTuple):
     """The rows of one conditioning in a call of the network."""
 
-    index: int  # its place among the chunks of the call
-    uuid: UUID | None  # of its conditioning; None if code without conditioning calls the network
-    label: int  # the host's number of the list that its conditioning is in
+    index: int  # of the chunk in the call
+    uuid: UUID | None  # of its conditioning, or None if code without conditioning calls the network
+    label: int  # number of the host's list that its conditioning is in
     is_negative: bool
-    mark: UUID | None  # the extra prediction that it belongs to
-    images: tuple[int, ...]  # of each row, its place in the batch that is sampled
+    mark: UUID | None  # id of the extra prediction that it belongs to
+    images: tuple[int, ...]  # for each row its index in the batch that is sampled
     info: ChunkInfo | None
-    tokens: int | None  # of its text, before the host repeats it to fill a batch
+    tokens: int | None  # how many its text has before the host repeats it to fill a batch
     group: Group
     is_regional: bool = False  # whether another pack put rows for regional prompts into the call
 
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
 def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
     """Returns the chunks of a call of the network with so many rows.
 
-    Raises RuntimeError if the rows are not those of the chunks that the host tells of.
+    Raises RuntimeError if the rows do not divide evenly among the chunks that the host lists.
     """
     names, step = names_in(options), options.get(STEP)
     count = len(names)
@@ -68,14 +68,15 @@ def chunks_at(
 ) -> tuple[Chunk, ...]:  # fmt: skip
     """Returns the chunks of an attention with so many rows, in a call of the network whose chunks are known.
 
-    Other packs may add rows for regional prompts, and cut each picture into tiles where the attention sees one alone.
-    Raises RuntimeError if they add rows and do not tell which.
+    Other packs may add rows for regional prompts. If `may_be_tiled`, they may also cut each picture into tiles.
+    Raises RuntimeError if they add rows and do not label them.
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
     if rows == expected:
         return known
-    labels = next((told for name in REGIONAL if (told := options.get(name)) and len(told) * per_chunk == rows), None)
+    lists = (options.get(name) for name in REGIONAL)
+    labels = next((of_rows for of_rows in lists if of_rows and len(of_rows) * per_chunk == rows), None)
     regional = None if labels is None else _regional(known, labels)
     if regional is not None:
         return regional
@@ -90,9 +91,9 @@ def chunks_at(
 
 
 def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...] | None:
-    """A chunk for each label; None if several chunks have a label and differ in what they show.
+    """Returns a chunk for each label. None if a label has no chunk, or several that differ in what they show.
 
-    The text of a region may have any length.
+    How many tokens the text of a region has is not known.
     """
     by_label: dict[int, Chunk] = {}
     for chunk in known:
@@ -105,7 +106,7 @@ def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...
 
 
 def pick(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
-    """Returns the rows (numbers * b, ...) of some of `count` chunks, by number, of a tensor (count * b, ...)."""
+    """Returns the rows (numbers * b, ...) of some chunks, by number, of a tensor (count * b, ...)."""
     first, per_chunk = numbers[0], len(rows) // count
     if list(numbers) == list(range(first, first + len(numbers))):
         return rows[first * per_chunk : (first + len(numbers)) * per_chunk]
@@ -116,12 +117,12 @@ def pick(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
 def pick_each(
     tensors: Sequence[Tensor], numbers: Sequence[Sequence[int]], count: int
 ) -> list[list[Tensor]]:  # fmt: skip
-    """Returns for each list of numbers the rows (numbers * b, ...) of these chunks, of each tensor (count * b, ...)."""
+    """Returns for each list of numbers the rows (numbers * b, ...) of its chunks, of each tensor (count * b, ...)."""
     return [[pick(rows, of_part, count) for rows in tensors] for of_part in numbers]
 
 
 def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tensor:
-    """Returns the tensor (count * b, ...) with `parts` (numbers * b, ...) in the place of some of `count` chunks."""
+    """Returns the tensor (count * b, ...) with some chunks, by number, replaced by `parts` (numbers * b, ...)."""
     return parts if len(numbers) == count else joined(count, (range(count), rows), (numbers, parts))
 
 
@@ -141,19 +142,22 @@ def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
 
 
 def options_with(options: Mapping[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Returns the options of a call that has these chunks alone."""
+    """Returns the options of a call that has only these chunks."""
     lists = {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
     known = {name: names for name, names in lists.items() if options.get(name)}
     return {**options, **known, CHUNKS: numbered(chunks)}
 
 
 def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
-    """Returns chunks as those of a call that has no others."""
+    """Returns the chunks with new numbers from 0 on, as in a call that has only these."""
     return tuple(chunk._replace(index=i) for i, chunk in enumerate(chunks))
 
 
 def of_chunks(value: Any, numbers: Sequence[int], count: int, rows: int) -> Any:
-    """Returns what some of `count` chunks have, by number, of a tensor with `rows` rows, a list of such, or options."""
+    """Returns the part of a value that belongs to some of `count` chunks, by number.
+
+    The value is a tensor with `rows` rows, options, or a list of such values. Anything else is returned as it is.
+    """
     if isinstance(value, Tensor):
         return value if value.ndim == 0 or len(value) != rows else pick(value, numbers, count)
     if isinstance(value, dict):

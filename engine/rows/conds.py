@@ -1,9 +1,14 @@
-"""What the conditioning behind each chunk tells of it: its area of the picture, and the names it was given."""
+"""What the conditioning of each chunk says: its area of the picture, and the names that a node gave it.
+
+The network gets the uuid of each conditioning, but not the conditioning. So this is noted before the host makes batches
+of the conds, and found again by the uuid.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from torch import Tensor
 
@@ -11,9 +16,9 @@ from ..run import Run, run_in
 from .names import AROUND, CondLists, with_numbers
 
 CONDS, NEGATIVES = "reins_conds", "reins_negatives"
-NEGATIVE_LABEL = 1  # of the host's own guider; others number their conds as they like
+NEGATIVE_LABEL = 1  # of the host's own guider. Other guiders may number their conds in another order.
 NEGATIVE_NAMES = ("negative", "empty_negative_prompt")
-NAMES = "reins_names"  # on a conditioning: which entries with `only_for` act on it
+NAMES = "reins_names"  # key on a conditioning: entries with `only_for` act on it if it has their name
 
 
 class Area(NamedTuple):
@@ -26,23 +31,29 @@ class Area(NamedTuple):
 
 
 class ChunkInfo(NamedTuple):
-    """`area` is None for the whole picture, whose size is (h, w)."""
+    """What is known of the conditioning of a chunk.
+
+    `area` is None if it is for the whole picture. `size` is the height and width of the whole picture, in cells.
+    """
 
     area: Area | None
     size: tuple[int, int]
     names: tuple[str, ...]
-    tokens: int | None = None  # of its text, which the host repeats if texts of a batch differ in length
+    tokens: int | None = None  # how many its text has before the host repeats it to fill a batch
 
     @property
     def seen(self) -> tuple[int, int]:
-        """Height and width of what the network is shown."""
+        """Height and width, in cells, of what the network is shown."""
         return self.size if self.area is None else self.area[:2]
 
 
 def note_conds(
     executor: Any, model: Any, conds: CondLists, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:
-    """CALC_COND_BATCH wrapper; inside context windows x is the window's part of the batch, of the same size."""
+    """CALC_COND_BATCH wrapper: notes what is known of each conditioning. Returns the predictions (b, c, h, w).
+
+    Inside a context window, x (b, c, h, w) is the window's part of the batch.
+    """
     infos = {cond["uuid"]: _info(cond, x) for of_list in conds if of_list for cond in of_list}
     options = {**model_options.get("transformer_options", {}), CONDS: infos}
     options[NEGATIVES] = _negatives(conds, run_in(options))
@@ -52,15 +63,15 @@ def note_conds(
     return executor(model, conds, x, timestep, model_options)
 
 
-def info_of(options: Mapping[str, Any], chunk: Any) -> ChunkInfo | None:
-    """Returns what is known of a chunk, by its uuid; None if code that has no conditioning calls the model."""
-    return options.get(CONDS, {}).get(chunk)
+def info_of(options: Mapping[str, Any], uuid: UUID | None) -> ChunkInfo | None:
+    """Returns what is known of a chunk, by its uuid. None if code without conditioning calls the model."""
+    return options.get(CONDS, {}).get(uuid)
 
 
 def _negatives(conds: CondLists, run: Run) -> frozenset[int]:
-    """The labels of the lists that a guider calls negative; by the host's own order if it has no names.
+    """Returns the labels of the lists that a guider calls negative. Without names the host's own order counts.
 
-    The first cond of a list is its own; copies that the host makes for areas of another list come behind.
+    Only the first cond of a list is looked at. Behind it the host may put copies for areas of another list.
     """
     names = {label: run.names.get(of_list[0]["uuid"]) for label, of_list in enumerate(conds) if of_list}
     return frozenset(

@@ -1,4 +1,8 @@
-"""Which images of the whole batch the rows of a chunk are."""
+"""Which images of the whole batch the rows of a chunk are.
+
+A context window shows the network a part of the batch. What a method keeps for each image, such as a mask or a hint, is
+looked up by the index of the image in the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from .names import IMAGES
 def images_of_chunks(options: Mapping[str, Any], count: int, rows: int) -> list[tuple[int, ...]]:
     """Returns for each of `count` chunks the index of each of its `rows` rows in the batch that is sampled.
 
-    Under context windows over the batch that is a part of it. Raises RuntimeError if the window holds fewer images.
+    In a context window over the batch these are the images of the window.
+    Raises RuntimeError if the window holds fewer images than the network is shown.
     """
     inside = options.get(IMAGES) or [range(rows)] * count
     shown = 1 + max(max(images) for images in inside)
@@ -27,21 +32,21 @@ def images_of_chunks(options: Mapping[str, Any], count: int, rows: int) -> list[
 
 
 def images_in_window(options: Mapping[str, Any], rows: int) -> tuple[int, ...] | None:
-    """Returns which images of the batch the network is shown; None if it is shown all of them."""
+    """Returns which images of the batch the network is shown. None if it is shown all of them."""
     window = options.get("context_window")
     if window is not None and window.dim == 0:
         return images_of_window(window, rows)
-    # AnimateDiff-Evolved names its windows by a key of its own
+    # AnimateDiff-Evolved lists the images of its windows under another key
     images = (options.get("ad_params") or {}).get("sub_idxs")
     return None if images is None else tuple(images)
 
 
 def clamped(images: Sequence[int], count: int) -> list[int]:
-    """Returns which of `count` given things each image has: its own, or the last for those beyond it."""
+    """Returns which of `count` things each image has: that of its index, or the last if there are fewer things."""
     return [min(i, count - 1) for i in images]
 
 
 def images_of_window(window: Any, rows: int) -> tuple[int, ...]:
-    """Returns which images a context window of the host holds; 0.33 may put one more before them, as an anchor."""
+    """Returns which images a context window of the host holds. ComfyUI 0.33 may put one more first, as an anchor."""
     images = tuple(window.index_list)
     return images if rows <= len(images) else (window.causal_anchor_index, *images)

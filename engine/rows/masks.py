@@ -1,4 +1,8 @@
-"""A painted mask on the grid of a layer: cut to the area of each chunk, one for each image of the batch."""
+"""A painted mask on the grid of a layer.
+
+A mask is for the whole picture. It is cut to the area of each chunk and resized to the height and width of the layer.
+Each image of the batch may have another mask.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,17 @@ from .images import clamped
 
 
 def mask_on_grid(mask: Tensor, grid: tuple[int, int], chunks: Sequence[Chunk]) -> Tensor:
-    """Returns (chunks, 1 or b, h * w, 1) from a mask (m, height, width) of the whole picture, any size.
+    """Returns the mask of each chunk (chunks, 1 or b, h * w, 1) on the grid (h, w) of a layer.
 
-    Image i has mask i, those beyond the last mask have the last. A chunk of an area sees its part of the mask. Each
-    part is resized once, bilinearly, straight to the grid (h, w).
+    `mask` (m, height, width) is for the whole picture and has any size. Image i has mask i, and images beyond the last
+    mask have the last one. A chunk of an area sees its part of the mask. Each part is resized once, bilinearly.
     """
     masks = [mask if len(mask) == 1 else mask[clamped(chunk.images, len(mask))] for chunk in chunks]
     return torch.stack([_resized(_part(own, chunk.info), grid) for own, chunk in zip(masks, chunks, strict=True)])
 
 
 def shown_by(chunks: Sequence[Chunk]) -> tuple:
-    """Returns what a mask on the grid depends on, as a key to keep it by."""
+    """Returns what a mask on the grid depends on, as a key for a cache."""
     return tuple((chunk.info, chunk.images) for chunk in chunks)
 
 
@@ -36,7 +40,7 @@ def _part(mask: Tensor, info: ChunkInfo | None) -> Tensor:
 
 
 def _ends(mask: Tensor, area: Area, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """First and last pixel of the mask that an area covers, in each direction; never none."""
+    """Returns the range of pixels of the mask that an area covers, in each direction. It is never empty."""
     ends = []
     for pixels, cells, start, length in zip(
         mask.shape[-2:], size, (area.top, area.left), (area.h, area.w), strict=True

@@ -1,8 +1,8 @@
 """Which conditioning the rows of a call have: the host's two lists, and numbers that travel with the rows.
 
-A pack around the model's call (model_function_wrapper) may send rows in groups of its own: tiles, one chunk at a time.
-Some name what they send in the host's lists, others leave the lists and take all tensors apart alike. So a number goes
-along with each row where such a pack is, and it is noted what the host's lists were.
+A pack around the model's call (model_function_wrapper) may send the rows in other groups: tiles, or single chunks.
+Some of these packs change the host's lists to fit what they send. Others leave the lists and split all tensors alike.
+So if there is such a pack, each row carries a number, and the host's lists are noted before the pack sees them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 UUIDS, LABELS = "uuids", "cond_or_uncond"  # the host's lists, with an item for each chunk
-NUMBERS = "reins_rows"  # for each row the number of its cond and of its image, among what the host gives the network
+NUMBERS = "reins_rows"  # for each row the number of its cond, among all conds, and the index of its image
 IMAGES = "reins_images"  # for each chunk the images of its rows
-ORDER, TOLD = "reins_order", "reins_told"  # the conds by their number; the host's lists as it made them
+ORDER = "reins_order"  # the names of the conds by number
+HOST_LISTS = "reins_host_lists"  # the host's two lists as it made them
 AROUND = "model_function_wrapper"
 
 CondLists = list[list[dict] | None]
@@ -34,7 +35,7 @@ class Name(NamedTuple):
 
 
 def names_in(options: Mapping[str, Any]) -> list[Name]:
-    """Returns the name of each chunk; one nameless positive if code without conditioning calls the network.
+    """Returns the name of each chunk. If code without conditioning calls the network, it is a positive without uuid.
 
     Raises RuntimeError if the host's two lists differ in length.
     """
@@ -51,7 +52,7 @@ def names_in(options: Mapping[str, Any]) -> list[Name]:
 
 
 def with_numbers(conds: CondLists, rows: int, model_options: Mapping[str, Any]) -> tuple[CondLists, dict[str, Any]]:
-    """Returns conds whose rows carry numbers, and options in which the names behind the numbers are noted."""
+    """Returns conds whose rows carry numbers, and model options with the names that belong to the numbers."""
     order: list[Name] = []
     numbered: CondLists = []
     for label, of_list in enumerate(conds):
@@ -66,20 +67,21 @@ def with_numbers(conds: CondLists, rows: int, model_options: Mapping[str, Any]) 
 
 
 def _noting(around: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The other pack's wrapper, which is given a note of the host's lists."""
+    """Returns the other pack's wrapper with a note of the host's lists in the options that it passes on."""
 
     def note(apply: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
         options = arguments["c"]["transformer_options"]
-        told = {**options, TOLD: (list(options[UUIDS]), list(options[LABELS]))}
-        return around(apply, {**arguments, "c": {**arguments["c"], "transformer_options": told}})
+        noted = {**options, HOST_LISTS: (list(options[UUIDS]), list(options[LABELS]))}
+        return around(apply, {**arguments, "c": {**arguments["c"], "transformer_options": noted}})
 
     return note
 
 
 def with_true_names(options: dict[str, Any], numbers: Tensor, rows: int) -> dict[str, Any]:
-    """Returns the options of a call with the names that its rows really have; reads the numbers from the device.
+    """Returns the options of a call with the names that its rows really have, by their numbers (rows, 2).
 
-    Names that another pack has changed are believed. Raises RuntimeError if neither names nor numbers fit the rows.
+    The numbers are read from the device. If another pack changed the names, its names count.
+    Raises RuntimeError if neither names nor numbers fit the rows.
     """
     numbered = _by_numbers(options, numbers) if len(numbers) == rows else None
     renamed = _renamed(options)
@@ -111,14 +113,14 @@ def _by_numbers(options: Mapping[str, Any], numbers: Tensor) -> dict[str, Any]:
 
 
 def _renamed(options: Mapping[str, Any]) -> list[Name] | None:
-    """The names that another pack has put in the place of the host's; None if it left them.
+    """Returns the names that another pack has put in the place of the host's. None if it left them.
 
     A pack may change the labels alone. Raises RuntimeError if several prompts have such a label.
     """
-    told, uuids, labels = options.get(TOLD), options.get(UUIDS), options.get(LABELS)
-    if told is None or not labels or (uuids, labels) == told:
+    of_host, uuids, labels = options.get(HOST_LISTS), options.get(UUIDS), options.get(LABELS)
+    if of_host is None or not labels or (uuids, labels) == of_host:
         return None
-    if labels == told[1] or (uuids and uuids != told[0]):
+    if labels == of_host[1] or (uuids and uuids != of_host[0]):
         return names_in(options) if uuids else None
     by_label = {label: [name for name in options[ORDER] if name.label == label] for label in labels}
     if any(len(names) != 1 for names in by_label.values()):

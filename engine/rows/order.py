@@ -1,8 +1,8 @@
 """Order and labels of the chunks of a batch, as the model and other packs see them.
 
-Extra predictions travel as further chunks of the host's batch. The host puts the last list of conds first and numbers
-them from 2; other packs look for the first 0 (positive) and 1 (negative). So the extra chunks move to the end and are
-shown as what they stand for. One model call later the output is back in the host's order.
+Extra predictions travel as further chunks of the host's batch. The host puts them before the others, and labels them
+with numbers from 2 on. Other packs look for the first 0 (positive) and 1 (negative). So the extra chunks move to the
+end, and each is labelled as the positive or negative that it stands for. The output is put back in the host's order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def extra_chunks_last(
     executor: Any, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
     control: dict | None = None, transformer_options: dict[str, Any] = {}, **conds: Any,  # noqa: B006
 ) -> Tensor:  # fmt: skip
-    """APPLY_MODEL wrapper (its signature is the host's); also tells the layers below the model's sigma table."""
+    """APPLY_MODEL wrapper: moves extra chunks to the end. Returns the result (b, c, h, w) in the host's order.
+
+    The signature is the host's. The options also get the model's sigma table, for the layers.
+    """
     transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
     numbers = conds.pop(NUMBERS, None)
     if numbers is not None:
@@ -53,7 +56,7 @@ def extra_chunks_last(
 
 
 def reorder(value: Any, order: Sequence[int], rows: int) -> Any:
-    """Put the chunks of all tensors with `rows` rows into `order`; containers are copied, all else stays as it is."""
+    """Returns a value with the chunks of all tensors of `rows` rows in `order`. It is copied, not changed."""
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] != rows:
             return value

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...engine.loading import check_finite, check_weights, read_file, read_metadata
+from ...engine.loading import check_finite, check_tensors, read_file, read_metadata
 from .attention import ImageTokens
 
 MADE_BY, FINGERPRINT = "made_by", "fingerprint"
@@ -28,7 +28,7 @@ def load_tokens(path: Path) -> ImageTokens:
     cond = content.get("cond", torch.empty(0, 0, 0))
     images, count, context = cond.shape if cond.ndim == 3 else (0, 0, 0)
     one = (1, count, context)
-    check_weights(
+    check_tensors(
         {"cond": (images, count, context), "uncond": one, "black": one, "weights": (images,)}, content, path.name
     )
     check_finite(content, path.name)

@@ -13,7 +13,7 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from torch import Tensor
 
-from ...engine.loading import Outline, check_finite, check_weights
+from ...engine.loading import Outline, check_finite, check_tensors
 from ...models.prompt_diffusion.files import control_part
 from ...models.prompt_diffusion.network import PAIR, QUERY, Stems
 from .control import PromptDiffusion, Widths, signed
@@ -37,7 +37,7 @@ def make_prompt_diffusion(weights: Mapping[str, Tensor], name: str) -> PromptDif
             f"{name} should have the layout of a ControlNet, but its tensors do not tell one: "
             f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}. Download the file again."
         ) from error
-    check_weights({part.own_name(key): tuple(value.shape) for key, value in outline.items()}, part.weights, name)
+    check_tensors({part.own_name(key): tuple(value.shape) for key, value in outline.items()}, part.weights, name)
     return _control(tensors, config, name)
 
 

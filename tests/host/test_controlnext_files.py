@@ -84,7 +84,7 @@ FILES = {
     ),
 }  # fmt: skip
 WORDS = {
-    "bomb.bin": "code of its own",
+    "bomb.bin": "asks to run code",
     "cut.safetensors": "cannot be read",
     "text.bin": "not",
     "control.safetensors": "ordinary ControlNet: use Load ControlNet Model",

@@ -264,8 +264,8 @@ def changed(layout, **tensors):
 
 FILES = {
     "cut.safetensors": (cut, "cannot be read"),
-    "bomb.pth": (lambda path: path.write_bytes(pickle.dumps({"0": Bomb()})), "code of its own"),
-    "bomb.pt": (lambda path: torch.save({"0": Bomb()}, path), "code of its own"),
+    "bomb.pth": (lambda path: path.write_bytes(pickle.dumps({"0": Bomb()})), "asks to run code"),
+    "bomb.pt": (lambda path: torch.save({"0": Bomb()}, path), "asks to run code"),
     "text.pth": (lambda path: path.write_text("hello"), "not opened|cannot be read"),
     "nothing.pth": (lambda path: torch.save({}, path), "should hold named tensors"),
     "nan.safetensors": (changed("ddpm", conv1__bias=torch.full((64,), torch.nan)), "not .*NaN.*conv1.bias"),

@@ -181,8 +181,8 @@ FILES = {
 }
 WORDS = {
     "cut.safetensors": "cannot be read",
-    "bomb.ckpt": "code of its own",
-    "bomb.pth": "code of its own",
+    "bomb.ckpt": "asks to run code",
+    "bomb.pth": "asks to run code",
     "text.ckpt": "not",
     "nan.safetensors": "should hold finite numbers.*: zero_convs.0.0.bias",
     "lost.safetensors": f"lacks {QUERY}",
