@@ -1,4 +1,4 @@
-"""Directions in h-space from files and back."""
+"""Reads directions in h-space from files, and writes them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .direction import BlockDirection, HDirection, StoredDirection
 
 
 def load_direction(path: Path) -> HDirection:
-    """ValueError for a file that holds something else."""
+    """Returns the direction of a file. Raises ValueError if the file holds something else."""
     name = path.name
     weights = {key: value for key, value in read_file(path).items() if isinstance(value, torch.Tensor)}
     check_finite(weights, name)
-    found = parse_h_space(weights, name)
-    if isinstance(found, BlockFile):
-        return _block(found, name)
-    return StoredDirection(name, found, _metadata(path))
+    parts = parse_h_space(weights, name)
+    if isinstance(parts, BlockFile):
+        return _block_direction(parts, name)
+    return StoredDirection(name, parts, _metadata(path))
 
 
-def _block(file: BlockFile, name: str) -> BlockDirection:
+def _block_direction(file: BlockFile, name: str) -> BlockDirection:
     def make(operations: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         return file.make(file.channels, file.time, operations, device, dtype)
 
@@ -40,7 +40,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def save_direction(direction: HDirection, path: Path) -> None:
-    """ValueError for a direction that is no tensor of its own."""
+    """Writes a captured direction to a safetensors file. Raises ValueError if the direction is of another kind."""
     if not isinstance(direction, StoredDirection):
         raise ValueError(
             f"A captured direction can be saved, but {direction.name} is made anew at each step. Put H-Space Direction "

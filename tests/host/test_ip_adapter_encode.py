@@ -228,14 +228,14 @@ BAD = {
     "a mask of nothing": (
         "linear", {"clip_vision_output": torch.zeros(1, 24), "mask": torch.ones(1, 8, 8)}, "no image is connected",
     ),
-    "no embeds": ("linear", {"clip_vision_output": torch.zeros(0, 24)}, "wants at least one image"),
+    "no embeds": ("linear", {"clip_vision_output": torch.zeros(0, 24)}, "needs at least one image"),
     "tokens of two encoders": (
         "full", {"clip_vision": ip_adapter.encoder(), "clip_vision_output": torch.zeros(1, 7, 32)},
         "the image has 7 and its negative 5",
     ),
     "no faces": ("face", {"face_embeds": torch.zeros(0, 512)}, r"but they are \(0, 512\)"),
     "no tensor": ("face", {"face_embeds": [1]}, "but they are list"),
-    "no face": ("face", {}, "is a FaceID file and wants the identity of a face. Connect Face Embeds"),
+    "no face": ("face", {}, "is a FaceID file and needs the identity of a face, but there is none. Connect Face Embeds"),
     "wrong face": ("face", {"face_embeds": torch.zeros(1, 99)}, r"of shape \(faces, 512\), but they are \(1, 99\)"),
 }  # fmt: skip
 

@@ -328,7 +328,7 @@ def test_tokens_are_saved_nowhere_else(prefix, token_folder, sd15):
 
 def test_tokens_of_another_file_are_refused(sd15):
     made, other = ip_adapter.adapter(sd15), ip_adapter.adapter(sd15, seed=3, name="other.safetensors")
-    with pytest.raises(ValueError, match=r"tiny\.safetensors reads tokens of its own, 16 wide.*made by other"):
+    with pytest.raises(ValueError, match=r"tiny\.safetensors reads its own tokens, 16 wide.*made by other"):
         apply(sd15, made, ip_adapter.tokens(other))
 
 
