@@ -235,7 +235,7 @@ BAD = {
     ),
     "no faces": ("face", {"face_embeds": torch.zeros(0, 512)}, r"but they are \(0, 512\)"),
     "no tensor": ("face", {"face_embeds": [1]}, "but they are list"),
-    "no face": ("face", {}, "is a FaceID file and needs the identity of a face, but there is none. Connect Face Embeds"),
+    "no face": ("face", {}, "needs the identity of a face, but there is none. Connect Face Embeds"),
     "wrong face": ("face", {"face_embeds": torch.zeros(1, 99)}, r"of shape \(faces, 512\), but they are \(1, 99\)"),
 }  # fmt: skip
 
