@@ -57,7 +57,7 @@ def checked_output(output: Any, name: str) -> Output:
 
 
 def slerp_outputs(a: Output, b: Output, t: float) -> Output:
-    """Returns the pictures t of the way from a to b. A single picture goes with each of the other output.
+    """Returns the pictures t of the way from a to b. A single picture goes with each picture of the other output.
 
     Raises ValueError if a and b come from two encoders or differ in number.
     """
@@ -111,7 +111,7 @@ def move_output_by_text(output: Output, clip: CLIP, source: str, target: str, th
 
 
 def warn_if_ignored(model: ModelPatcher | None, output: Output, readers: Sequence[str] = READERS) -> None:
-    """Warns in the log if a checkpoint does not read an output in unCLIP Conditioning, and would be ignored."""
+    """Warns in the log if a checkpoint ignores an output in unCLIP Conditioning, which the host does silently."""
     network = getattr(model, "model", None)
     if network is None:
         return
@@ -170,7 +170,7 @@ def _check_same_encoder(outputs: Mapping[str, Output]) -> None:
 
 
 def _seen_size(output: Output) -> tuple[int, ...] | None:
-    """Returns the size of the first picture that the encoder saw, or None before host 0.33, which notes it."""
+    """Returns the size of the first picture in the encoder, or None if the host does not note it (before 0.33)."""
     sizes = getattr(output, "image_sizes", None)
     return tuple(sizes[0]) if isinstance(sizes, list) and sizes else None
 

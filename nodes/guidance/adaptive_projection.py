@@ -71,8 +71,8 @@ class StepGuidance(NamedTuple):
 class Momentum:
     """Adds to the guidance (b, c, h, w) `weight` times that of the step before, with the momentum in it.
 
-    Steps of the sampler count, not calls of the model: further calls in a step, or with another picture, also start
-    from the step before.
+    Steps of the sampler count, not calls of the model: further calls within a step, as of samplers of higher
+    order, also start from the step before.
     """
 
     weight: float

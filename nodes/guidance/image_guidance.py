@@ -122,8 +122,8 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
             return denoised
         if denoised.ndim != 4:
             raise RuntimeError(
-                f"Image Guidance takes latents of pictures, of four dimensions, but found {denoised.ndim}. Remove it "
-                f"from this model."
+                f"Image Guidance takes latents of pictures, which have four dimensions, but this one has "
+                f"{denoised.ndim}. Remove the node from this model."
             )
         shown = target.shown(denoised)
         key = (target, tuple(shown.shape), shown.dtype, shown.device)

@@ -67,7 +67,9 @@ class NormalizedAttentionGuidance(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         blocks = find_transformers(unet_of(model))
         if not blocks:
-            raise ValueError("Normalized Attention Guidance needs text attention, but this model has none. Remove it.")
+            raise ValueError(
+                "Normalized Attention Guidance needs text attention, but this model has none. Remove the node."
+            )
         texts = [_negative_text(*entry, blocks[0].context) for entry in _checked_negative(negative)]
         if scale == 0 or alpha == 0:
             return io.NodeOutput(model)

@@ -57,6 +57,6 @@ def identity_attention(call: Call, below: Attend) -> Tensor:
     if call.q.shape != call.v.shape:
         raise RuntimeError(
             f"Perturbed-Attention Guidance needs one query per value, but found {call.q.shape[1]} queries and "
-            f"{call.v.shape[1]} values: another patch merges tokens. Remove it from the model."
+            f"{call.v.shape[1]} values: another patch merges tokens. Remove that patch from the model."
         )
     return call.v

@@ -25,7 +25,14 @@ from ...engine.windowed_control import windowed
 from ...models.guidance.windows import Window, windows
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
-PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # replaced by weights
+PLACED = (
+    "area",
+    "mask",
+    "mask_strength",
+    "strength",
+    "set_area_to_bounds",
+    "default",
+)  # their effect is in the weights
 
 
 class SlidingWindowGuidance(io.ComfyNode):
@@ -100,8 +107,8 @@ class WindowTerm(Term):
     def _windows(self, x: Tensor) -> list[Window]:
         if x.ndim != 4:
             raise RuntimeError(
-                f"Sliding Window Guidance takes latents of pictures, of four dimensions, but found {x.ndim}. Remove it "
-                f"from this model."
+                f"Sliding Window Guidance takes latents of pictures, which have four dimensions, but this one has "
+                f"{x.ndim}. Remove the node from this model."
             )
         return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
 
@@ -110,7 +117,9 @@ def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict,
     """Yields each active cond, its area, and its weights in the cells of the latent (1 or b, h, w)."""
     size = (x.shape[-2], x.shape[-1])
     rest = x.new_ones((1, *size))
-    for cond in sorted(conds, key=lambda cond: "default" in cond):  # conds by default share what the others leave
+    for cond in sorted(
+        conds, key=lambda cond: "default" in cond
+    ):  # conds marked as default share what the others leave
         placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
         if placed is None:
             continue

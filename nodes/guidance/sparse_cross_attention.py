@@ -72,8 +72,9 @@ def text_lengths(call: Call) -> Sequence[int]:
     """
     if any(chunk.is_regional for chunk in call.chunks):
         raise RuntimeError(
-            "Sparse Cross-Attention (PLADIS) should know how long the text of each row is, but another pack adds rows "
-            "for regional prompts (attention couple) and does not tell their lengths. Remove one of the two."
+            "Sparse Cross-Attention (PLADIS) has to know how long the text of each row is, but another pack adds rows "
+            "for regional prompts (attention couple) and does not say how long their texts are. Remove that pack or "
+            "the node."
         )
     whole = call.k.shape[1]
     known = [chunk.tokens for chunk in call.chunks]

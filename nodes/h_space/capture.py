@@ -27,7 +27,7 @@ from ...engine.unet import family_of, unet_of
 from ...models.h_space.files import sort_directions
 from ...models.h_space.steps import principal_direction
 from .direction import FAMILY, SITE, PromptDirection, StoredDirection, note_h, noted_h
-from .edit import Edit, ask_for_prompts, entries_of
+from .edit import Edit, entries_of, predict_prompts
 
 SEEDS = 2**64  # the host takes 0 to 2**64 - 1
 PLAIN = uuid4()  # the name under which the layer notes h of the positive
@@ -73,7 +73,7 @@ def capture_difference(model: ModelPatcher, request: CaptureRequest, prompts: Pr
     recorder = _Recorder()
 
     def difference(args: Args, step: Step) -> Tensor:
-        ask_for_prompts(args, step, [edit])
+        predict_prompts(args, step, [edit])
         source, target = (_whole_h(step, side) for side in (prompts.source_id, prompts.target_id))
         return target - source
 

@@ -52,8 +52,8 @@ class Edit:
     strength: float
     span: Span
     asymmetric: bool = True
-    both: bool = True  # the negative too
-    relative: bool = True  # to the length of h
+    both: bool = True  # the positive and the negative
+    relative: bool = True  # whether strength counts in lengths of h
     mask: Tensor | None = None  # (m, height, width)
 
     def __call__(self, call: FeatureCall) -> Tensor | None:
@@ -225,7 +225,7 @@ def active_edits(args: Args) -> list[Edit]:
 def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
     """Returns the change of the guided prediction by edits, without what the host calls after its guidance."""
     step = current_step(args)
-    ask_for_prompts(args, step, edits)
+    predict_prompts(args, step, edits)
     guided = step.guided and args["uncond"] is not None
     edited_predictions = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in edits) else [])]
     if step.notes.pop(UNFINISHED, False):
@@ -238,7 +238,7 @@ def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
     return edited - _guided(args, args["cond_denoised"], args["uncond_denoised"])
 
 
-def ask_for_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
+def predict_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
     """Predicts the prompts of directions if the host's slot did not."""
     noted = {key[0] for key in step.notes if isinstance(key, tuple)}
     rows = entries(args["model_options"]["transformer_options"], PromptRows)

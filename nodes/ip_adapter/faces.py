@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MODELS = ("buffalo_l", "antelopev2")
-CROP = 224  # pixels of a cut-out face, as the image encoders of FaceID plus take it; Kolors takes 336
+CROP = 224  # pixels of a cut-out face, as the image encoders of FaceID plus take it
 CROPS = {"antelopev2": 336}
 # Small detection sizes find faces that fill the picture, which the largest size misses.
 DETECTION_SIZES = range(640, 192, -64)

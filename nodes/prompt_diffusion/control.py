@@ -86,7 +86,7 @@ class PromptDiffusion(comfy.controlnet.ControlNet):
         super().pre_run(model, percent_to_timestep_function)
 
     def copy(self) -> PromptDiffusion:
-        """Returns a copy that is a Prompt Diffusion too, where the host's method makes a plain ControlNet."""
+        """Returns a copy that is a Prompt Diffusion too. The host's method alone would make a plain ControlNet."""
         control = super().copy()
         control.__class__ = type(self)
         control.pair, control.name, control.widths = self.pair, self.name, self.widths
@@ -96,7 +96,7 @@ class PromptDiffusion(comfy.controlnet.ControlNet):
 def with_example(control: PromptDiffusion, pair: Tensor, scale: Scale, drop: bool) -> PromptDiffusion:
     """Returns a copy with an example (n, 6, h, w) in 0..1.
 
-    With `drop` the example is all zeros (mid grey in -1..1), which means no example since the training.
+    With `drop` the example is all zeros (mid grey in -1..1), which stand for no example in the training.
     """
     control = control.copy()
     control.preprocess_image = scale

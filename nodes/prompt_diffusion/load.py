@@ -45,7 +45,7 @@ def make_prompt_diffusion(weights: Mapping[str, Tensor], name: str) -> PromptDif
 
 
 def _control(tensors: dict[str, Tensor], config: dict[str, Any], name: str) -> PromptDiffusion:
-    """Returns it with the types and devices that the host chooses for a ControlNet.
+    """Returns a Prompt Diffusion with the types and devices that the host chooses for a ControlNet.
 
     The host has no function for this alone (0.33: it is inside load_controlnet_state_dict).
     """

@@ -154,7 +154,7 @@ def _check_roles(model: ModelPatcher, partner: Partner) -> None:
         )
     if partner.role == "half" and "half" in earlier:
         raise ValueError(
-            "UniCon Apply Joint can be on a model once: the latent has one half for the condition. Add further "
+            "UniCon Apply Joint can be on a model only once: the latent has one half for the condition. Add further "
             "conditions with UniCon Apply."
         )
 
