@@ -140,15 +140,14 @@ class Hint:
         like, grid, run = call.feature, tuple(call.feature.shape[-2:]), call.run
         # Each context window brings another tensor of the noise level, so its value is read there.
         now = call.now if call.images_in_window is None else run.sigma(call.now)
-        made: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
-        missing = list(dict.fromkeys(hint for hint in hints if hint not in made))
+        controls: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
+        missing = list(dict.fromkeys(hint for hint in hints if hint not in controls))
         for piece in _pieces(missing):
-            at = torch.cat(
-                [timesteps[hints.index(hint)][None] for hint in piece]
-            )  # a list as index would wait for the device
-            out = self.control.network.model(self._prepared(run, piece, like), at)
-            made.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
-        return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
+            # A list as index would wait for the device.
+            of_piece = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])
+            out = self.control.network.model(self._prepared(run, piece, like), of_piece)
+            controls.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
+        return controls[hints[0]] if len(hints) == 1 else torch.cat([controls[hint] for hint in hints])
 
     def _prepared(self, run: Run, hints: Sequence[HintKey], like: Tensor) -> Prepared:
         """Returns the part of the network that does not depend on the noise level, and keeps it if there is room."""
@@ -157,12 +156,12 @@ class Hint:
             images = torch.cat([self._picture(run, hint) for hint in hints]).to(like)
             padding = self.control.stem_padding
             padding = self.variant.stem_padding if padding is None else padding
-            made = self.control.network.model.prepare(images, padding)
+            prepared = self.control.network.model.prepare(images, padding)
             room = KEPT_BYTES - sum(part.nbytes for old in kept.values() for part in old)
-            if sum(part.nbytes for part in made) <= room:
-                rows = zip(*(part.split(1) for part in made), strict=True)
+            if sum(part.nbytes for part in prepared) <= room:
+                rows = zip(*(part.split(1) for part in prepared), strict=True)
                 kept.update((hint, Prepared(*row)) for hint, row in zip(hints, rows, strict=True))
-            return made
+            return prepared
         if len(hints) == 1:
             return kept[hints[0]]
         return Prepared(*(torch.cat(parts) for parts in zip(*(kept[hint] for hint in hints), strict=True)))

@@ -66,8 +66,8 @@ def as_ip_adapter(adapter: Any) -> IPAdapter:
     # That pack notes what it reads from the file's name in entries that are no tensors.
     weights = {key: value for key, value in flatten(inner).items() if isinstance(value, Tensor)}
     name = Path(loaded.get("file") or FOREIGN).name
-    made = make_ip_adapter(weights, name, "v2" if inner.get("faceidplusv2") else "auto")
-    return replace(made, clip_vision=(pipe.get("clipvision") or {}).get("model"))
+    unpacked = make_ip_adapter(weights, name, "v2" if inner.get("faceidplusv2") else "auto")
+    return replace(unpacked, clip_vision=(pipe.get("clipvision") or {}).get("model"))
 
 
 def places_of(model: ModelPatcher) -> list[TransformerPlace]:
