@@ -213,9 +213,8 @@ def combine_maps(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor,
     total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     rest: Tensor | None = None
     active = False
-    for cond in sorted(
-        conds, key=lambda cond: "default" in cond
-    ):  # conds marked as default share what the others leave
+    # Conds marked as default come last and share what the others leave.
+    for cond in sorted(conds, key=lambda cond: "default" in cond):
         chunk = comfy.samplers.get_area_and_mult(cond, x, timestep)
         if chunk is None:
             continue

@@ -25,14 +25,8 @@ from ...engine.windowed_control import windowed
 from ...models.guidance.windows import Window, windows
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
-PLACED = (
-    "area",
-    "mask",
-    "mask_strength",
-    "strength",
-    "set_area_to_bounds",
-    "default",
-)  # their effect is in the weights
+# Their effect is in the weights of a window.
+PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")
 
 
 class SlidingWindowGuidance(io.ComfyNode):
@@ -117,9 +111,8 @@ def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict,
     """Yields each active cond, its area, and its weights in the cells of the latent (1 or b, h, w)."""
     size = (x.shape[-2], x.shape[-1])
     rest = x.new_ones((1, *size))
-    for cond in sorted(
-        conds, key=lambda cond: "default" in cond
-    ):  # conds marked as default share what the others leave
+    # Conds marked as default come last and share what the others leave.
+    for cond in sorted(conds, key=lambda cond: "default" in cond):
         placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
         if placed is None:
             continue

@@ -190,9 +190,8 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
 
     def add_to_result(args: Args) -> Tensor:
         acting = active_edits(args)
-        if (
-            not acting or acting[-1] is not edit or args["cond"] is None
-        ):  # edits share a prediction, and the last edit adds it
+        # Edits share a prediction, and the last edit adds it.
+        if not acting or acting[-1] is not edit or args["cond"] is None:
             return args["denoised"]
         return args["denoised"] + _step_factor(args) * _change(args, acting)
 

@@ -116,9 +116,8 @@ class ImagePrompt:
     def _role(self, chunk: Chunk, site: Site) -> TokenRole | None:
         if self.only_for and (chunk.info is None or self.only_for not in chunk.info.names):
             return None
-        if self.sites[
-            site
-        ].layer.swapped:  # the positive reads zeros here, whose keys and values are zeros and add nothing
+        if self.sites[site].layer.swapped:
+            # The positive would read zeros, whose keys and values are zeros and add nothing.
             return "cond" if chunk.is_negative else None
         return "uncond" if chunk.is_negative else "cond"
 
