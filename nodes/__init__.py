@@ -1,1 +1,1 @@
-"""What a person sees: schemas, tooltips, validation. No tensor arithmetic."""
+"""The families of methods, one folder each: their nodes, and their layers in the sampling loop."""

@@ -13,10 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("models", "engine", "nodes", "demo/world")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-PENDING = {  # files whose docstrings are not held to this yet
-    path.relative_to(ROOT).as_posix() for folder in ("nodes",) for path in (ROOT / folder).rglob("*.py")
-}
-
 # The axes that a shape may name. What stands in parentheses is a shape only if it is made of these.
 AXES = set(
     re.findall(
@@ -136,7 +132,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if name_of(path) not in PENDING], ids=name_of)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_docstrings_give_shapes_and_name_errors_last(path):
     assert faults(path.read_text(encoding="utf-8")) == []
 

@@ -16,7 +16,7 @@ from .algebra import (
     mean_of_outputs,
     move_output_by_text,
     slerp_outputs,
-    warn_where_ignored,
+    warn_if_ignored,
 )
 
 MOST = 8  # outputs in one mean
@@ -77,7 +77,7 @@ class CLIPVisionSlerp(io.ComfyNode):
             raise ValueError(f"t should be a number from 0 (a) to 1 (b), but is {t}. Set it to 0.5 for the middle.")
         if frames < 1:
             raise ValueError(f"frames should be 1 or more, but is {frames}. Set it to 1 for one output at t.")
-        warn_where_ignored(model, first)
+        warn_if_ignored(model, first)
         return io.NodeOutput([slerp_outputs(first, last, moment) for moment in frame_times(t, frames)])
 
 
@@ -121,12 +121,12 @@ class CLIPVisionMean(io.ComfyNode):
         names = [name for name in (f"output_{i}" for i in range(1, MOST + 1)) if outputs.get(name) is not None]
         if not names:
             raise ValueError(
-                "CLIP Vision Mean wants at least one encoded picture, but nothing is connected. Connect CLIP Vision "
+                "CLIP Vision Mean needs at least one encoded picture, but nothing is connected. Connect CLIP Vision "
                 "Encode to output_1."
             )
-        found = {name: checked_output(outputs[name], name) for name in names}
-        warn_where_ignored(model, found[names[0]])
-        return io.NodeOutput(mean_of_outputs(found, weights))
+        checked = {name: checked_output(outputs[name], name) for name in names}
+        warn_if_ignored(model, checked[names[0]])
+        return io.NodeOutput(mean_of_outputs(checked, weights))
 
 
 class CLIPTextDiff(io.ComfyNode):
@@ -177,8 +177,8 @@ class CLIPTextDiff(io.ComfyNode):
         cls, clip: CLIP, source: str, target: str, clip_vision_output: Any, theta: float = 0.3,
         model: ModelPatcher | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        found = checked_output(clip_vision_output, "clip_vision_output")
+        output = checked_output(clip_vision_output, "clip_vision_output")
         if not 0 <= theta <= 1:
             raise ValueError(f"theta should be a number from 0 to 1, but is {theta}. Set it to 0.3.")
-        warn_where_ignored(model, found, READERS_OF_EMBEDS)
-        return io.NodeOutput(move_output_by_text(found, clip, source, target, theta))
+        warn_if_ignored(model, output, READERS_OF_EMBEDS)
+        return io.NodeOutput(move_output_by_text(output, clip, source, target, theta))

@@ -10,8 +10,8 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 PROJECTION = "text_projection"
-SAME = 1e-2  # of the values: no trained projection leaves a text where it is
-PLAUSIBLE = (1e-3, 1e3)  # how much a trained projection may shrink or stretch; CLIP-L, H and bigG do by less than 10
+TOLERANCE = 1e-2  # of the values: within it two texts are the same, and no trained projection leaves a text unchanged
+PLAUSIBLE = (1e-3, 1e3)  # factors by which a trained projection may change a length (CLIP-L, H and bigG: below 10)
 PARTNERS = (
     "768 wide is CLIP-L (SD2.1 unCLIP-L, Stable Cascade), 1024 ViT-H (SD2.1 unCLIP-H, most IP-Adapters), 1280 "
     "ViT-bigG (SDXL)"
@@ -19,17 +19,18 @@ PARTNERS = (
 
 
 class _Pass(NamedTuple):
-    """What went into a projection and what came out, (texts, c) both."""
+    """The input and the output of a projection, both (texts, c)."""
 
     before: Tensor
     after: Tensor
 
 
 def projected_text(clip: CLIP | None, text: str, width: int) -> Tensor:
-    """(1, width): the projected text, also from encoders whose pooled output the host leaves unprojected. ValueError.
+    """Returns the projected text (1, width), also of encoders whose pooled output the host leaves unprojected.
 
-    The host leaves CLIP-L unprojected. A checkpoint of SD1.5 holds no projection at all, and the host then uses what
-    its memory holds, zeros or (some files) an identity: all this is told by what the projection does to a text.
+    The host leaves CLIP-L unprojected. A checkpoint of SD1.5 holds no projection at all: the host then uses whatever
+    its memory holds, zeros, or an identity. What the projection does to a text shows all of these. Raises ValueError if
+    `clip` has no trained projection of this width.
     """
     if not hasattr(clip, "tokenize") or not hasattr(clip, "cond_stage_model"):
         raise ValueError(
@@ -52,9 +53,12 @@ def projected_text(clip: CLIP | None, text: str, width: int) -> Tensor:
 
 
 def _projection_of(pooled: Tensor, passes: list[_Pass]) -> Tensor:
-    """The projected twin of a pooled output (1, c), which may be projected itself; ValueError where there is none."""
-    for one in passes:
-        before, after = (part[:1].to(pooled) for part in one)
+    """Returns the projected form of a pooled output (1, c), which may be projected already.
+
+    Raises ValueError if there is none.
+    """
+    for values in passes:
+        before, after = (part[:1].to(pooled) for part in values)
         if before.shape != pooled.shape or not (_near(before, pooled) or _near(after, pooled)):
             continue
         shrunk = (after.norm() / before.norm()).item()  # NaN is not plausible either
@@ -62,18 +66,18 @@ def _projection_of(pooled: Tensor, passes: list[_Pass]) -> Tensor:
             break
         return after
     raise ValueError(
-        f"clip should project texts to where pictures are, but its file holds no trained {PROJECTION}, as that of an "
-        f"SD1.5 checkpoint does not. Load a full text encoder of the same width with Load CLIP: {PARTNERS}."
+        f"clip should project texts into the space of pictures, but its file holds no trained {PROJECTION}. That of "
+        f"an SD1.5 checkpoint holds none. Load a full text encoder of the same width with Load CLIP: {PARTNERS}."
     )
 
 
 def _near(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= SAME * b.norm())
+    return bool((a - b).norm() <= TOLERANCE * b.norm())
 
 
 @contextmanager
 def _watched(encoder: nn.Module) -> Iterator[list[_Pass]]:
-    """Every pass through a projection of texts inside the block."""
+    """Gives the list of all passes through a projection of texts while the context is open."""
     passes: list[_Pass] = []
 
     def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""ControlNeXt (2408.06070): a hint becomes one feature, takes on the statistics of the UNet's own, and is added to it.
+"""ControlNeXt (2408.06070): a hint becomes one feature with the statistics of the UNet's feature, and is added to it.
 
     h + gain * strength * CN(control(hint, t), h)
 
-The network runs once per step on each different hint, however many chunks and context windows ask for it; what of it
-does not depend on the noise level is kept for the run.
+The network runs once per step on each different hint, however many chunks and context windows ask for it. The part of
+it that does not depend on the noise level is kept for the run.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ...models.controlnext.network import Layout, Prepared
 from ...models.numbers import CELL
 
 logger = logging.getLogger(__name__)
-PIECE_PIXELS = 2**21  # of the hints that go through the network at once: the host budgets no memory for them
-KEPT_BYTES = 2**29  # of what is kept for a run, per node
+PIECE_PIXELS = 2**21  # of the hints that go through the network at once, because the host budgets no memory for them
+KEPT_BYTES = 2**29  # limit of what a node keeps for a run
 
-Uncond = Literal["auto", "both", "cond only"]
+UncondMode = Literal["auto", "both", "cond only"]
 
 
 @dataclass(frozen=True, eq=False)
 class ControlNeXt:
-    """A file as the host's patcher; `variants` are those that it may be.
+    """A file as the host's patcher, with the variants that the file may be.
 
-    `stem_padding` None leaves it to the variant.
+    If `stem_padding` is None, the variant decides.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Hint:
     variant: Variant
     image: Tensor  # (n, 3, height, width) in 0..1
     strength: float
-    uncond: Uncond
+    uncond: UncondMode
     mask: Tensor | None  # (m, height, width)
 
     def __call__(self, call: FeatureCall) -> Tensor | None:
-        """Returns the term (chunks * b, c, h, w); None if no chunk is acted on."""
+        """Returns the term (chunks * b, c, h, w), or None if no chunk gets any."""
         if call.lacks_conds:
             raise RuntimeError(
                 "A ControlNeXt that a hook brings cannot know which part of the picture a prompt sees. Put ControlNeXt "
@@ -102,7 +102,7 @@ class Hint:
         return gain * self.strength
 
     def _hints(self, call: FeatureCall, chunk: Chunk) -> list[HintKey]:
-        """The part of a hint for each row of a chunk, or one for all rows."""
+        """Returns the part of a hint for each row of a chunk, or one for all rows."""
         numbers = self._numbers(call, chunk.images)
         if self.variant.first_frame_in_windows and call.images_in_window is not None:
             numbers = [0, *numbers[1:]]
@@ -112,7 +112,10 @@ class Hint:
         return [HintKey(number, size, area) for number in numbers]
 
     def _numbers(self, call: FeatureCall, images: Sequence[int]) -> Sequence[int]:
-        """Which hint each image has: frames beyond the last have the last, for pictures they begin again."""
+        """Returns the number of the hint of each image.
+
+        If there are fewer hints than images, frames of a video repeat the last one, and pictures begin again.
+        """
         count = len(self.image)
         if self.variant.family != "SVD":
             return [image % count for image in images]
@@ -123,7 +126,7 @@ class Hint:
         return clamped(images, count)
 
     def _term(self, call: FeatureCall, chunk: Chunk, feature: Tensor, timesteps: Tensor, gain: float) -> Tensor:
-        """Returns what is added to a chunk's feature (b, c, h, w), like it."""
+        """Returns what is added to the feature (b, c, h, w) of a chunk, in the same shape."""
         term = match_statistics(self._control(call, self._hints(call, chunk), timesteps), feature) * gain
         if self.mask is not None:
             term = term * self._mask_rows(call.run, feature, chunk)
@@ -132,38 +135,39 @@ class Hint:
     def _control(self, call: FeatureCall, hints: Sequence[HintKey], timesteps: Tensor) -> Tensor:
         """Returns the control (hints, c, h, w), standardised.
 
-        It is made once per step, only for hints that nobody has asked for yet.
+        The network runs only for hints whose control was not made yet in this step.
         """
         like, grid, run = call.feature, tuple(call.feature.shape[-2:]), call.run
-        # Context windows each bring a tensor of their own, so there the noise level is read.
+        # Each context window brings another tensor of the noise level, so its value is read there.
         now = call.now if call.images_in_window is None else run.sigma(call.now)
-        made: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
-        missing = list(dict.fromkeys(hint for hint in hints if hint not in made))
+        controls: dict[HintKey, Tensor] = run.once_at(now, (self, grid, like.dtype, like.device), dict)
+        missing = list(dict.fromkeys(hint for hint in hints if hint not in controls))
         for piece in _pieces(missing):
-            at = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])  # a list as index would wait
-            out = self.control.network.model(self._prepared(run, piece, like), at)
-            made.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
-        return made[hints[0]] if len(hints) == 1 else torch.cat([made[hint] for hint in hints])
+            # A list as index would wait for the device.
+            of_piece = torch.cat([timesteps[hints.index(hint)][None] for hint in piece])
+            out = self.control.network.model(self._prepared(run, piece, like), of_piece)
+            controls.update(zip(piece, standardise(out, grid, self.variant.normalization).split(1), strict=True))
+        return controls[hints[0]] if len(hints) == 1 else torch.cat([controls[hint] for hint in hints])
 
     def _prepared(self, run: Run, hints: Sequence[HintKey], like: Tensor) -> Prepared:
-        """What of the network does not depend on the noise level; kept for the run as far as there is room."""
+        """Returns the part of the network that does not depend on the noise level, and keeps it if there is room."""
         kept: dict[HintKey, Prepared] = run.once((self, "prepared", like.dtype, like.device), dict)
         if not all(hint in kept for hint in hints):
             images = torch.cat([self._picture(run, hint) for hint in hints]).to(like)
             padding = self.control.stem_padding
             padding = self.variant.stem_padding if padding is None else padding
-            made = self.control.network.model.prepare(images, padding)
+            prepared = self.control.network.model.prepare(images, padding)
             room = KEPT_BYTES - sum(part.nbytes for old in kept.values() for part in old)
-            if sum(part.nbytes for part in made) <= room:
-                rows = zip(*(part.split(1) for part in made), strict=True)
+            if sum(part.nbytes for part in prepared) <= room:
+                rows = zip(*(part.split(1) for part in prepared), strict=True)
                 kept.update((hint, Prepared(*row)) for hint, row in zip(hints, rows, strict=True))
-            return made
+            return prepared
         if len(hints) == 1:
             return kept[hints[0]]
         return Prepared(*(torch.cat(parts) for parts in zip(*(kept[hint] for hint in hints), strict=True)))
 
     def _picture(self, run: Run, hint: HintKey) -> Tensor:
-        """(1, 3, 8 * h, 8 * w) of what the network is shown of the picture."""
+        """Returns the part of the picture that the network is shown, (1, 3, 8 * h, 8 * w)."""
         h, w = (CELL * cells for cells in hint.size)
         whole = run.once((self, "picture", hint.index, h, w), lambda: stretched(self.image[hint.index][None], h, w))
         if hint.area is None:
@@ -184,19 +188,19 @@ class Hint:
 
 
 def add_hint(model: ModelPatcher, hint: Hint, site: FeatureSite, span: Span) -> ModelPatcher:
-    """A clone of `model` that follows a hint."""
+    """Returns a clone of `model` that follows a hint."""
     return load_with(add_feature_layer(model, site, hint, span), hint.control.network)
 
 
 def stretched(image: Tensor, h: int, w: int) -> Tensor:
-    """(n, 3, h, w) from pictures of any size, without cutting, as the official pipelines do (Lanczos)."""
+    """Returns pictures of any size stretched to (n, 3, h, w) without cropping, as the official pipelines do."""
     if image.shape[-2:] == (h, w):
         return image
     return comfy.utils.common_upscale(image, w, h, "lanczos", "disabled")
 
 
 def _pieces(hints: Sequence[HintKey]) -> Iterator[Sequence[HintKey]]:
-    """Hints of one size, in groups that the memory is thought to hold."""
+    """Yields hints of one size in groups that should fit into the memory."""
     if not hints:
         return
     cells = hints[0].size if hints[0].area is None else hints[0].area[:2]

@@ -1,4 +1,4 @@
-"""From files to a ControlNeXt, and from that to its place in a model."""
+"""Makes a ControlNeXt of files, and finds its place in a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def make_controlnext(
     weights: Mapping[str, Tensor], name: str, variant: str = "auto", stem_padding: int | None = None,
     unet: UNetWeights | None = None,
 ) -> ControlNeXt:  # fmt: skip
-    """A control network whose weights belong to the host. ValueError that names what does not fit."""
+    """Returns a control network whose weights belong to the host.
+
+    Raises ValueError if the file is no ControlNeXt or not of the variant.
+    """
     parts = control_part(weights, name)
     if variant != "auto" and variant not in parts.variants:
         raise ValueError(
@@ -44,14 +47,14 @@ def make_controlnext(
 
 
 def make_unet_weights(weights: Mapping[str, Tensor], name: str, mode: Mode = "auto") -> UNetWeights:
-    """The UNet's part of a file. ValueError for one that has none, or holds numbers that are not finite."""
+    """Returns the UNet's part of a file. Raises ValueError if it has none, or holds numbers that are not finite."""
     tensors = unet_part(weights, name)
     check_finite(tensors, name)
     return UNetWeights(name, tensors, mode)
 
 
-def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, FeatureSite]:
-    """How a file acts on a model, and where. ValueError that names what the file is for and what the model is."""
+def match_controlnext(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, FeatureSite]:
+    """Returns how a file acts on a model, and where. Raises ValueError if it is for another kind of model."""
     unet = unet_of(model)
     family = family_of(unet, model)
     fitting = [name for name in control.variants if VARIANTS[name].family == family]
@@ -74,7 +77,10 @@ def match_model(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, Fea
 
 
 def site_of(unet: UNetModel, place: FeaturePlace) -> FeatureSite:
-    """Where a variant adds its feature: by what lies there, for shortened UNets have other numbers."""
+    """Returns where a variant adds its feature, by the kind of block, because shortened UNets number them otherwise.
+
+    Raises ValueError if the UNet has a single resolution.
+    """
     if place == "middle":
         return FeatureSite("output", 0)
     if place == "deepest":

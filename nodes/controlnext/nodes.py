@@ -17,9 +17,9 @@ from ...models.controlnext.files import VARIANTS, holds_both
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import ControlNeXtSocket, checked_image, checked_mask
 from .hint import ControlNeXt, Hint, add_hint
-from .load import make_controlnext, make_unet_weights, match_model
+from .load import make_controlnext, make_unet_weights, match_controlnext
 
-UNCOND = ("auto", "both", "cond only")
+UNCOND_MODES = ("auto", "both", "cond only")
 
 
 class ControlNeXtApply(io.ComfyNode):
@@ -44,7 +44,7 @@ class ControlNeXtApply(io.ComfyNode):
                 _strength_input("unet_strength", "the UNet's part of the file", "It acts on the whole run."),
                 *percent_inputs(),
                 make_input(
-                    io.Combo, "uncond", options=list(UNCOND), default=UNCOND[0],
+                    io.Combo, "uncond", options=list(UNCOND_MODES), default=UNCOND_MODES[0],
                     tooltip="Whether the negative prompt follows the hint too. auto: as the official pipelines do (SD "
                     "and SDXL both, SVD v1 in part, SVD v2 not). cond only strengthens the hint.",
                 ),
@@ -69,7 +69,7 @@ class ControlNeXtApply(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         control = checked_controlnext(controlnext)
         image, mask = checked_image(image, "image"), checked_mask(mask, "mask")
-        variant, site = match_model(control, model)
+        variant, site = match_controlnext(control, model)
         if reference_model is not None and control.unet is None:
             raise ValueError(
                 f"reference_model is for a UNet file, but {control.name} was loaded without one. Choose one in Load "
@@ -83,12 +83,13 @@ class ControlNeXtApply(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-def checked_controlnext(found: Any) -> ControlNeXt:
-    if not isinstance(found, ControlNeXt):
+def checked_controlnext(control: Any) -> ControlNeXt:
+    """Returns a ControlNeXt as it is. Raises ValueError if it is something else."""
+    if not isinstance(control, ControlNeXt):
         raise ValueError(
-            f"controlnext should come from Load ControlNeXt, but is {type(found).__name__}. Put that node before it."
+            f"controlnext should come from Load ControlNeXt, but is {type(control).__name__}. Put that node before it."
         )
-    return found
+    return control
 
 
 def _strength_input(name: str, of_what: str, more: str) -> io.Input:

@@ -60,8 +60,8 @@ class AdaptiveProjectedGuidance(io.ComfyNode):
         return io.NodeOutput(add_correction(model, "APG", Span(start_percent, end_percent), correct))
 
 
-class Kept(NamedTuple):
-    """The guidance that a step leaves for the next one; `is_first` if it was found where the step begins."""
+class StepGuidance(NamedTuple):
+    """The guidance (b, c, h, w) that a step leaves for the next one. `is_first` if its call was at the step's start."""
 
     guidance: Tensor
     is_first: bool
@@ -69,10 +69,10 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Momentum:
-    """The guidance with `weight` times that of the step before, which has its own momentum in it.
+    """Adds to the guidance (b, c, h, w) `weight` times that of the step before, with the momentum in it.
 
-    Steps of the sampler count, not calls of the model: what a sampler asks between the ends of a step, or asks again
-    with another picture, starts from the step before as the first call does.
+    Steps of the sampler count, not calls of the model: further calls within a step, as of samplers of higher
+    order, also start from the step before.
     """
 
     weight: float
@@ -81,21 +81,21 @@ class Momentum:
     def __call__(self, guidance: Tensor, sigma: float, run: Run) -> Tensor:
         if not self.weight:
             return guidance
-        kept: dict[int, Kept] = run.once(self.id, dict)
+        kept: dict[int, StepGuidance] = run.once(self.id, dict)
         position = run.position(sigma)
         before = kept.get(position - 1)
         if before is not None:
             guidance = guidance + self.weight * before.guidance
         is_first = sigma in run.sigmas
         if is_first or position not in kept or not kept[position].is_first:
-            kept[position] = Kept(guidance, is_first)
+            kept[position] = StepGuidance(guidance, is_first)
         for older in [number for number in kept if number < position - 1]:
             del kept[older]
         return guidance
 
 
 def adaptive_projection(eta: float, norm_threshold: float, momentum: float) -> Callable[[GuidedStep], Tensor]:
-    """What the method adds to CFG: c + (cfg - 1) * projected guidance in the place of c + (cfg - 1) * (c - u)."""
+    """Returns what the method adds to CFG: c + (cfg - 1) * projected guidance instead of c + (cfg - 1) * (c - u)."""
     with_momentum = Momentum(momentum)
 
     def correct(step: GuidedStep) -> Tensor:

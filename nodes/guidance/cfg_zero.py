@@ -45,9 +45,9 @@ class CFGZeroStar(io.ComfyNode):
 
 
 def cfg_zero(zero_init_steps: int) -> Callable[[GuidedStep], Tensor]:
-    """What the method adds to CFG, in the velocity x - x0 of the sampler's own equation, up to a factor per step.
+    """Returns what the method adds to CFG, as a velocity x - x0 of the sampler's own equation.
 
-    s v_u + cfg (v_c - s v_u) in the place of v_u + cfg (v_c - v_u); and no velocity at all in the first steps.
+    s v_u + cfg (v_c - s v_u) instead of v_u + cfg (v_c - v_u), and no velocity at all in the first steps.
     """
 
     def correct(step: GuidedStep) -> Tensor:

@@ -26,8 +26,8 @@ class FrequencyDecoupledGuidance(io.ComfyNode):
             search_aliases=["FDG", "frequency decoupled", "CFG", "detail", "laplacian pyramid"],
             inputs=[
                 model_input(),
-                _factor("scale_low", 1.0, "the lowest frequencies: colours, brightness, layout"),
-                _factor("scale_high", 2.0, "the highest frequencies: edges and fine detail"),
+                _factor_input("scale_low", 1.0, "the lowest frequencies: colours, brightness, layout"),
+                _factor_input("scale_high", 2.0, "the highest frequencies: edges and fine detail"),
                 make_input(
                     io.Int, "levels", default=2, min=2, max=8,
                     tooltip="How many bands there are; those between low and high have factors between them.",
@@ -49,7 +49,7 @@ class FrequencyDecoupledGuidance(io.ComfyNode):
 
 
 def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[GuidedStep], Tensor]:
-    """What the method adds to CFG: u + sum of factor * cfg * band(c - u) in the place of u + cfg * (c - u)."""
+    """Returns what the method adds to CFG: u + sum of factor * cfg * band(c - u) instead of u + cfg * (c - u)."""
 
     def correct(step: GuidedStep) -> Tensor:
         return step.cfg * weight_bands(step.positive - step.negative, low - 1, high - 1, levels)
@@ -57,7 +57,7 @@ def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[Guide
     return correct
 
 
-def _factor(name: str, default: float, what: str) -> io.Input:
+def _factor_input(name: str, default: float, what: str) -> io.Input:
     return make_input(
         io.Float, name, default=default, min=0.0, max=100.0, step=0.01,
         tooltip=f"Factor on the CFG for {what}. 1: as CFG does it.",

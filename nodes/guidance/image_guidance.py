@@ -1,7 +1,8 @@
 """Guidance by a picture (the cheap form of Universal Guidance, 2302.07121): a loss on what the model predicts.
 
-The gradient is that of the loss alone, at the guided prediction, and not carried back through the network. With an
-image the loss is on the colours that the host's own previews show of a latent, a linear map; with a latent on itself.
+The gradient is that of the loss alone, at the guided prediction, and is not carried back through the network. With an
+image as reference, the loss compares the colours of the host's previews, a linear map of the latent. With a latent as
+reference, it compares latents.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ class ImageGuidance(io.ComfyNode):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A picture to be like: values (n, c, h, w) of any size, and how they are had of a latent.
+    """A reference picture: values (n, c, h, w) of any size, and the map from latents to such values.
 
-    `colours` (latent channels, c) and `offset` (c,) make them of a latent's cell; None for the latent itself.
+    `colours` (channels, c) and `offset` (c,) map a cell of a latent. They are None if the values are a latent.
     """
 
     values: Tensor
@@ -87,14 +88,17 @@ class Target:
     offset: Tensor | None = None
 
     def shown(self, latent: Tensor) -> Tensor:
-        """What the loss sees of a latent (b, c, h, w)."""
+        """Returns the values that the loss compares, (b, c, h, w), of a latent (b, channels, h, w)."""
         if self.colours is None:
             return latent
         colours, offset = self.colours.to(latent), self.offset.to(latent)
         return torch.einsum("bchw,cr->brhw", latent, colours) + offset[:, None, None]
 
     def carried_back(self, gradient: Tensor) -> Tensor:
-        """A gradient of what is shown as one of the latent, so that a step of length 1 does not overshoot."""
+        """Returns the gradient (b, channels, h, w) by the latent from that by its values, (b, c, h, w).
+
+        It is scaled so that a step of length 1 does not overshoot.
+        """
         if self.colours is None:
             return gradient
         colours = self.colours.to(gradient)
@@ -102,7 +106,7 @@ class Target:
         return torch.einsum("brhw,cr->bchw", gradient, colours) / longest.to(gradient)
 
     def fitted(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """(b, c, h, w): one for each picture that is sampled, at its size; beyond the last it is the last."""
+        """Returns a reference (b, c, h, w) for each picture that is sampled, in its size. The last one is repeated."""
         h, w = shape[-2:]
         smaller = h < self.values.shape[-2] or w < self.values.shape[-1]
         sized = functional.interpolate(self.values.float(), (h, w), mode="area" if smaller else "bilinear")
@@ -110,7 +114,7 @@ class Target:
 
 
 def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: float, span: Span) -> ModelPatcher:
-    """A clone of `model` whose result so far is moved down the gradient of a loss against the target."""
+    """Returns a clone of `model` whose result so far is moved down the gradient of a loss against the target."""
 
     def move(args: Args) -> Tensor:
         denoised = args["denoised"]
@@ -118,13 +122,13 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
             return denoised
         if denoised.ndim != 4:
             raise RuntimeError(
-                f"Image Guidance takes latents of pictures, of four dimensions, but found {denoised.ndim}. Remove it "
-                f"from this model."
+                f"Image Guidance takes latents of pictures, which have four dimensions, but this one has "
+                f"{denoised.ndim}. Remove the node from this model."
             )
         shown = target.shown(denoised)
         key = (target, tuple(shown.shape), shown.dtype, shown.device)
-        wanted = run_of(args["model_options"]).once(key, lambda: target.fitted(shown.shape, shown))
-        return denoised - scale * target.carried_back(loss_gradient(shown, wanted, loss))
+        reference = run_of(args["model_options"]).once(key, lambda: target.fitted(shown.shape, shown))
+        return denoised - scale * target.carried_back(loss_gradient(shown, reference, loss))
 
     model = model.clone()
     add_post_cfg(model, f"image: {loss}", move)
@@ -134,22 +138,22 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
 
 def _of_latent(model: ModelPatcher, latent: Any) -> Target:
     samples = checked_latent(latent, "latent")
-    wanted = model.model.latent_format.latent_channels
-    if samples.shape[1] != wanted:
+    channels = model.model.latent_format.latent_channels
+    if samples.shape[1] != channels:
         raise ValueError(
-            f"latent should have {wanted} channels for this model, but has {samples.shape[1]}. Encode the picture with "
-            f"the VAE of this model."
+            f"latent should have {channels} channels for this model, but has {samples.shape[1]}. Encode the picture "
+            f"with the VAE of this model."
         )
     return Target(model.model.process_latent_in(samples))
 
 
 def _of_image(model: ModelPatcher, image: Tensor) -> Target:
-    """The host's previews show a cell as the colour `latent @ factors + bias`, from -1 to 1."""
+    """Returns the reference in the colours of the host's previews: latent @ factors + bias, from -1 to 1."""
     latent_format = model.model.latent_format
     if latent_format.latent_rgb_factors is None:
         raise ValueError(
             f"The colours of {type(latent_format).__name__} latents are not known, so image cannot be compared with "
-            f"them. Connect VAE Encode to latent in its place."
+            f"them. Connect VAE Encode to latent instead."
         )
     factors = torch.tensor(latent_format.latent_rgb_factors)
     bias = getattr(latent_format, "latent_rgb_factors_bias", None)

@@ -33,10 +33,10 @@ class GuidanceInterval(io.ComfyNode):
 
 
 def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:
-    """A clone of `model` that uses the negative inside `span` only, and does not evaluate it elsewhere."""
+    """Returns a clone of `model` that uses the negative inside `span` only, and does not evaluate it elsewhere."""
 
     def positive_outside(args: Args) -> Tensor:
-        """For guiders that skip the slot, and CFG functions that do not return c for u = c: the result is right."""
+        """Corrects the result of guiders that skip the slot, and of CFG functions that do not return c for u = c."""
         if in_span(span, args) or args["cond"] is None:
             return args["denoised"]
         return args["cond_denoised"]
@@ -44,6 +44,6 @@ def limit_cfg(model: ModelPatcher, span: Span) -> ModelPatcher:
     model = model.clone()
     append(model, CFGSpan(order=next_order(model), span=span))
     install_guidance(model)
-    # First of all, so that what earlier nodes add to the result is kept.
+    # It runs first, so that what earlier nodes add to the result is kept.
     put_first(model, positive_outside)
     return model

@@ -1,8 +1,8 @@
 """Normalized Attention Guidance (2505.21179): a negative prompt inside the text attention, also without CFG.
 
-The negative's keys and values are made in the call of the network by its own matrices, so that LoRA counts, and kept
-for the run. Layers below (sparse attention, another pack's) act on both texts; what adds to the attention (IP-Adapter)
-lies above and is not pushed away from.
+The network's own matrices make the negative's keys and values in its call, so that LoRA counts, and they are kept for
+the run. Layers below (sparse attention, another pack's) act on both texts. Layers that add to the attention
+(IP-Adapter) lie above, and the guidance does not push away from what they add.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import Site, find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import checked_mask, finite_tensor
+from ..inputs.sockets import checked_mask, finite_tensor, shape_text
 
-DEPTH = 1  # the text attention itself, above what changes how it attends
+DEPTH = 1  # above layers that change how the text attention attends, below those that add to it
 
 
 class NormalizedAttentionGuidance(io.ComfyNode):
@@ -67,8 +67,10 @@ class NormalizedAttentionGuidance(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         blocks = find_transformers(unet_of(model))
         if not blocks:
-            raise ValueError("Normalized Attention Guidance needs text attention, but this model has none. Remove it.")
-        texts = [_entry(*entry, blocks[0].context) for entry in _checked(negative)]
+            raise ValueError(
+                "Normalized Attention Guidance needs text attention, but this model has none. Remove the node."
+            )
+        texts = [_negative_text(*entry, blocks[0].context) for entry in _checked_negative(negative)]
         if scale == 0 or alpha == 0:
             return io.NodeOutput(model)
         paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
@@ -78,9 +80,9 @@ class NormalizedAttentionGuidance(io.ComfyNode):
 
 @dataclass(frozen=True, eq=False)
 class NegativeText:
-    """One entry of a negative prompt: text (1 or n, tokens, c), and what it weighs beside the others, where and when.
+    """One entry of a negative prompt: text (1 or n, tokens, c), and its weight, place and time.
 
-    `area` is (h, w, top, left), in cells or as shares of the picture.
+    `area` holds height, width, top and left, in cells or as shares of the picture.
     """
 
     text: Tensor
@@ -95,14 +97,14 @@ class NegativeText:
         return self.mask is None and self.area is None
 
     def weights(self, grid: tuple[int, int], chunks: Sequence[Chunk], size: tuple[int, int]) -> Tensor:
-        """Returns how much the text counts, (chunks, 1 or b, tokens, 1), in a latent of `size` cells."""
+        """Returns the weight of the text (chunks, 1 or b, tokens, 1) on a grid, in a latent of `size` cells."""
         shown = torch.ones(1, *size) if self.mask is None else self.mask.float()
         if self.area is not None:
             shown = shown * self._inside(shown.shape[-2:], size)
         return mask_on_grid(shown * self.strength, grid, chunks)
 
     def _inside(self, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """1 in the area and 0 elsewhere, of a mask's `shape`; the latent has `size` cells."""
+        """Returns a mask of a shape, 1 in the area and 0 elsewhere, for a latent of `size` cells."""
         h, w, top, left = self.area
         units = (shape[0], shape[1]) if self.is_share else (shape[0] / size[0], shape[1] / size[1])
         inside = torch.zeros(*shape)
@@ -114,7 +116,7 @@ class NegativeText:
 
 @dataclass(frozen=True, eq=False)
 class NormalizedAttention:
-    """The layer, on the positive's chunks of the attentions at `paths`."""
+    """The layer on the attentions at `paths`, which acts on the chunks of the positive."""
 
     texts: Sequence[NegativeText]
     paths: Mapping[Site, str]
@@ -139,7 +141,7 @@ class NormalizedAttention:
         return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
 
     def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
-        """What all texts give, weighed; where none counts, what the positive gives, which guides nothing."""
+        """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
         outs = []
         for text in texts:
             k, v = self._keys(call, text)
@@ -149,7 +151,7 @@ class NormalizedAttention:
             return outs[0]
         weights = [self._weights(call, text) for text in texts]
         total = sum(weights)
-        mean = sum(w * out for w, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
+        mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
         return torch.where(total > 1e-6, mean, positive)
 
     def _keys(self, call: Call, text: NegativeText) -> tuple[Tensor, Tensor]:
@@ -166,7 +168,7 @@ class NormalizedAttention:
         return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
 
     def _weights(self, call: Call, text: NegativeText) -> Tensor:
-        """Returns how much a text counts, (rows, tokens, 1)."""
+        """Returns the weight of a text (rows, tokens, 1)."""
         if text.is_everywhere:
             return call.q.new_full((1, 1, 1), text.strength)
         call.check_whole(call.chunks, "mask", "the negative of Normalized Attention Guidance")
@@ -181,36 +183,35 @@ class NormalizedAttention:
 
 
 def is_positive(chunk: Chunk) -> bool:
-    """Whether a chunk is not for a negative prompt."""
+    """Returns whether a chunk is not for a negative prompt."""
     return not chunk.is_negative
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
-    """A clone of `model` that is guided away from these texts in its text attention."""
+    """Returns a clone of `model` that is guided away from these texts in its text attention."""
     return add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
 
 
-def _checked(negative: Any) -> list:
+def _checked_negative(negative: Any) -> list:
     if not isinstance(negative, list) or not negative:
         raise ValueError("negative should be a prompt, but holds none. Connect a CLIP Text Encode.")
     return negative
 
 
-def _entry(text: Any, said: dict[str, Any], width: int) -> NegativeText:
+def _negative_text(text: Any, settings: dict[str, Any], width: int) -> NegativeText:
     if not isinstance(text, Tensor) or text.ndim != 3 or text.shape[-1] != width or 0 in text.shape:
-        found = tuple(text.shape) if isinstance(text, Tensor) else type(text).__name__
         raise ValueError(
-            f"negative should be a text of {width} numbers per token, as the model reads it, but is {found}. Encode it "
-            f"with the CLIP of this model."
+            f"negative should be a text of {width} numbers per token, as the model reads it, but is "
+            f"{shape_text(text)}. Encode it with the CLIP of this model."
         )
-    area = said.get("area")
+    area = settings.get("area")
     is_share = area is not None and area[0] == "percentage"
-    mask = checked_mask(said.get("mask"), "The mask of negative")
+    mask = checked_mask(settings.get("mask"), "The mask of negative")
     return NegativeText(
         text=finite_tensor(text, "negative", "finite numbers"),
-        strength=said.get("strength", 1.0) * (said.get("mask_strength", 1.0) if mask is not None else 1.0),
+        strength=settings.get("strength", 1.0) * (settings.get("mask_strength", 1.0) if mask is not None else 1.0),
         mask=mask,
         area=None if area is None else tuple(area[1:] if is_share else area),
         is_share=is_share,
-        span=Span(said.get("start_percent", 0.0), said.get("end_percent", 1.0)),
+        span=Span(settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)),
     )

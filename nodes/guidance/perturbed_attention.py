@@ -50,10 +50,13 @@ class PerturbedAttentionGuidance(io.ComfyNode):
 
 
 def identity_attention(call: Call, below: Attend) -> Tensor:
-    """The attention map becomes the identity, so each token keeps its own value (equation 13)."""
+    """Returns the values (b, tokens, c), which is attention with the identity as its map (equation 13).
+
+    Raises RuntimeError if queries and values differ in number.
+    """
     if call.q.shape != call.v.shape:
         raise RuntimeError(
             f"Perturbed-Attention Guidance needs one query per value, but found {call.q.shape[1]} queries and "
-            f"{call.v.shape[1]} values: another patch merges tokens. Remove it from the model."
+            f"{call.v.shape[1]} values: another patch merges tokens. Remove that patch from the model."
         )
     return call.v

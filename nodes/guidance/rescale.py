@@ -39,7 +39,7 @@ class GuidanceRescale(io.ComfyNode):
 
 
 def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
-    """A clone of `model` whose result so far, all terms included, is rescaled to the positive's deviation."""
+    """Returns a clone of `model` whose result so far, with all terms, is rescaled to the positive's deviation."""
 
     def rescale_result(args: Args) -> Tensor:
         # The paper scales what the network predicts (eps, v, ...). The host holds x0 = a x + b * prediction, with b

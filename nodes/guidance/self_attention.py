@@ -88,7 +88,7 @@ class BlurSettings:
 
 
 def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: BlurSettings) -> ModelPatcher:
-    """A clone of `model` that is steered away from its prediction for a picture blurred where `site` looks."""
+    """Returns a clone of `model` that is steered away from its prediction for a picture blurred where `site` looks."""
 
     def add_to_result(args: Args) -> Tensor:
         if args["cond"] is None or not in_span(settings.span, args):
@@ -98,7 +98,7 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: BlurS
             return args["denoised"]
         return args["denoised"] + settings.scale * (degraded.denoised - degraded.predict(args))
 
-    model = add_attention_layer(model, [site], watch, settings.span, rows="sampled")
+    model = add_attention_layer(model, [site], note_attention, settings.span, rows="sampled")
     install_guidance(model)
     add_post_cfg(model, "SAG", add_to_result)
     return model
@@ -107,8 +107,8 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: BlurS
 class AttentionMap(NamedTuple):
     """How much the cells of one chunk were attended, (b, h, w).
 
-    `label` is the chunk's place among the conds: positive and negative may share a uuid. `size` is that of the latent
-    which the network saw; `window` the context window, if there are any.
+    `label` is the chunk's place among the conds, because positive and negative may share a uuid. `size` is that of the
+    latent in the call, and `window` the context window, if there are any.
     """
 
     chunk: UUID | None
@@ -119,12 +119,15 @@ class AttentionMap(NamedTuple):
 
 
 def maps_of(step: Step) -> list[AttentionMap]:
-    """Returns the maps that were noted in a step, for whoever notes more."""
+    """Returns the list of the maps of a step, to read it or to add to it."""
     return step.notes.setdefault(AttentionMap, [])
 
 
-def watch(call: Call, below: Attend) -> Tensor:
-    """Notes how much each place is attended, for the chunks of a step that are not extra predictions."""
+def note_attention(call: Call, below: Attend) -> Tensor:
+    """Returns the attention (b, tokens, c) unchanged, and notes how much each place of the picture is attended.
+
+    Chunks of extra predictions are left out.
+    """
     if call.step is not None and _rows_are_whole_pictures(call, call.step):
         plain = [chunk.index for chunk in call.chunks if chunk.mark is None]
         if plain:
@@ -133,9 +136,9 @@ def watch(call: Call, below: Attend) -> Tensor:
 
 
 def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
-    """Whether each chunk has a row per picture; other packs may cut pictures into tiles, or split batches again."""
+    """Returns whether each chunk has a row per picture. Other packs may cut pictures into tiles, or split batches."""
     chunks = len({chunk.group.chunk for chunk in call.chunks})
-    # 0.33 may put one picture more before a window, as an anchor
+    # Host 0.33 may put one more picture before a window, as an anchor.
     per_chunk = (len(step.x),) if call.window is None else (count := len(call.window.index_list), count + 1)
     return len(call.q) == len(call.k) and len(call.k) in [rows * chunks for rows in per_chunk]
 
@@ -144,54 +147,54 @@ def _note_maps(call: Call, step: Step) -> None:
     h, w = call.grid(call.k)
     received = attention_received(call.q, call.k, call.heads)
     parts: dict[int, list[Tensor]] = {}
-    named: dict[int, Chunk] = {}
+    first_chunks: dict[int, Chunk] = {}
     for chunk, rows in zip(call.chunks, call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w)), strict=True):
         parts.setdefault(chunk.group.chunk, []).append(rows)
-        named.setdefault(chunk.group.chunk, chunk)  # of two branches the first has the name of the conditioning
+        first_chunks.setdefault(chunk.group.chunk, chunk)  # of two branches the first is named as the conditioning
     for number, rows in parts.items():
-        uuid, label = named[number].uuid, named[number].label
+        uuid, label = first_chunks[number].uuid, first_chunks[number].label
         maps_of(step).append(AttentionMap(uuid, label, torch.cat(rows), call.size, call.window))
 
 
 @dataclass(frozen=True)
 class _Degraded:
-    """The pass that CFG uses (the negative's, or the positive's without one), with its picture blurred."""
+    """The prediction that CFG uses (for the negative, or for the positive without one), with a blurred picture."""
 
     conds: list[Any]  # as calc_cond_batch takes them: the negative keeps its place, hence its label
     denoised: Tensor
     change: Tensor  # of the prediction, (b, c, h, w)
 
     def predict(self, args: Args) -> Tensor:
-        """The model's prediction for the degraded picture with the same noise (equation 7)."""
+        """Returns the model's prediction (b, c, h, w) for the degraded picture with the same noise (equation 7)."""
         sampling, x = args["model"].model_sampling, args["input"]
-        # Only the share of the picture in x changes: all of it for eps, v and EDM, 1 - sigma for flow.
+        # Only the part of the picture in x changes, whose factor is 1 for eps, v and EDM, and 1 - sigma for flow.
         x = x + sampling.noise_scaling(args["sigma"], torch.zeros_like(x), self.change)
         return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
 
 
 def _degraded(args: Args, settings: BlurSettings) -> _Degraded | None:
     step = current_step(args)
-    # At cfg 1 another node may have asked for the negative all the same.
+    # At CFG 1 another node may still have the negative predicted.
     guided = step.guided and args["uncond"] is not None and not isclose(args["cond_scale"], 1.0)
     choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
     for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
         received = _received(conds, step, args)
-        if received is not None:  # None: this step is in the time range of none of the conds
+        if received is not None:  # None: no cond of it has this step in its time range
             blurred = degrade(denoised, received, settings.blur_sigma, settings.threshold, settings.kernel_size)
             return _Degraded(conds, blurred, blurred - denoised)
     return None
 
 
 def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
-    """How much each cell of the latent is attended in a pass, (b, h, w); None where no cond of it is active."""
+    """Returns how much each cell of the latent is attended in a prediction, (b, h, w), or None if no cond is active."""
     label, x, timestep = len(conds) - 1, args["input"], args["sigma"]
     ours = {(cond["uuid"], label) for cond in conds[-1]}
-    maps = [seen for seen in maps_of(step) if (seen.chunk, seen.label) in ours]
+    maps = [attention for attention in maps_of(step) if (attention.chunk, attention.label) in ours]
     if not maps:
         options = options_of_call(args["model_options"], step.for_another_call())
         comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, options)
-        maps = [seen for seen in maps_of(step) if (seen.chunk, seen.label) in ours]
-    return combine(maps, conds[-1], x, timestep)
+        maps = [attention for attention in maps_of(step) if (attention.chunk, attention.label) in ours]
+    return combine_maps(maps, conds[-1], x, timestep)
 
 
 TILED = (
@@ -200,16 +203,18 @@ TILED = (
 )
 
 
-def combine(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
-    """How much each cell of the latent x (b, c, h, w) is attended in a pass, (b, h, w); None if no cond is active.
+def combine_maps(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
+    """Returns how much each cell of the latent x (b, c, h, w) is attended, (b, h, w), or None if no cond is active.
 
-    Areas, masks and strengths weigh the maps as the host weighs the predictions, so the order of conds is without
-    effect. Where nothing was predicted the map is 0. RuntimeError if the network never saw a cond's whole picture.
+    The maps have weights of areas, masks and strengths as the host's predictions have, so the order of conds has no
+    effect. The map is 0 in places without a prediction.
+    Raises RuntimeError if the network never saw a cond's whole picture.
     """
     total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     rest: Tensor | None = None
     active = False
-    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
+    # Conds marked as default come last and share what the others leave.
+    for cond in sorted(conds, key=lambda cond: "default" in cond):
         chunk = comfy.samplers.get_area_and_mult(cond, x, timestep)
         if chunk is None:
             continue
@@ -218,21 +223,24 @@ def combine(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, time
             rest = torch.relu(1 - weights) if rest is None else rest
         h, w, top, left = chunk.area or (*x.shape[-2:], 0, 0)
         mult = chunk.mult[:, 0] if rest is None else rest[:, top : top + h, left : left + w]
-        received, seen = _over_windows([found for found in maps if found.chunk == cond["uuid"]], x, (h, w))
-        total[:, top : top + h, left : left + w] += received * (mult * seen)
-        weights[:, top : top + h, left : left + w] += mult * seen
+        received, has_map = _over_windows(
+            [attention for attention in maps if attention.chunk == cond["uuid"]], x, (h, w)
+        )
+        total[:, top : top + h, left : left + w] += received * (mult * has_map)
+        weights[:, top : top + h, left : left + w] += mult * has_map
     if active and not maps:
         raise RuntimeError(TILED)
     return total / weights.clamp_min(1e-37) if active else None
 
 
 def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The mean over context windows of a chunk's maps, (b, h, w), and which images have one, (b, 1, 1)."""
+    """Returns the mean of a chunk's maps over context windows, (b, h, w), and 1 for images that have one, (b, 1, 1)."""
     received, counts = x.new_zeros((len(x), *size)), x.new_zeros((len(x), 1, 1))
-    for seen in maps:
-        if seen.size != size:
+    for attention in maps:
+        if attention.size != size:
             raise RuntimeError(TILED)
-        rows = range(len(x)) if seen.window is None else images_of_window(seen.window, len(seen.received))
-        received[list(rows)] += enlarge(seen.received.to(x), size)
+        whole = attention.window is None
+        rows = range(len(x)) if whole else images_of_window(attention.window, len(attention.received))
+        received[list(rows)] += enlarge(attention.received.to(x), size)
         counts[list(rows)] += 1
     return received / counts.clamp_min(1), (counts > 0).to(x)

@@ -1,7 +1,7 @@
-"""Sliding Window Guidance (2411.10257): away from what the model predicts where it sees the picture in parts.
+"""Sliding Window Guidance (2411.10257): steers away from what the model predicts if it sees the picture in parts.
 
-Each window is a conditioning for an area, so the host itself cuts the noisy latent, masks and what is concatenated,
-batches windows of equal size, splits batches by memory, and takes the mean where windows overlap.
+Each window is a conditioning for an area. So the host itself cuts the noisy latent, masks and what is concatenated,
+batches windows of equal size, splits batches by memory, and takes the mean in places where windows overlap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ...models.guidance.windows import Window, windows
 from ...models.numbers import CELL
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
-PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")  # what weights stand for
+# Their effect is in the weights of a window.
+PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")
 
 
 class SlidingWindowGuidance(io.ComfyNode):
@@ -75,43 +76,44 @@ class SlidingWindowGuidance(io.ComfyNode):
 class WindowTerm(Term):
     """A term whose prediction is the mean of those for windows of `tile` cells that overlap by `overlap`.
 
-    A prompt for an area has windows of that area, for it never sees more.
+    A prompt for an area has windows of that area alone, because it never sees more.
     """
 
     tile: int
     overlap: int
 
     def factor(self, args: Args) -> float:
-        """No guidance where one window holds the whole latent, for then both predictions are the same."""
+        """Returns 0 if one window holds the whole latent, because both predictions are the same then."""
         return super().factor(args) if len(self._windows(args["input"])) > 1 else 0.0
 
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
         if positive is None or not self.factor(args):
             return None
-        found, run = [], run_of(args["model_options"])
+        of_windows, run = [], run_of(args["model_options"])
         for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
             kept = {key: value for key, value in cond.items() if key not in PLACED}
             control = windowed(cond.get("control"), own, run, "Sliding Window Guidance")
             for h, w, top, left in windows((own.h, own.w), self.tile, self.overlap):
                 area = (h, w, own.top + top, own.left + left)
                 name = uuid5(cond["uuid"], f"{self.id}{area}")
-                found.append({**kept, **control, "uuid": name, "area": area, "mask": weights})
-        return found
+                of_windows.append({**kept, **control, "uuid": name, "area": area, "mask": weights})
+        return of_windows
 
     def _windows(self, x: Tensor) -> list[Window]:
         if x.ndim != 4:
             raise RuntimeError(
-                f"Sliding Window Guidance takes latents of pictures, of four dimensions, but found {x.ndim}. Remove it "
-                f"from this model."
+                f"Sliding Window Guidance takes latents of pictures, which have four dimensions, but this one has "
+                f"{x.ndim}. Remove the node from this model."
             )
         return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
 
 
 def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict, Area, Tensor]]:
-    """The conds that are active, where each is, and what it weighs in each cell of the latent, (1 or b, h, w)."""
+    """Yields each active cond, its area, and its weights in the cells of the latent (1 or b, h, w)."""
     size = (x.shape[-2], x.shape[-1])
     rest = x.new_ones((1, *size))
-    for cond in sorted(conds, key=lambda cond: "default" in cond):  # defaults share what the others leave
+    # Conds marked as default come last and share what the others leave.
+    for cond in sorted(conds, key=lambda cond: "default" in cond):
         placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
         if placed is None:
             continue

@@ -66,7 +66,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
 
 
 def smoothed_attention(blur_sigma: float) -> Layer:
-    """Attention with queries blurred over their grid by `blur_sigma` cells; below 0 by infinitely many."""
+    """Returns a layer that blurs the queries over their grid by `blur_sigma` cells. Below 0 it takes their mean."""
 
     def attend_with_blurred_queries(call: Call, below: Attend) -> Tensor:
         return below(with_queries(call, blur_queries(call.q, call.grid(call.q), blur_sigma)))

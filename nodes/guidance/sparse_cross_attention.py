@@ -16,7 +16,7 @@ from ...engine.unet import Site, find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
-DEPTH = 2  # it is the attention itself that is another one, for whatever is built on it
+DEPTH = 2  # below all other layers, which build on this attention
 
 
 class SparseCrossAttention(io.ComfyNode):
@@ -50,27 +50,31 @@ class SparseCrossAttention(io.ComfyNode):
 
 
 def add_sparse_attention(model: ModelPatcher, sites: Iterable[Site], scale: float, span: Span) -> ModelPatcher:
-    """A clone of `model` with sparse attention at these text attentions."""
+    """Returns a clone of `model` with sparse attention at these text attentions."""
     return add_attention_layer(model, sites, sparse_attention(scale), span, depth=DEPTH)
 
 
 def sparse_attention(scale: float) -> Layer:
-    """Attention plus `scale` times what it lacks to a sparse one; with 1 it is sparse, above extrapolated."""
+    """Returns a layer that adds `scale` times the difference from dense to sparse attention."""
 
     def attend_sparsely(call: Call, below: Attend) -> Tensor:
-        parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), lengths(call), strict=True)
-        lacking = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
-        return below(call) + scale * torch.cat(lacking)
+        parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), text_lengths(call), strict=True)
+        differences = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
+        return below(call) + scale * torch.cat(differences)
 
     return attend_sparsely
 
 
-def lengths(call: Call) -> Sequence[int]:
-    """The tokens of each chunk's own text. What the host repeats to fill a batch would take part more than once."""
+def text_lengths(call: Call) -> Sequence[int]:
+    """Returns the number of tokens of each chunk's text, without those that the host repeats to fill a batch.
+
+    Raises RuntimeError if another pack adds rows for regional prompts.
+    """
     if any(chunk.is_regional for chunk in call.chunks):
         raise RuntimeError(
-            "Sparse Cross-Attention (PLADIS) should know how long the text of each row is, but another pack adds rows "
-            "for regional prompts (attention couple) and does not tell their lengths. Remove one of the two."
+            "Sparse Cross-Attention (PLADIS) has to know how long the text of each row is, but another pack adds rows "
+            "for regional prompts (attention couple) and does not say how long their texts are. Remove that pack or "
+            "the node."
         )
     whole = call.k.shape[1]
     known = [chunk.tokens for chunk in call.chunks]

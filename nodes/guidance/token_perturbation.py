@@ -1,8 +1,7 @@
 """Token Perturbation Guidance (2506.10036): a prediction whose tokens are shuffled in some transformer blocks.
 
-The paper shuffles the tokens that enter a block. What a block does to its tokens it does to each place alike, so that
-shuffling them after its self-attention, where the host offers them to patches, gives the same output; no forward of the
-network is replaced for it.
+The paper shuffles the tokens that enter a block. A block treats all places alike, so shuffling them after its
+self-attention, where the host gives them to patches, leads to the same output. No forward of the network is replaced.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class TokenPerturbationGuidance(io.ComfyNode):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenTerm(PerturbedTokens, Term):
-    """A term whose prediction is made with `change` on the tokens of `sites`; layers before them may be shared."""
+    """A term whose prediction is made with `change` on the tokens of `sites`. Layers before them may be shared."""
 
     share: bool = True
 
@@ -70,7 +69,7 @@ class TokenTerm(PerturbedTokens, Term):
 
 
 def shuffle_tokens(call: TokenCall) -> Tensor:
-    """Returns the tokens (b, n, c) in another order, which seed, noise level and block alone decide."""
+    """Returns the tokens (b, n, c) in another order, which depends on seed, noise level and block alone."""
     run, site, count, device = call.run, call.site, call.tokens.shape[1], call.tokens.device
     sigma = call.step.sigma
     order = run.once_at(sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, sigma, site, count))

@@ -1,7 +1,7 @@
-"""AutoGuidance (2406.02507): away from what a weaker model predicts for the same prompt and the same noisy latent.
+"""AutoGuidance (2406.02507): steers away from what a weaker model predicts for the same prompt and noisy latent.
 
-The weak model is the host's: loaded beside the model, called with its own options, so that its LoRA, adapters and
-quantisation count. Two patchers of one network cannot both be loaded; then the weak one gets a network of its own.
+The host loads the weak model beside the model and calls it with its own options, so that its LoRA, adapters and
+quantisation count. If both are patchers of one network, they cannot both be loaded, so the weak one gets a copy of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ...engine.span import Span
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
 WRAPPER = "reins_weak_model"
-SHAPE = ("model_channels", "channel_mult", "num_res_blocks")  # of a UNet that takes the same residuals
+RESIDUAL_SETTINGS = ("model_channels", "channel_mult", "num_res_blocks")  # they decide which residuals fit a UNet
 
 
 class WeakModelGuidance(io.ComfyNode):
@@ -59,7 +59,7 @@ class WeakModelGuidance(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float
     ) -> io.NodeOutput:
-        _check(model, weak_model)
+        _check_same_kind(model, weak_model)
         if scale == 0:
             return io.NodeOutput(model)
         return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent)))
@@ -67,13 +67,13 @@ class WeakModelGuidance(io.ComfyNode):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WeakModel(Entry):
-    """Another model of the same latents, and whether it is another patcher of the very same network."""
+    """Another model of the same latents, and whether it is a patcher of the same network."""
 
     model: ModelPatcher
     is_shared: bool
 
     def predict(self, args: Args) -> Tensor:
-        """(b, c, h, w): its prediction for the positive."""
+        """Returns its prediction (b, c, h, w) for the positive."""
         run = run_of(args["model_options"])
         options = run.once((self, "options"), lambda: self._prepared(args, run))
         key = (self, "conds", tuple(cond["uuid"] for cond in args["cond"]))
@@ -85,7 +85,7 @@ class WeakModel(Entry):
     def _prepared(self, args: Args, run: Run) -> Args:
         options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
         comfy.sampler_helpers.prepare_model_patcher(self.model, {}, options)
-        own = copy(run)  # the same sampling run with caches of its own, for its weights are others
+        own = copy(run)  # the same sampling run with separate caches, because the weights differ
         own.forget()
         own.names = {cond["uuid"]: "positive" for cond in args["cond"]}
         given = args["model_options"]["transformer_options"]
@@ -97,7 +97,7 @@ class WeakModel(Entry):
         return options
 
     def _conds(self, args: Args) -> list[dict]:
-        """The positive as this model takes it. What stands on it for the other one's weights is left out."""
+        """Returns the positive as this model takes it. Drops hooks and ControlNets that belong to the other model."""
         model, x = self.model.model, args["input"]
         dropped = ("hooks",) if same_shape(model, args["model"]) else ("hooks", "control")
         conds = [{key: value for key, value in cond.items() if key not in dropped} for cond in args["cond"]]
@@ -107,16 +107,16 @@ class WeakModel(Entry):
 
 
 def same_shape(model: Any, other: Any) -> bool:
-    """Whether the residuals of one model's ControlNet fit the other."""
-    return all(_said(model, name) == _said(other, name) for name in SHAPE)
+    """Returns whether the residuals of one model's ControlNet fit the other."""
+    return all(_unet_setting(model, name) == _unet_setting(other, name) for name in RESIDUAL_SETTINGS)
 
 
-def _said(model: Any, name: str) -> Any:
+def _unet_setting(model: Any, name: str) -> Any:
     return model.model_config.unet_config.get(name)
 
 
 def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: Span) -> ModelPatcher:
-    """A clone of `model` that is steered away from what `weak` predicts for the positive."""
+    """Returns a clone of `model` that is steered away from what `weak` predicts for the positive."""
     is_shared = model.is_clone(weak) and _same_weights(model, weak)
     if model.is_clone(weak) and not is_shared:
         weak = with_own_network(weak)
@@ -127,18 +127,21 @@ def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: 
             return args["denoised"]
         return args["denoised"] + scale * (args["cond_denoised"] - entry.predict(args))
 
-    beside = [*weak.model_patches_models(), *weak.get_nested_additional_models()]
-    networks = beside if is_shared else [weak, *beside]
+    additional = [*weak.model_patches_models(), *weak.get_nested_additional_models()]
+    networks = additional if is_shared else [weak, *additional]
     model = load_with(model, *networks) if networks else model.clone()
     append(model, entry)
     add_post_cfg(model, "weak model", add_to_result)
     install_guidance(model)
-    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_weights, WRAPPER)
+    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_shared_weights, WRAPPER)
     return model
 
 
-def check_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
-    """PREPARE_SAMPLING wrapper: ValueError where a network that two models share was changed for one of them."""
+def check_shared_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+    """Checks the weights of a network that two models share, as a PREPARE_SAMPLING wrapper.
+
+    Raises ValueError if the weights were changed for one of the models.
+    """
     for entry in entries(model.model_options["transformer_options"], WeakModel):
         if entry.is_shared and not _same_weights(model, entry.model):
             raise ValueError(
@@ -149,34 +152,37 @@ def check_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any)
 
 
 def _same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:
-    """By the patches themselves: a hook on a prompt gives a patcher another uuid, and changes no weight for good."""
+    """Returns whether two patchers have the same patches.
+
+    The uuids of patchers do not show it: a hook on a prompt changes the uuid, but no weight for good.
+    """
     keys = model.patches.keys()
-    same = keys == other.patches.keys() and all(_same(model.patches[key], other.patches[key]) for key in keys)
+    same = keys == other.patches.keys() and all(_same_patches(model.patches[key], other.patches[key]) for key in keys)
     return same and model.object_patches == other.object_patches
 
 
-def _same(patches: Sequence[Any], others: Sequence[Any]) -> bool:
+def _same_patches(patches: Sequence[Any], others: Sequence[Any]) -> bool:
     return len(patches) == len(others) and all(a is b for a, b in zip(patches, others, strict=True))
 
 
 def with_own_network(model: ModelPatcher) -> ModelPatcher:
-    """A clone with the same patches on a copy of the network, which lies where the host keeps what is not in use."""
+    """Returns a clone with the same patches on a copy of the network, which is on the host's offload device."""
     if getattr(model, "cached_patcher_init", None) is not None:  # newer hosts can read the file again
         load, arguments, *part = model.cached_patcher_init
-        found = load(*arguments)
-        fresh = found[part[0]] if part else found
+        loaded = load(*arguments)
+        fresh = loaded[part[0]] if part else loaded
         own = model.clone(model_override=fresh.get_clone_model_override())
         own.hook_backup, own.clone_base_uuid = {}, uuid4()
-        own.parent = None  # of another network: the host would take it for its owner
+        own.parent = None  # the parent is a patcher of another network, but the host would take it for the owner
         return own
     loaded = comfy.model_management.current_loaded_models
-    for i in reversed(range(len(loaded))):  # a network in use has its weights changed in place
+    for i in reversed(range(len(loaded))):  # in a network in use the weights are changed in place
         if loaded[i].model is not None and model.is_clone(loaded[i].model):
             loaded.pop(i).model_unload()
     own = model.clone()
     own.parent = None
-    kept = (model.model.model_config, getattr(model.model, "current_patcher", None))  # not to be copied
-    own.model = deepcopy(model.model, {id(value): value for value in kept})
+    not_copied = (model.model.model_config, getattr(model.model, "current_patcher", None))
+    own.model = deepcopy(model.model, {id(value): value for value in not_copied})
     for name in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):
         if hasattr(own, name):
             setattr(own, name, {})
@@ -187,13 +193,13 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
     return own
 
 
-def _check(model: ModelPatcher, weak: ModelPatcher) -> None:
-    """ValueError where the two models do not speak of the same latents, noise or text."""
-    found, wanted = (type(patcher.model.latent_format).__name__ for patcher in (weak, model))
-    if found != wanted:
+def _check_same_kind(model: ModelPatcher, weak: ModelPatcher) -> None:
+    """Raises ValueError if the two models differ in latents, noise or text."""
+    weak_format, model_format = (type(patcher.model.latent_format).__name__ for patcher in (weak, model))
+    if weak_format != model_format:
         raise ValueError(
-            f"weak_model should take the same latents as model ({wanted}), but takes {found}. Choose a weaker model of "
-            f"the same family."
+            f"weak_model should take the same latents as model ({model_format}), but takes {weak_format}. Choose a "
+            f"weaker model of the same family."
         )
     flows = [isinstance(patcher.get_model_object("model_sampling"), CONST) for patcher in (weak, model)]
     if flows[0] != flows[1]:

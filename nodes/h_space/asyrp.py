@@ -1,4 +1,4 @@
-"""The sampler of Asyrp (2210.10960): exact, whatever guidance the model has, with quality boosting at the end."""
+"""The sampler of Asyrp (2210.10960): exact with any guidance on the model, and with quality boosting at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .edit import Edit, entries_of
 
 @dataclass(frozen=True, eq=False)
 class Asyrp:
-    """h is edited until `edit_end` percent of the run; from `boost_start` on `boost_eta` of the noise is drawn anew."""
+    """h is edited until `edit_end` (0 to 1) of the run. From `boost_start` on `boost_eta` of the noise is renewed."""
 
     edit: Edit
     edit_end: float
@@ -35,7 +35,7 @@ class Asyrp:
 
 
 def asyrp_sampler(asyrp: Asyrp) -> KSAMPLER:
-    """A sampler of the host."""
+    """Returns a sampler of the host."""
     return KSAMPLER(sample_asyrp, {"asyrp": asyrp})
 
 
@@ -44,7 +44,10 @@ def sample_asyrp(
     model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict], None] | None = None, disable: bool | None = None, *, asyrp: Asyrp,
 ) -> Tensor:  # fmt: skip
-    """(b, c, h, w), as the host calls its samplers; while h is edited the model is asked twice in each step."""
+    """Returns what is sampled (b, c, h, w), as the host calls its samplers.
+
+    While h is edited, the model is called twice in each step. Raises ValueError if the direction does not fit it.
+    """
     extra_args = dict(extra_args or {})
     guider = model.inner_model
     sampling = guider.inner_model.model_sampling
@@ -78,7 +81,7 @@ def sample_asyrp(
 
 
 def with_edit(model_options: Mapping[str, Any], edit: Edit, run: Run) -> Args:
-    """The model's options for a call in which h is edited in every prediction."""
+    """Returns the model's options for a call in which h is edited in every prediction."""
     options = dict(model_options.get("transformer_options", {}))
     added = entries_of(replace(edit, asymmetric=False, span=WHOLE_RUN))
     options[KEY] = [*options.get(KEY, ()), *added]
@@ -87,7 +90,7 @@ def with_edit(model_options: Mapping[str, Any], edit: Edit, run: Run) -> Args:
 
 
 def load(edit: Edit) -> None:
-    """Load the network of a delta block beside what is in use; the host knows samplers as having none."""
+    """Loads the network of a delta block beside the models in use, because the host loads none for a sampler."""
     if isinstance(edit.direction, BlockDirection):
         in_use = comfy.model_management.loaded_models(only_currently_used=True)
         comfy.model_management.load_models_gpu([*in_use, edit.direction.network])

@@ -1,7 +1,7 @@
-"""Captures a direction in h-space: the model samples, and at each step it is noted how h differs between two prompts.
+"""Captures a direction in h-space: the model samples, and how h differs between two prompts is noted at each step.
 
-Or how h varies from picture to picture: its principal components, for which no prompts are needed (as in the work on
-directions found without supervision, e.g. 2303.11073).
+Without prompts the direction is a principal component of h over the pictures (as in work on directions without
+supervision, e.g. 2303.11073).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ...engine.unet import family_of, unet_of
 from ...models.h_space.files import sort_directions
 from ...models.h_space.steps import principal_direction
 from .direction import FAMILY, SITE, PromptDirection, StoredDirection, note_h, noted_h
-from .edit import Edit, ask_for_prompts, entries_of
+from .edit import Edit, entries_of, predict_prompts
 
-SEEDS = 2**64  # as many as the host takes
-PLAIN = uuid4()  # under which the layer notes h of the positive
+SEEDS = 2**64  # the host takes 0 to 2**64 - 1
+PLAIN = uuid4()  # the name under which the layer notes h of the positive
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """What is to be captured: `samples` runs of `steps` from a latent, seeded one after the other."""
+class CaptureRequest:
+    """What to capture: `samples` runs of `steps` from a latent, with seeds that count up."""
 
     positive: list
     latent: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(eq=False)
 class _Recorder:
-    """What the runs of one capture leave: for each h of its pictures (b, c, h, w), step by step."""
+    """What the runs of a capture note: for each run h (b, c, h, w) of its pictures at each step."""
 
     runs: list[list[Tensor]] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
@@ -60,12 +60,12 @@ class _Recorder:
             self.sigmas.append(sigma)
 
     def stacked(self) -> Tensor:
-        """(samples * b, t, c, h, w)"""
+        """Returns h of all runs (samples * b, t, c, h, w)."""
         return torch.cat([torch.stack(steps, 1) for steps in self.runs])
 
 
-def capture_difference(model: ModelPatcher, request: Request, prompts: PromptDirection) -> StoredDirection:
-    """The mean of what a target prompt has in h and a source prompt has not, at the pictures of the positive."""
+def capture_difference(model: ModelPatcher, request: CaptureRequest, prompts: PromptDirection) -> StoredDirection:
+    """Returns the mean difference of h from a source prompt to a target prompt, at the pictures of the positive."""
     edit = Edit(direction=prompts, strength=0.0, span=WHOLE_RUN, both=False)
     steered = add_feature_layer(model, SITE, edit)
     for rows in entries_of(edit)[1:]:
@@ -73,16 +73,16 @@ def capture_difference(model: ModelPatcher, request: Request, prompts: PromptDir
     recorder = _Recorder()
 
     def difference(args: Args, step: Step) -> Tensor:
-        ask_for_prompts(args, step, [edit])
-        source, target = (_found(step, side) for side in (prompts.source_id, prompts.target_id))
+        predict_prompts(args, step, [edit])
+        source, target = (_whole_h(step, side) for side in (prompts.source_id, prompts.target_id))
         return target - source
 
     _run(steered, request, recorder, difference)
     return _direction(model, request, recorder, recorder.stacked().mean(0), prompts.name)
 
 
-def capture_component(model: ModelPatcher, request: Request, number: int) -> StoredDirection:
-    """One standard deviation along a principal component of h over the samples."""
+def capture_component(model: ModelPatcher, request: CaptureRequest, number: int) -> StoredDirection:
+    """Returns one standard deviation along a principal component of h over the samples."""
 
     def note(call: FeatureCall) -> None:
         for h, chunk in zip(call.split(call.feature), call.chunks, strict=True):
@@ -90,12 +90,12 @@ def capture_component(model: ModelPatcher, request: Request, number: int) -> Sto
                 note_h(call.step, PLAIN, None, h)
 
     recorder = _Recorder()
-    _run(add_feature_layer(model, SITE, note), request, recorder, lambda args, step: _found(step, PLAIN))
-    found = principal_direction(recorder.stacked(), number)
-    return _direction(model, request, recorder, found, f"component {number}")
+    _run(add_feature_layer(model, SITE, note), request, recorder, lambda args, step: _whole_h(step, PLAIN))
+    component = principal_direction(recorder.stacked(), number)
+    return _direction(model, request, recorder, component, f"component {number}")
 
 
-def _found(step: Step, side: UUID) -> Tensor:
+def _whole_h(step: Step, side: UUID) -> Tensor:
     h = noted_h(step, side, None)
     if h is None:
         raise RuntimeError(
@@ -105,7 +105,9 @@ def _found(step: Step, side: UUID) -> Tensor:
     return h
 
 
-def _run(model: ModelPatcher, request: Request, recorder: _Recorder, what: Callable[[Args, Step], Tensor]) -> None:
+def _run(
+    model: ModelPatcher, request: CaptureRequest, recorder: _Recorder, what: Callable[[Args, Step], Tensor]
+) -> None:
     bar = comfy.utils.ProgressBar(request.steps * request.samples)
 
     def record(args: Args) -> Tensor:
@@ -127,7 +129,7 @@ def _run(model: ModelPatcher, request: Request, recorder: _Recorder, what: Calla
 
 
 def _direction(
-    model: ModelPatcher, request: Request, recorder: _Recorder, dh: Tensor, name: str
+    model: ModelPatcher, request: CaptureRequest, recorder: _Recorder, dh: Tensor, name: str
 ) -> StoredDirection:  # fmt: skip
     metadata = {
         FAMILY: family_of(unet_of(model), model),

@@ -1,4 +1,4 @@
-"""Directions in h-space, the bottleneck of a UNet (Asyrp, 2210.10960), and where they come from."""
+"""Directions in h-space, the bottleneck of a UNet (Asyrp, 2210.10960): from files, from prompts, or as networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EditedRows(NamedTuple):
     h: Tensor
     embedding: Tensor | None
     chunk: Chunk
-    window: Any  # what tells the context windows of a step apart
+    window: Any  # the key of the context window, different for each window of a step
     sigma: float
     run: Run
     step: Step | None
@@ -42,18 +42,18 @@ class EditedRows(NamedTuple):
 
 
 class HDirection(Protocol):
-    """What h may be moved along."""
+    """A direction along which h may be moved."""
 
     name: str
-    channels: int | None  # None: those of any model
+    channels: int | None  # None: any number
 
     def at(self, rows: EditedRows) -> Tensor | None:
-        """The change of h, (1 or b, c, h, w); None where it is not known yet in this step."""
+        """Returns the change of h (1 or b, c, h, w), or None if it is not known yet in this step."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredDirection:
-    """Directions for some noise levels, from a file or captured; `metadata` is the file's."""
+    """Directions for some noise levels, from a file or captured, with the metadata of a file."""
 
     name: str
     directions: Directions
@@ -91,10 +91,10 @@ class BlockDirection:
 
 @dataclass(frozen=True, eq=False)
 class PromptDirection:
-    """The difference that two prompts make to h at the same noisy picture, found anew at each step."""
+    """The difference that two prompts make to h at the same noisy picture, computed anew at each step."""
 
     name: str
-    positive: list  # what else is said beside the two texts
+    positive: list  # for all that a prompt holds beside its text
     source: list
     target: list
     source_id: UUID
@@ -102,23 +102,24 @@ class PromptDirection:
     channels: None = None
 
     def at(self, rows: EditedRows) -> Tensor | None:
-        found = [noted_h(rows.step, side, rows.window) for side in (self.source_id, self.target_id)]
-        if any(h is None for h in found):
+        source, target = (noted_h(rows.step, side, rows.window) for side in (self.source_id, self.target_id))
+        if source is None or target is None:
             return None
-        source, target = found
         return change_on_grid(target - source, rows.chunk.info, rows.grid).to(rows.h.dtype)
 
 
 def note_h(step: Step, side: UUID, window: Any, h: Tensor) -> None:
+    """Notes h (b, c, h, w) of a prompt for the rest of a step."""
     step.notes[(side, window)] = h
 
 
 def noted_h(step: Step | None, side: UUID, window: Any) -> Tensor | None:
+    """Returns h (b, c, h, w) that was noted of a prompt in a step, or None."""
     return None if step is None else step.notes.get((side, window))
 
 
 def change_on_grid(change: Tensor, info: ChunkInfo | None, grid: tuple[int, int]) -> Tensor:
-    """The part of a whole picture's change (1 or b, c, h, w) that a chunk shows, bilinearly on its own grid."""
+    """Returns the part of a picture's change (1 or b, c, h, w) that a chunk shows, resized to its grid (bilinear)."""
     if change.shape[-2:] == (1, 1):
         return change
     if info is not None and info.area is not None:
@@ -134,7 +135,10 @@ def _resized(change: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check_direction(direction: HDirection, model: ModelPatcher) -> None:
-    """ValueError where a direction is none of this model's h."""
+    """Checks the widths of a direction, and warns if it is of another family of models.
+
+    Raises ValueError if the direction does not fit this model.
+    """
     unet = unet_of(model)
     channels = channels_at(unet, SITE)
     if direction.channels not in (None, channels):
@@ -152,15 +156,16 @@ def check_direction(direction: HDirection, model: ModelPatcher) -> None:
     family = family_of(unet, model)
     if made_on not in (None, family):
         logger.warning(
-            "The direction %s was captured on a model that is %s; on this one, which is %s, it may mean nothing.",
+            "The direction %s was captured on a model that is %s. On this one, which is %s, it may mean nothing.",
             direction.name, made_on, family,
         )  # fmt: skip
 
 
-def as_direction(found: Any) -> HDirection:
-    if not isinstance(found, StoredDirection | BlockDirection | PromptDirection):
+def as_direction(direction: Any) -> HDirection:
+    """Returns a direction as it is. Raises ValueError if it is something else."""
+    if not isinstance(direction, StoredDirection | BlockDirection | PromptDirection):
         raise ValueError(
-            f"direction should come from one of the nodes for h-space directions, but is {type(found).__name__}. "
+            f"direction should come from one of the nodes for h-space directions, but is {type(direction).__name__}. "
             f"Connect such a node."
         )
-    return found
+    return direction

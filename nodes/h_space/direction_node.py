@@ -1,4 +1,4 @@
-"""Directions in h-space (Asyrp, 2210.10960) out of two prompts, at each step or captured over some pictures."""
+"""Directions in h-space (Asyrp, 2210.10960) from two prompts, at each step or captured over some pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ...engine.unet import unet_of
 from ..inputs.schema import make_input, schema
 from ..inputs.sockets import HDirectionSocket, checked_latent, checked_prompt
-from .capture import Request, capture_component, capture_difference
+from .capture import CaptureRequest, capture_component, capture_difference
 from .direction import PromptDirection
 
 METHODS = ("mean difference", "principal component")
@@ -94,7 +94,7 @@ class HDirectionCapture(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         unet_of(model)
         checked_latent(latent, "latent")
-        request = Request(_checked_positive(positive), latent, seed, steps, samples, pool)
+        request = CaptureRequest(_checked_positive(positive), latent, seed, steps, samples, pool)
         if method == METHODS[1]:
             pictures = samples * len(latent["samples"])
             if not component < pictures:

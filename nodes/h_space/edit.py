@@ -1,9 +1,9 @@
 """Asyrp (2210.10960): edits of the bottleneck h of a UNet while it samples.
 
-The edit is asymmetric where the sampler takes plain steps: the predicted picture is the edited one, the direction back
-to the noise is not. For this the model predicts both at each step, and what the edit changes is added so often that the
-sampler's own step becomes the paper's (models/h_space.py). Samplers that combine several predictions would mix edited
-and plain ones, so there h is edited in every prediction.
+The edit is asymmetric if the sampler takes plain steps: the predicted picture is edited, the direction back to the
+noise is not. For this the model predicts both at each step, and the change is multiplied so that the sampler's own step
+becomes the paper's (models/h_space/steps.py). Samplers that combine several predictions would mix edited and plain
+ones, so with these h is edited in every prediction.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from ...models.h_space.steps import effective_factor, following_level, levels_of
 from .direction import SITE, BlockDirection, EditedRows, HDirection, PromptDirection, note_h
 
 logger = logging.getLogger(__name__)
-ETAS = {"sample_euler": 0.0, "sample_euler_ancestral": 1.0}  # samplers of plain steps, and how much noise they renew
-TEXT = ("c_crossattn", "y")  # of what the host makes of a prompt: the text, and the numbers that go with it
-PARTIAL = ("area", "mask", "strength", "timestep_start", "timestep_end")  # what keeps a prompt to a part
+ETAS = {"sample_euler": 0.0, "sample_euler_ancestral": 1.0}  # samplers of plain steps, and the noise that they renew
+TEXT = ("c_crossattn", "y")  # the host's names of a prompt's text, and of the numbers that go with it
+PARTIAL = ("area", "mask", "strength", "timestep_start", "timestep_end")  # these keep a prompt to a part
 UNFINISHED = "h_space_unfinished"
 
 
@@ -52,12 +52,12 @@ class Edit:
     strength: float
     span: Span
     asymmetric: bool = True
-    both: bool = True  # the negative too
-    relative: bool = True  # to the length of h
+    both: bool = True  # the positive and the negative
+    relative: bool = True  # whether strength counts in lengths of h
     mask: Tensor | None = None  # (m, height, width)
 
     def __call__(self, call: FeatureCall) -> Tensor | None:
-        """Returns the change of h on the chunks that are edited, or None; notes the rows of the direction's prompts."""
+        """Returns the change of h (chunks * b, c, h, w), or None if there is none. Notes h of a direction's prompts."""
         features = call.split(call.feature)
         if isinstance(self.direction, PromptDirection):
             for chunk, h in zip(call.chunks, features, strict=True):
@@ -91,8 +91,8 @@ class Edit:
         if change is None:
             if call.step is None or not self.is_asymmetric(call.run):
                 raise RuntimeError(
-                    "An h-space direction from prompts needs the model to be asked for them first, but this guider or "
-                    "another node calls it by itself. Set mode to asymmetric with Euler, or capture the direction."
+                    "An h-space direction from prompts has to be found before the step, but this guider or another "
+                    "node calls the model by itself. Set mode to asymmetric with Euler, or capture the direction."
                 )
             call.step.notes[UNFINISHED] = True  # the prompts come in a later part of a split batch
             return None
@@ -113,7 +113,7 @@ class Edit:
         return call.run.once((self, grid, shown_by([chunk]), h.dtype, h.device), make)
 
     def is_asymmetric(self, run: Run) -> bool:
-        """Whether this run's sampler lets the edit be so."""
+        """Returns whether the edit is asymmetric in this run, which depends on the sampler."""
         return self.asymmetric and run.once((self, "asymmetric"), lambda: eta_of(run) is not None)
 
 
@@ -141,7 +141,7 @@ class EditedPrediction(ExtraPrediction):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PromptRows(ExtraPrediction):
-    """One of the two prompts of a direction at the noisy picture of this step, of which h is noted."""
+    """A prediction for one of the two prompts of a direction, in which h is noted."""
 
     text: list
     direction: PromptDirection
@@ -153,28 +153,28 @@ class PromptRows(ExtraPrediction):
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
         if not positive or not self._acting(args):
             return None
-        said = run_of(args["model_options"]).once((self, "text"), lambda: self._encoded(args))
+        encoded = run_of(args["model_options"]).once((self, "text"), lambda: self._encoded(args))
         whole = next((cond for cond in positive if cond.get("area") is None), positive[0])
         kept = {key: value for key, value in whole.items() if key not in PARTIAL}
-        return [{**kept, "model_conds": {**whole["model_conds"], **said}, "uuid": self.id}]
+        return [{**kept, "model_conds": {**whole["model_conds"], **encoded}, "uuid": self.id}]
 
     def _acting(self, args: Args) -> list[Edit]:
-        """The edits along this direction at this step; several nodes may share one."""
+        """Returns the edits along this direction at this step. Several nodes may share one direction."""
         terms = [entry.apply for entry in entries(args["model_options"]["transformer_options"], FeatureLayer)]
         edits = [term for term in terms if isinstance(term, Edit) and term.direction is self.direction]
         return [edit for edit in edits if in_span(edit.span, args)]
 
     def _encoded(self, args: Args) -> dict[str, Any]:
-        """The text as the model takes it, with all that is said beside it."""
+        """Returns the text as the model takes it, with what else the positive holds."""
         text, own = self.text[0]
-        told = comfy.sampler_helpers.convert_cond([[text, {**self.direction.positive[0][1], **own}]])
+        prompt = comfy.sampler_helpers.convert_cond([[text, {**self.direction.positive[0][1], **own}]])
         x = args["input"]
-        (encoded,) = comfy.samplers.encode_model_conds(args["model"].extra_conds, told, x, x.device, "positive")
+        (encoded,) = comfy.samplers.encode_model_conds(args["model"].extra_conds, prompt, x, x.device, "positive")
         return {name: cond for name, cond in encoded["model_conds"].items() if name in TEXT}
 
 
 def _fixed(name: str, **settings: Any) -> EditedPrediction:
-    """The same entry on all models: several edits share one prediction."""
+    """Returns the same entry for all models, so that several edits share one prediction."""
     return EditedPrediction(id=uuid5(NAMESPACE_URL, f"reins/h-space/{name}"), **settings)
 
 
@@ -182,7 +182,7 @@ POSITIVE, NEGATIVE = _fixed("positive"), _fixed("negative", is_negative=True)
 
 
 def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
-    """A clone of `model` whose h is edited while it samples."""
+    """Returns a clone of `model` whose h is edited while it samples."""
     model = load_with(model, edit.direction.network) if isinstance(edit.direction, BlockDirection) else model.clone()
     order = next_order(model)
     for entry in [*entries_of(edit), POSITIVE, NEGATIVE]:
@@ -190,9 +190,10 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
 
     def add_to_result(args: Args) -> Tensor:
         acting = active_edits(args)
-        if not acting or acting[-1] is not edit or args["cond"] is None:  # edits share a prediction: the last one adds
+        # Edits share a prediction, and the last edit adds it.
+        if not acting or acting[-1] is not edit or args["cond"] is None:
             return args["denoised"]
-        return args["denoised"] + _factor(args) * _change(args, acting)
+        return args["denoised"] + _step_factor(args) * _change(args, acting)
 
     add_post_cfg(model, "H-Space Edit", add_to_result)
     install_layers(model)
@@ -201,7 +202,7 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
 
 
 def entries_of(edit: Edit) -> list[HEdit | PromptRows]:
-    """What an edit leaves on a model: itself, and the two prompts that it may need."""
+    """Returns the entries of an edit on a model: itself, and the two prompts that it may need."""
     direction = edit.direction
     layer = HEdit(site=SITE, apply=edit, span=edit.span, reads_embedding=isinstance(direction, BlockDirection))
     if not isinstance(direction, PromptDirection):
@@ -214,30 +215,30 @@ def entries_of(edit: Edit) -> list[HEdit | PromptRows]:
 
 
 def active_edits(args: Args) -> list[Edit]:
-    """The asymmetric edits of a model that act at this step."""
+    """Returns the asymmetric edits of a model that act at this step."""
     run = run_of(args["model_options"])
     edits = [entry.apply for entry in entries(args["model_options"]["transformer_options"], HEdit)]
     return [edit for edit in edits if edit.is_asymmetric(run) and in_span(edit.span, args)]
 
 
 def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
-    """What edits change in the guided prediction, by the host's own guidance without what comes after it."""
+    """Returns the change of the guided prediction by edits, without what the host calls after its guidance."""
     step = current_step(args)
-    ask_for_prompts(args, step, edits)
+    predict_prompts(args, step, edits)
     guided = step.guided and args["uncond"] is not None
-    wanted = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in edits) else [])]
+    edited_predictions = [POSITIVE, *([NEGATIVE] if guided and any(edit.both for edit in edits) else [])]
     if step.notes.pop(UNFINISHED, False):
-        for extra in wanted:
-            step.predictions.pop(extra.id, None)
-    positive, *negative = predictions(args, wanted)
+        for prediction in edited_predictions:
+            step.predictions.pop(prediction.id, None)
+    positive, *negative = predictions(args, edited_predictions)
     if not guided:
         return positive - args["cond_denoised"]
-    edited = _combined(args, positive, negative[0] if negative else args["uncond_denoised"])
-    return edited - _combined(args, args["cond_denoised"], args["uncond_denoised"])
+    edited = _guided(args, positive, negative[0] if negative else args["uncond_denoised"])
+    return edited - _guided(args, args["cond_denoised"], args["uncond_denoised"])
 
 
-def ask_for_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
-    """The prompts of directions, where the host's slot was not asked for them."""
+def predict_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
+    """Predicts the prompts of directions if the host's slot did not."""
     noted = {key[0] for key in step.notes if isinstance(key, tuple)}
     rows = entries(args["model_options"]["transformer_options"], PromptRows)
     used = [edit.direction for edit in edits]
@@ -246,7 +247,7 @@ def ask_for_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
         predictions(args, missing)
 
 
-def _combined(args: Args, positive: Tensor, negative: Tensor) -> Tensor:
+def _guided(args: Args, positive: Tensor, negative: Tensor) -> Tensor:
     options = {key: value for key, value in args["model_options"].items() if key != "sampler_post_cfg_function"}
     return comfy.samplers.cfg_function(
         args["model"], positive, negative, args["cond_scale"], args["input"], args["sigma"], options, args["cond"],
@@ -254,10 +255,10 @@ def _combined(args: Args, positive: Tensor, negative: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _factor(args: Args) -> float:
-    """How often the change counts, for the step that the sampler takes from here."""
+def _step_factor(args: Args) -> float:
+    """Returns the factor on the change for the step that the sampler takes next."""
     run, sigma = run_of(args["model_options"]), current_step(args).sigma
-    run.once(_factor, lambda: logger.info("H-Space Edit is asymmetric, as in the paper (%s).", _sampler_of(run)))
+    run.once(_step_factor, lambda: logger.info("H-Space Edit is asymmetric, as in the paper (%s).", _sampler_of(run)))
     following = following_level(sigma, run.sigmas)
     if not following:
         return 1.0
@@ -268,14 +269,14 @@ def _factor(args: Args) -> float:
 def _warn_of_symmetry(run: Run) -> None:
     if run.sampler is not None:
         logger.warning(
-            "H-Space Edit is symmetric here and much weaker: the steps of the sampler %s are not Euler's. Take euler, "
-            "ddim or euler_ancestral, or in the place of this node Asyrp Sampler, for the asymmetric edit.",
+            "H-Space Edit is symmetric here and much weaker: the steps of the sampler %s are not Euler's. For the "
+            "asymmetric edit use euler, ddim or euler_ancestral, or Asyrp Sampler instead of this node.",
             _sampler_of(run),
         )
 
 
 def eta_of(run: Run) -> float | None:
-    """How much noise the run's sampler renews; None where its steps are not Euler's (DDIM is Euler in the host)."""
+    """Returns the share of noise that the sampler renews, or None if it is not Euler's (the host's DDIM is Euler)."""
     options = run.sampler.extra_options if isinstance(run.sampler, KSAMPLER) else {}
     name = _sampler_of(run)
     return None if name not in ETAS or options.get("s_churn") else options.get("eta", ETAS[name])

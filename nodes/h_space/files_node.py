@@ -1,4 +1,4 @@
-"""Directions in h-space (Asyrp, 2210.10960) from files and back."""
+"""Loads and saves directions in h-space (Asyrp, 2210.10960)."""
 
 from __future__ import annotations
 

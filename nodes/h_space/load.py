@@ -1,4 +1,4 @@
-"""Directions in h-space from files and back."""
+"""Reads directions in h-space from files, and writes them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .direction import BlockDirection, HDirection, StoredDirection
 
 
 def load_direction(path: Path) -> HDirection:
-    """ValueError for a file that holds something else."""
+    """Returns the direction of a file. Raises ValueError if the file holds something else."""
     name = path.name
     weights = {key: value for key, value in read_file(path).items() if isinstance(value, torch.Tensor)}
     check_finite(weights, name)
-    found = parse_h_space(weights, name)
-    if isinstance(found, BlockFile):
-        return _block(found, name)
-    return StoredDirection(name, found, read_metadata(path))
+    parts = parse_h_space(weights, name)
+    if isinstance(parts, BlockFile):
+        return _block_direction(parts, name)
+    return StoredDirection(name, parts, read_metadata(path))
 
 
-def _block(file: BlockFile, name: str) -> BlockDirection:
+def _block_direction(file: BlockFile, name: str) -> BlockDirection:
     def make(operations: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         return file.make(file.channels, file.time, operations, device, dtype)
 
@@ -32,11 +32,11 @@ def _block(file: BlockFile, name: str) -> BlockDirection:
 
 
 def save_direction(direction: HDirection, path: Path) -> None:
-    """ValueError for a direction that is no tensor of its own."""
+    """Writes a captured direction to a safetensors file. Raises ValueError if the direction is of another kind."""
     if not isinstance(direction, StoredDirection):
         raise ValueError(
-            f"A captured direction can be saved, but {direction.name} is made anew at each step. Put H-Space Direction "
-            f"Capture before the save node; a delta block is a file already."
+            f"Only a captured direction can be saved, but {direction.name} is made anew at each step. Put H-Space "
+            f"Direction Capture before the save node. A delta block is a file already."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {DH: direction.directions.dh.contiguous(), SIGMAS: torch.tensor(direction.directions.sigmas)}

@@ -25,5 +25,5 @@ def adaptive_input() -> io.Input:
 
 
 def make_fade(name: str, adaptive_scale: float = 0.0) -> Fade | None:
-    """The fade that an option names; None for a constant scale."""
+    """Returns the fade that an option names, or None for a constant scale."""
     return {"none": None, "linear": linear, "adaptive (peer)": adaptive(adaptive_scale)}[name]

@@ -14,7 +14,10 @@ PART = re.compile(
 
 
 def parse_layers(text: str, sites: Sequence[Site]) -> list[Site]:
-    """The sites that a text names, in execution order; ValueError for a wrong text or a layer the model lacks."""
+    """Returns the sites that a text names, in execution order.
+
+    Raises ValueError if the text is wrong or names a layer that the model lacks.
+    """
     chosen: set[Site] = set()
     parts = [part.strip() for part in text.lower().split(",") if part.strip()]
     if not parts:
@@ -35,7 +38,7 @@ def _named(part: str, sites: Sequence[Site]) -> list[Site]:
         )
     letter = match["letter"]
     numbers = dict(enumerate(_block_numbers(LETTERS[letter], sites)))
-    found: list[Site] = []
+    named: list[Site] = []
     for position in positions:
         block = [site for site in sites if site[1:3] == (LETTERS[letter], numbers.get(position))]
         wanted = block if indices is None else [site for site in block if site.index in indices]
@@ -44,8 +47,8 @@ def _named(part: str, sites: Sequence[Site]) -> list[Site]:
                 f"layers: {part!r} names a layer {letter}{position}{_dotted(indices)} that the model does not have. "
                 f"{_available(sites)}"
             )
-        found += wanted
-    return found
+        named += wanted
+    return named
 
 
 def _range(first: str, last: str | None) -> range:

@@ -1,4 +1,4 @@
-"""Where the save nodes write."""
+"""The paths to which the save nodes write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...engine.folders import output_folder
 
 
 def numbered_path(folder: str, filename_prefix: str) -> Path:
-    """The next free file of that name in output/`folder`; ValueError for a name that leads out of it."""
+    """Returns the next free file of that name in output/`folder`. Raises ValueError if the name leads out of it."""
     root = output_folder(folder).resolve()
     target = (root / filename_prefix).resolve()
     if not target.is_relative_to(root) or target == root:

@@ -10,13 +10,13 @@ from comfy_api.latest import io
 
 
 def schema(**fields: Any) -> io.Schema:
-    """An io.Schema without the keywords that this host does not know: one unknown keyword hides the whole pack."""
+    """Returns an io.Schema without the keywords that this host does not know. One such keyword hides the whole pack."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 
 def make_input(kind: type, name: str, **fields: Any) -> io.Input:
-    """An input of a kind (io.Float, ...) without the keywords that this host does not know."""
+    """Returns an input of a kind (io.Float, ...) without the keywords that this host does not know."""
     known = inspect.signature(kind.Input.__init__).parameters
     return kind.Input(name, **{key: value for key, value in fields.items() if key in known})
 

@@ -1,4 +1,4 @@
-"""The pack's own socket types, and checks of pictures and masks that come in through the host's."""
+"""The socket types of this pack, and checks of what comes in through the host's socket types."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ ImageTokensSocket = io.Custom("IMAGE_TOKENS")
 UniConSocket = io.Custom("UNICON")
 HDirectionSocket = io.Custom("H_DIRECTION")
 FaceEmbedsSocket = io.Custom("FACE_EMBEDS")
-PeerEmbedsSocket = io.Custom("EMBEDS")  # of the widely used IPAdapter pack
+PeerEmbedsSocket = io.Custom("EMBEDS")  # of ComfyUI_IPAdapter_plus
 
 
 def checked_image(image: Tensor, name: str) -> Tensor:
-    """Pictures (b, h, w, c) as they are; ValueError for another shape, none at all, or NaN."""
+    """Returns pictures (b, h, w, c) as they are. Raises ValueError if they have another shape, no picture, or NaN."""
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape:
         raise ValueError(
-            f"{name} should be pictures of shape (images, height, width, 3), but is {_shape(image)}. Connect an IMAGE."
+            f"{name} should be pictures of shape (images, height, width, 3), but is {shape_text(image)}. Connect an "
+            f"IMAGE."
         )
     return finite_tensor(image, name)
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
-    """(m, h, w), from a mask with or without a batch; ValueError for another shape, NaN, or a mask that is all 0."""
+    """Returns masks (m, h, w) of a mask with or without a batch.
+
+    Raises ValueError if the mask has another shape or NaN, or is 0 everywhere.
+    """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ValueError(f"{name} should have shape (masks, height, width), but is {_shape(mask)}. Connect a MASK.")
+        raise ValueError(f"{name} should have shape (masks, height, width), but is {shape_text(mask)}. Connect a MASK.")
     mask = finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
     if not mask.any():
         raise ValueError(
@@ -42,18 +46,18 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
 
 
 def checked_latent(latent: Any, name: str) -> Tensor:
-    """The samples (b, c, h, w) of a LATENT; ValueError for video, several packed in one, or NaN."""
+    """Returns the samples (b, c, h, w) of a LATENT. Raises ValueError if they are of another shape or have NaN."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) or samples.ndim != 4 or 0 in samples.shape:
         raise ValueError(
             f"{name} should be the latent of pictures, of shape (pictures, channels, height, width), but is "
-            f"{_shape(samples)}. Connect a VAE Encode."
+            f"{shape_text(samples)}. Connect a VAE Encode."
         )
     return finite_tensor(samples, name, "finite numbers")
 
 
 def checked_prompt(conditioning: Any, name: str) -> Tensor:
-    """The text (1 or n, tokens, width) of a CONDITIONING; ValueError where it is not one prompt."""
+    """Returns the text (1 or n, tokens, width) of a CONDITIONING. Raises ValueError if it is not one prompt."""
     count = len(conditioning) if isinstance(conditioning, list) else 0
     text = conditioning[0][0] if count == 1 else None
     if not isinstance(text, Tensor) or text.ndim != 3:
@@ -64,6 +68,7 @@ def checked_prompt(conditioning: Any, name: str) -> Tensor:
 
 
 def finite_tensor(values: Tensor, name: str, numbers: str = "numbers from 0 to 1") -> Tensor:
+    """Returns a tensor (b, ...) as it is. Raises ValueError if some numbers are not finite."""
     if not torch.isfinite(values).all():
         raise ValueError(
             f"{name} should hold {numbers}, but some are not finite (NaN). Look at what made it: a failed "
@@ -72,5 +77,6 @@ def finite_tensor(values: Tensor, name: str, numbers: str = "numbers from 0 to 1
     return values
 
 
-def _shape(value: object) -> str:
+def shape_text(value: object) -> str:
+    """Returns the shape of a tensor, or the type of anything else, for a message."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

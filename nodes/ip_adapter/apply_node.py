@@ -58,7 +58,7 @@ class IPAdapterApply(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, weight_type: str, scaling: str) -> bool | str:
-        """The names of the widely used pack are taken too, so that old graphs run."""
+        """Takes the names of ComfyUI_IPAdapter_plus too, so that old graphs run."""
         for name, value, ours, theirs in (
             ("weight_type", weight_type, WEIGHT_TYPES, PEER_NAMES),
             ("scaling", scaling, SCALINGS, PEER_SCALINGS),
@@ -121,7 +121,7 @@ class IPAdapterSimple(io.ComfyNode):
         adapter = as_ip_adapter(ipadapter)
         if adapter.kind.face:
             raise ValueError(
-                f"{adapter.name} is a FaceID file and wants the identity of a face, which this node has no input for. "
+                f"{adapter.name} is a FaceID file and needs the identity of a face, but this node has no input for it. "
                 f"Use Face Embeds, IP-Adapter Encode and IP-Adapter Apply."
             )
         (tokens,) = IPAdapterEncode.execute(adapter, clip_vision, image).result
@@ -131,7 +131,7 @@ class IPAdapterSimple(io.ComfyNode):
 
 
 def check_tokens(tokens: ImageTokens, adapter: IPAdapter) -> None:
-    """ValueError for tokens that another file made."""
+    """Raises ValueError if another file made the tokens, or if they have NaN."""
     if not isinstance(tokens, ImageTokens):
         raise ValueError(
             f"tokens should come from IP-Adapter Encode or Load Image Tokens, but are {type(tokens).__name__}. Put "
@@ -140,7 +140,7 @@ def check_tokens(tokens: ImageTokens, adapter: IPAdapter) -> None:
     context = adapter.kind.context
     if tokens.cond.shape[-1] != context or tokens.fingerprint != adapter.fingerprint:
         raise ValueError(
-            f"{adapter.name} reads tokens of its own, {context} wide, but these are {tokens.cond.shape[-1]} wide and "
+            f"{adapter.name} reads its own tokens, {context} wide, but these are {tokens.cond.shape[-1]} wide and "
             f"were made by {tokens.made_by}. Encode the image with the same file that is applied."
         )
     if not all(torch.isfinite(part).all() for part in (tokens.cond, tokens.uncond, tokens.black)):

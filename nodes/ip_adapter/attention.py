@@ -1,9 +1,9 @@
-"""IP-Adapter (2308.06721): image tokens as a second text, with an attention of their own in every layer.
+"""IP-Adapter (2308.06721): image tokens as a second text, with a separate attention in every layer.
 
     out = Attention(q, k_text, v_text) + weight * Attention(q, tokens W_k, tokens W_v)        (equation 5)
 
-Nothing of the second term's k and v changes during a run, so they are made once and kept on the run's device; the
-adapter's weights visit the device one matrix at a time, as the host casts them, and do not stay.
+The second term's k and v do not change during a run, so they are made once and kept on the run's device. The host
+casts the adapter's weights to the device one matrix at a time, and they do not stay there.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from ...engine.unet import Site
 from ...models.ip_adapter.files import Kind
 from ...models.ip_adapter.weights import LayerWeight, Scaling, weight_keys_and_values
 
-Role = Literal["cond", "uncond"]
+TokenRole = Literal["cond", "uncond"]
 
 
 @dataclass(frozen=True, eq=False)
 class IPAdapter:
-    """A file as the host's patchers; `lora` is by number of the attention, `clip_vision` came along with it.
+    """A file as the host's patchers.
 
-    `fingerprint` tells its projection from others, whatever the file is called.
+    `lora` is by number of the attention. `clip_vision` is the image encoder that another pack loaded with the file.
+    `fingerprint` is the same for files with one projection, whatever their names.
     """
 
     name: str
@@ -52,9 +53,10 @@ class IPAdapter:
 
 @dataclass(frozen=True, eq=False)
 class ImageTokens:
-    """cond (images, tokens, context), uncond (1, tokens, context); `black` is the uncond of the widely used pack.
+    """cond (images, tokens, context) and uncond (1, tokens, context).
 
-    `weights` (images,) are those of a concat, or of each frame. The last two say which file made them.
+    `black` is the uncond of ComfyUI_IPAdapter_plus. `weights` (images,) are those of a concat, or of each frame. The
+    last two fields say which file made the tokens.
     """
 
     cond: Tensor
@@ -67,16 +69,16 @@ class ImageTokens:
 
 @dataclass(frozen=True, eq=False)
 class SiteWeight:
-    """What a layer does: which matrices of the file, how strongly, and to which chunks."""
+    """Which matrices of the file a layer uses, how strongly, and on which chunks."""
 
     number: int  # of the text attention in the file
     layer: LayerWeight
 
 
 class ActingChunk(NamedTuple):
-    """A chunk that the image speaks to, in this role."""
+    """A chunk on which the image acts, and which tokens it reads."""
 
-    role: Role
+    role: TokenRole
     chunk: Chunk
 
 
@@ -86,9 +88,9 @@ class ImagePrompt:
 
     adapter: IPAdapter
     cond: Tensor  # (images, tokens, context)
-    uncond: Tensor  # as many where the images of cond are one prompt together
+    uncond: Tensor  # (1 or images, tokens, context): one for each image if the images are one prompt together
     weights: Tensor  # (images,), of frames
-    copies: Tensor | None  # (images,) for the logits of images that are one prompt together, where they differ
+    copies: Tensor | None  # (images,): added to the logits of images that are one prompt together, if they differ
     sites: Mapping[Site, SiteWeight]
     scaling: Scaling
     mask: Tensor | None  # (m, height, width)
@@ -96,7 +98,7 @@ class ImagePrompt:
     only_for: str
 
     def __call__(self, call: Call, below: Attend) -> Tensor:
-        """The layer: what lies below, and the image's attention on the rows that it is for."""
+        """Returns the attention (b, tokens, c) with the image's term on the rows that it is for."""
         out = below(call)
         if (self.only_for or self.mask is not None) and call.lacks_conds:
             raise RuntimeError(
@@ -111,15 +113,16 @@ class ImagePrompt:
         image = self._attend(call, q if len(acting) == count else pick(q, numbers, count), acting)
         return add(out, count, (numbers, image))
 
-    def _role(self, chunk: Chunk, site: Site) -> Role | None:
+    def _role(self, chunk: Chunk, site: Site) -> TokenRole | None:
         if self.only_for and (chunk.info is None or self.only_for not in chunk.info.names):
             return None
-        if self.sites[site].layer.swapped:  # the positive's zeros have no keys and no values: nothing
+        if self.sites[site].layer.swapped:
+            # The positive would read zeros, whose keys and values are zeros and add nothing.
             return "cond" if chunk.is_negative else None
         return "uncond" if chunk.is_negative else "cond"
 
     def _attend(self, call: Call, q: Tensor, acting: Sequence[ActingChunk]) -> Tensor:
-        """Returns the image's term (chunks * b, tokens, c), masked, for the queries q of the chunks like it."""
+        """Returns the image's term (chunks * b, tokens, c), masked, for queries q of the same shape."""
         count, tokens = len(acting), q.shape[1]
         if self.per_frame:
             out = attention_pytorch(q, *self._per_row(call, acting), call.heads)
@@ -148,7 +151,7 @@ class ImagePrompt:
         return call.run.once((self, call.site, roles, call.q.dtype, call.q.device), stack)
 
     def _per_row(self, call: Call, acting: Sequence[ActingChunk]) -> tuple[Tensor, Tensor]:
-        """Returns k and v (chunks * b, tokens, c): image i for row i, the last one for those beyond."""
+        """Returns k and v (chunks * b, tokens, c): those of image i for row i, and the last ones for further rows."""
         parts = []
         for role, chunk in acting:
             pair = self._project(call, role)
@@ -167,10 +170,10 @@ class ImagePrompt:
         key = (self, "rows", images, count, device)
         return call.run.once(key, lambda: torch.tensor(clamped(images, count), device=device))
 
-    def _project(self, call: Call, role: Role) -> tuple[Tensor, Tensor]:
+    def _project(self, call: Call, role: TokenRole) -> tuple[Tensor, Tensor]:
         """Returns k and v (images, tokens, c) in the type and on the device of q, made once per run.
 
-        Those of frames are scaled later.
+        Those of frames get their weights later.
         """
         like, site_weight = call.q, self.sites[call.site]
 
@@ -184,7 +187,7 @@ class ImagePrompt:
         return call.run.once((self, call.site, role, like.dtype, like.device), project)
 
     def _bias(self, run: Run, k: Tensor) -> Tensor | None:
-        """(1, 1, images * tokens) for the logits; None where all images weigh the same."""
+        """Returns what is added to the logits (1, 1, images * tokens), or None if all images weigh the same."""
         if self.copies is None:
             return None
         per_image = k.shape[1] // len(self.copies)
@@ -200,5 +203,5 @@ class ImagePrompt:
 
 
 def add_image_prompt(model: ModelPatcher, prompt: ImagePrompt, span: Span) -> ModelPatcher:
-    """A clone of `model` that is prompted with images too."""
+    """Returns a clone of `model` that is prompted with images too."""
     return add_attention_layer(model, prompt.sites, prompt, span)

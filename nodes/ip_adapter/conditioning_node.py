@@ -1,4 +1,4 @@
-"""Gives a prompt a name, for adapters that shall act on it alone."""
+"""Gives a prompt a name, for adapters that should act on it alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From pictures to image tokens: the host's image encoder, then the adapter's projection.
+"""Makes image tokens of pictures: the host's image encoder, then the adapter's projection.
 
 The uncond of the paper is an encoding of zeros: zero embeddings, or a picture that is zero after normalisation (the
-mean colour). The widely used pack encodes a black picture instead; both are made.
+mean colour). ComfyUI_IPAdapter_plus encodes a black picture instead. Both are made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ...models.ip_adapter.combine import Combine, combine, copy_logits, parse_we
 from .attention import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
-Uncond = Literal["paper", "black"]
+UncondPicture = Literal["paper", "black"]
 AT_ONCE = 16  # pictures in one call of the encoder
 
 
 class Encoding(NamedTuple):
-    """What an image encoder says of b pictures; a part that is not known is None."""
+    """What an image encoder makes of b pictures. A part that is not known is None."""
 
     image_embeds: Tensor | None  # (b, c)
     penultimate_hidden_states: Tensor | None  # (b, n, c)
@@ -39,7 +39,7 @@ class Pictures(NamedTuple):
     mask: Tensor | None = None
 
 
-class Request(NamedTuple):
+class TokenRequest(NamedTuple):
     """What the tokens are made of: an encoding or a face or both, and how several pictures become one."""
 
     positive: Encoding | None
@@ -48,15 +48,18 @@ class Request(NamedTuple):
     clip_vision: ClipVisionModel | None = None
     weights: str = ""
     combine: Combine = "concat"
-    uncond: Uncond = "paper"
+    uncond: UncondPicture = "paper"
 
 
-# The encoding of an empty picture never changes, and lives as long as its encoder.
-_EMPTY: WeakKeyDictionary[ClipVisionModel, dict[Uncond, Encoding]] = WeakKeyDictionary()
+# The encoding of an empty picture never changes. It is kept as long as its encoder.
+_EMPTY: WeakKeyDictionary[ClipVisionModel, dict[UncondPicture, Encoding]] = WeakKeyDictionary()
 
 
 def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
-    """What the encoder says of pictures, fitted and masked; what the mask hides is the mean colour."""
+    """Returns the encoding of pictures, fitted and masked. What the mask hides is the mean colour.
+
+    Raises ValueError if there are neither one mask nor one for each picture.
+    """
     pixels = _fitted(pictures.image[..., :3], pictures.fit, encoder, normalise=True)
     if pictures.mask is not None:
         if len(pictures.mask) not in (1, len(pictures.image)):
@@ -71,7 +74,7 @@ def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
 
 
 def _fitted(image: Tensor, fit: Fit, encoder: ClipVisionModel, normalise: bool) -> Tensor:
-    """(b, 3, size, size); the host's own resizing, with its mean and deviation or without."""
+    """Returns pictures (b, 3, size, size), resized by the host, with the encoder's mean and deviation or without."""
     mean, std = (encoder.image_mean, encoder.image_std) if normalise else ([0.0] * 3, [1.0] * 3)
     if fit == "pad":
         image = _padded(image, mean)
@@ -79,7 +82,7 @@ def _fitted(image: Tensor, fit: Fit, encoder: ClipVisionModel, normalise: bool) 
 
 
 def _padded(image: Tensor, colour: list[float]) -> Tensor:
-    """(b, s, s, 3): the picture in the middle of a square of the mean colour, which says nothing."""
+    """Returns pictures (b, size, size, 3) in the middle of a square of the mean colour, which the encoder ignores."""
     b, h, w, _ = image.shape
     side = max(h, w)
     square = image.new_tensor(colour).expand(b, side, side, 3).clone()
@@ -89,7 +92,7 @@ def _padded(image: Tensor, colour: list[float]) -> Tensor:
 
 
 def _encode(encoder: ClipVisionModel, pixels: Tensor) -> Encoding:
-    """As the host's encode_image does from its pixel values on, but of any pixel values."""
+    """Returns the encoding of pixel values (b, 3, size, size), as the host's encode_image makes it of pictures."""
     comfy.model_management.load_model_gpu(encoder.patcher)
     keep = comfy.model_management.intermediate_device()
     embeds, hidden = [], []
@@ -100,41 +103,41 @@ def _encode(encoder: ClipVisionModel, pixels: Tensor) -> Encoding:
     return Encoding(torch.cat(embeds), torch.cat(hidden))
 
 
-def empty_picture(encoder: ClipVisionModel, uncond: Uncond) -> Encoding:
-    """The encoding of a picture without content; made once for each encoder."""
-    made = _EMPTY.setdefault(encoder, {})
-    if uncond not in made:
+def empty_picture(encoder: ClipVisionModel, uncond: UncondPicture) -> Encoding:
+    """Returns the encoding of a picture without content, which is made once for each encoder."""
+    encodings = _EMPTY.setdefault(encoder, {})
+    if uncond not in encodings:
         size = encoder.image_size
         if uncond == "paper":
-            made[uncond] = _encode(encoder, torch.zeros(1, 3, size, size))
+            encodings[uncond] = _encode(encoder, torch.zeros(1, 3, size, size))
         else:
-            made[uncond] = encode_pictures(encoder, Pictures(torch.zeros(1, size, size, 3)))
-    return made[uncond]
+            encodings[uncond] = encode_pictures(encoder, Pictures(torch.zeros(1, size, size, 3)))
+    return encodings[uncond]
 
 
-def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
-    """The tokens of a request; ValueError where the file wants something else."""
-    seen = _read(adapter, request.positive)
+def make_tokens(adapter: IPAdapter, request: TokenRequest) -> ImageTokens:
+    """Returns the tokens of a request. Raises ValueError if the file reads something else."""
+    read = _read(adapter, request.positive)
     faces = _checked_faces(adapter, request.faces)
-    if seen is not None and faces is not None and len(seen) != len(faces):
+    if read is not None and faces is not None and len(read) != len(faces):
         raise ValueError(
-            f"{adapter.name} wants one picture for each face, but got {len(seen)} pictures and {len(faces)} faces. "
+            f"{adapter.name} needs one picture for each face, but got {len(read)} pictures and {len(faces)} faces. "
             f"Connect the cut-out faces of Face Embeds to both inputs."
         )
-    count = len(seen) if seen is not None else len(faces)
+    count = len(read) if read is not None else len(faces)
     weights = parse_weights(request.weights, count)
     if request.combine == "concat":
-        copy_logits(weights)  # refuses what is no share
+        copy_logits(weights)  # raises ValueError for weights that are no shares
     elif count > 1 or request.combine == "add":
-        seen, faces = (
-            None if part is None else combine(part, weights, request.combine) for part in (seen, faces)
+        read, faces = (
+            None if part is None else combine(part, weights, request.combine) for part in (read, faces)
         )  # fmt: skip
         weights = weights.new_ones(1)
     unconds = {
-        uncond: _project(adapter, _negative(adapter, request, uncond, seen), _no_face(faces))
+        uncond: _project(adapter, _negative(adapter, request, uncond, read), _no_face(faces))
         for uncond in ("paper", "black")
     }
-    cond = _project(adapter, seen, faces)
+    cond = _project(adapter, read, faces)
     for other in unconds.values():
         if other.shape[1] != cond.shape[1]:
             raise ValueError(
@@ -148,39 +151,43 @@ def make_tokens(adapter: IPAdapter, request: Request) -> ImageTokens:
 
 
 def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
-    """The part of an encoding that the file reads. ValueError for another encoder's."""
+    """Returns the part of an encoding that the file reads. Raises ValueError if it is another encoder's."""
     kind = adapter.kind
     if kind.reads is None:
         return None
-    found = None if encoding is None else getattr(encoding, kind.reads)
-    if found is None:
+    part = None if encoding is None else getattr(encoding, kind.reads)
+    if part is None:
         raise ValueError(
             f"{adapter.name} reads the {kind.reads} of an image encoder, but none was given. Connect an image and "
             f"{kind.encoder} as clip_vision, or its CLIP_VISION_OUTPUT."
         )
-    if not len(found):
-        raise ValueError(f"{adapter.name} wants at least one image, but the {kind.reads} hold none. Connect an image.")
-    if found.shape[-1] != kind.width:
+    if not len(part):
+        raise ValueError(f"{adapter.name} needs at least one image, but the {kind.reads} hold none. Connect an image.")
+    if part.shape[-1] != kind.width:
         raise ValueError(
-            f"{adapter.name} wants {kind.reads} {kind.width} wide, but this image encoder's are {found.shape[-1]} "
+            f"{adapter.name} reads {kind.reads} {kind.width} wide, but this image encoder's are {part.shape[-1]} "
             f"wide. Load {kind.encoder} as clip_vision."
         )
-    return found.float()
+    return part.float()
 
 
 def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:
-    """(b, c), or (1, faces, c) for a file that reads all faces of a person at once; unit length where it wants it."""
+    """Returns identities (b, c) of unit length, or (1, faces, c) if the file reads all faces of a person at once.
+
+    Raises ValueError if the file needs other identities.
+    """
     kind = adapter.kind
     if not kind.face:
         return None
     if faces is None:
         raise ValueError(
-            f"{adapter.name} is a FaceID file and wants the identity of a face. Connect Face Embeds as face_embeds."
+            f"{adapter.name} is a FaceID file and needs the identity of a face, but there is none. Connect Face Embeds "
+            f"as face_embeds."
         )
     shape = tuple(faces.shape) if isinstance(faces, Tensor) else type(faces).__name__
     if not isinstance(faces, Tensor) or faces.ndim != 2 or not len(faces) or faces.shape[1] != kind.face:
         raise ValueError(
-            f"{adapter.name} wants face_embeds of shape (faces, {kind.face}), but they are {shape}. Make them with "
+            f"{adapter.name} needs face_embeds of shape (faces, {kind.face}), but they are {shape}. Make them with "
             f"Face Embeds."
         )
     if kind.name == "face resampler":
@@ -188,25 +195,27 @@ def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:
     return functional.normalize(faces.float(), dim=-1)
 
 
-def _negative(adapter: IPAdapter, request: Request, uncond: Uncond, seen: Tensor | None) -> Tensor | None:
-    if seen is None:
+def _negative(
+    adapter: IPAdapter, request: TokenRequest, uncond: UncondPicture, read: Tensor | None
+) -> Tensor | None:  # fmt: skip
+    if read is None:
         return None
     if request.negative is not None:
         return _read(adapter, request.negative).mean(0, keepdim=True)
     if adapter.kind.reads == "penultimate_hidden_states" and request.clip_vision is not None:
         return _read(adapter, empty_picture(request.clip_vision, uncond))
-    return torch.zeros_like(seen[:1])
+    return torch.zeros_like(read[:1])
 
 
 def _no_face(faces: Tensor | None) -> Tensor | None:
     return None if faces is None else torch.zeros_like(faces[:1])
 
 
-def _project(adapter: IPAdapter, seen: Tensor | None, faces: Tensor | None) -> Tensor:
-    """(b, tokens, context)."""
+def _project(adapter: IPAdapter, read: Tensor | None, faces: Tensor | None) -> Tensor:
+    """Returns tokens (b, tokens, context)."""
     comfy.model_management.load_models_gpu([adapter.projection])
     device = adapter.projection.load_device
-    inputs = [part.to(device) for part in (faces, seen) if part is not None]
+    inputs = [part.to(device) for part in (faces, read) if part is not None]
     shortcut = {"shortcut": 1.0 if adapter.kind.shortcut else None} if adapter.kind.name == "face plus" else {}
     with torch.no_grad():
         tokens = adapter.projection.model(*inputs, **shortcut)

@@ -1,4 +1,4 @@
-"""Pictures, or what an image encoder said of them, as the tokens of an IP-Adapter (2308.06721)."""
+"""Makes the tokens of an IP-Adapter (2308.06721) of pictures, or of the output of an image encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..inputs.schema import make_input, schema
 from ..inputs.sockets import FaceEmbedsSocket, ImageTokensSocket, PeerEmbedsSocket, checked_image, checked_mask
-from .encode import Encoding, Pictures, Request, encode_pictures, make_tokens
+from .encode import Encoding, Pictures, TokenRequest, encode_pictures, make_tokens
 from .inputs_node import clip_vision_input, combining_inputs, ipadapter_input
 from .load import as_ip_adapter
 
@@ -68,27 +68,32 @@ class IPAdapterEncode(io.ComfyNode):
         negative = None
         if negative_image is not None and adapter.kind.reads:
             negative = encoded(encoder, Pictures(checked_image(negative_image, "negative_image"), fit))
-        request = Request(positive, negative, face_embeds, encoder, image_weights, combine, uncond)
+        request = TokenRequest(positive, negative, face_embeds, encoder, image_weights, combine, uncond)
         return io.NodeOutput(make_tokens(adapter, request))
 
 
 def encoded(encoder: ClipVisionModel | None, pictures: Pictures) -> Encoding:
+    """Returns the encoding of pictures. Raises ValueError if there is no encoder."""
     if encoder is None:
         raise ValueError(
-            "An image needs a clip_vision to be encoded. Connect Load CLIP Vision, or a clip_vision_output."
+            "An image needs a clip_vision to be encoded, but none is connected. Connect Load CLIP Vision, or a "
+            "clip_vision_output."
         )
     return encode_pictures(encoder, pictures)
 
 
-def as_encoding(found: Any) -> Encoding | None:
-    """The host's CLIP_VISION_OUTPUT, or a bare tensor: embeddings (b, c) or hidden states (b, n, c). ValueError."""
-    if found is None:
+def as_encoding(output: Any) -> Encoding | None:
+    """Returns the encoding in a CLIP_VISION_OUTPUT, or in a tensor of embeddings (b, c) or hidden states (b, n, c).
+
+    Raises ValueError if the tensor has another shape.
+    """
+    if output is None:
         return None
-    if isinstance(found, Tensor):
-        if found.ndim not in (2, 3):
+    if isinstance(output, Tensor):
+        if output.ndim not in (2, 3):
             raise ValueError(
                 f"clip_vision_output should hold embeddings (images, width) or hidden states (images, tokens, width), "
-                f"but is {tuple(found.shape)}. Encode the image again."
+                f"but is {tuple(output.shape)}. Encode the image again."
             )
-        return Encoding(found, None) if found.ndim == 2 else Encoding(None, found)
-    return Encoding(getattr(found, "image_embeds", None), getattr(found, "penultimate_hidden_states", None))
+        return Encoding(output, None) if output.ndim == 2 else Encoding(None, output)
+    return Encoding(getattr(output, "image_embeds", None), getattr(output, "penultimate_hidden_states", None))

@@ -1,4 +1,4 @@
-"""Faces by insightface (ArcFace, 1801.07698): an optional package that this pack neither needs nor installs."""
+"""Finds faces with insightface (ArcFace, 1801.07698), an optional package that this pack does not install."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 MODELS = ("buffalo_l", "antelopev2")
-CROP = 224  # pixels of a cut-out face, as the image encoders of FaceID plus take it; Kolors takes 336
+CROP = 224  # pixels of a cut-out face, as the image encoders of FaceID plus take it
 CROPS = {"antelopev2": 336}
 # Small detection sizes find faces that fill the picture, which the largest size misses.
 DETECTION_SIZES = range(640, 192, -64)
 
 
 def find_faces(image: Tensor, model_name: str) -> tuple[Tensor, Tensor]:
-    """Identities (b, c), not normalised, and upright faces (b, s, s, 3) of pictures (b, h, w, 3). ValueError."""
+    """Returns identities (b, c), not normalised, and upright faces (b, size, size, 3) of pictures (b, h, w, 3).
+
+    Raises ValueError if insightface or its model is missing, or if a picture has no face.
+    """
     analysis, align = _package("insightface.app"), _package("insightface.utils.face_align")
     folder = Path(folder_paths.models_dir) / "insightface"
     if not (folder / "models" / model_name).is_dir():

@@ -1,4 +1,4 @@
-"""The identity of faces, for FaceID files; needs insightface, which the user installs."""
+"""Gives the identity of faces to FaceID files, by insightface, which the user installs."""
 
 from __future__ import annotations
 

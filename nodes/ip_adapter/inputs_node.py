@@ -64,7 +64,7 @@ def combining_inputs() -> list[io.Input]:
 
 
 def tuning_inputs() -> list[io.Input]:
-    """What most graphs leave alone."""
+    """Returns the inputs that most graphs leave at their defaults."""
     return [
         make_input(
             io.Boolean, "per_frame", default=False, optional=True,

@@ -1,4 +1,4 @@
-"""From a file, or from what another pack loaded, to an IP-Adapter; and from that to a model's layers."""
+"""Makes an IP-Adapter of a file, or of what another pack loaded, and finds its layers in a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOREIGN = "the connected IPADAPTER"
 
 
 def make_ip_adapter(weights: Mapping[str, Tensor], name: str, face_version: str = "auto") -> IPAdapter:
-    """An adapter whose weights belong to the host. ValueError that names what does not fit."""
+    """Returns an adapter whose weights belong to the host. Raises ValueError if the file is no IP-Adapter."""
     parts = take_apart(weights, name, face_version)
     return IPAdapter(
         name=name,
@@ -40,7 +40,7 @@ def make_ip_adapter(weights: Mapping[str, Tensor], name: str, face_version: str 
 
 
 def _fingerprint(projection: Mapping[str, Tensor]) -> str:
-    """Of the small tensors, in half precision: the same for a file and its half-size copy."""
+    """Returns a digest of the small tensors in half precision, which is the same for a file and its half-size copy."""
     digest = sha256()
     for key, value in sorted(projection.items()):
         if value.ndim < 2:
@@ -48,61 +48,66 @@ def _fingerprint(projection: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def as_ip_adapter(found: Any) -> IPAdapter:
-    """Ours as it is; the socket of the widely used pack, a pipe or a bare state dict, taken apart. ValueError."""
-    if isinstance(found, IPAdapter):
-        return found
-    pipe = found if isinstance(found, Mapping) else {}
+def as_ip_adapter(adapter: Any) -> IPAdapter:
+    """Returns an IP-Adapter as it is, or makes one of what the loaders of ComfyUI_IPAdapter_plus give.
+
+    They give a state dict, or a pipe that holds one. Raises ValueError if there are no tensors of an IP-Adapter.
+    """
+    if isinstance(adapter, IPAdapter):
+        return adapter
+    pipe = adapter if isinstance(adapter, Mapping) else {}
     loaded = (pipe.get("ipadapter") or {}) if "ipadapter" in pipe else {"model": pipe}
     inner = loaded.get("model")
     if not isinstance(inner, Mapping) or not inner:
         raise ValueError(
             f"ipadapter should come from Load IP-Adapter, or hold the tensors of an IP-Adapter file, but holds "
-            f"{type(found).__name__}. Connect an IP-Adapter loader that has loaded a file."
+            f"{type(adapter).__name__}. Connect an IP-Adapter loader that has loaded a file."
         )
-    # That pack marks what it knows by the file's name, with entries that are no tensors.
+    # That pack notes what it reads from the file's name in entries that are no tensors.
     weights = {key: value for key, value in flatten(inner).items() if isinstance(value, Tensor)}
     name = Path(loaded.get("file") or FOREIGN).name
-    adapter = make_ip_adapter(weights, name, "v2" if inner.get("faceidplusv2") else "auto")
-    return replace(adapter, clip_vision=(pipe.get("clipvision") or {}).get("model"))
+    unpacked = make_ip_adapter(weights, name, "v2" if inner.get("faceidplusv2") else "auto")
+    return replace(unpacked, clip_vision=(pipe.get("clipvision") or {}).get("model"))
 
 
 def places_of(model: ModelPatcher) -> list[TransformerPlace]:
-    """Where a model has transformers, in execution order: the numbers of weight types."""
-    return list(
-        dict.fromkeys(TransformerPlace(found.block, found.number) for found in find_transformers(unet_of(model)))
-    )
+    """Returns where a model has transformers, in execution order, in which weight types count them."""
+    blocks = find_transformers(unet_of(model))
+    return list(dict.fromkeys(TransformerPlace(block.block, block.number) for block in blocks))
 
 
-def in_file_order(found: Sequence[Transformer]) -> list[Transformer]:
-    """As diffusers numbers attention processors: all down blocks, all up blocks, then the middle."""
-    return sorted(found, key=lambda one: ("input", "output", "middle").index(one.block))
+def in_file_order(transformers: Sequence[Transformer]) -> list[Transformer]:
+    """Returns transformers as diffusers numbers them: those of all down blocks, of all up blocks, of the middle."""
+    return sorted(transformers, key=lambda transformer: ("input", "output", "middle").index(transformer.block))
 
 
 def match_layers(
     adapter: IPAdapter, model: ModelPatcher, weights: Mapping[TransformerPlace, LayerWeight]
 ) -> dict[Site, SiteWeight]:
-    """The model's text attentions that have a weight. ValueError if the file was made for another model."""
+    """Returns the model's text attentions that have a weight. Raises ValueError if the file is for another model."""
     return {
-        found.site("attn2"): SiteWeight(number, weights[found.block, found.number])
-        for number, found in enumerate(_checked(adapter, model))
-        if (found.block, found.number) in weights
+        block.site("attn2"): SiteWeight(number, weights[block.block, block.number])
+        for number, block in enumerate(_matching_transformers(adapter, model))
+        if (block.block, block.number) in weights
     }
 
 
-def _checked(adapter: IPAdapter, model: ModelPatcher) -> Sequence[Transformer]:
-    found = in_file_order(find_transformers(unet_of(model)))
-    sizes = [(one.width, one.context) for one in found]
+def _matching_transformers(adapter: IPAdapter, model: ModelPatcher) -> Sequence[Transformer]:
+    transformers = in_file_order(find_transformers(unet_of(model)))
+    sizes = [(transformer.width, transformer.context) for transformer in transformers]
     if sizes != list(adapter.sizes):
         raise ValueError(
             f"{adapter.name} was made for {_described(adapter.sizes)}, but the model has {_described(sizes)}. Choose "
             f"an IP-Adapter that was made for this kind of model."
         )
-    return found
+    return transformers
 
 
 def narrowed(adapter: IPAdapter, model: ModelPatcher, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Tokens (b, n, c) as wide as the layers read. Kolors' own model makes them so, as it does its text."""
+    """Returns tokens (b, n, c) in the width that the layers read. A Kolors model narrows them as it does its text.
+
+    Raises ValueError if the model cannot narrow them.
+    """
     width = adapter.sizes[0][1]
     if adapter.kind.context == width:
         return tokens
@@ -124,17 +129,18 @@ def _described(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelPatcher:
-    """A clone with the LoRA that a FaceID file holds, as the host's own weight patches. ValueError if it misfits.
+    """Returns a clone with the LoRA of a FaceID file as weight patches of the host.
 
-    Several nodes with one file, as for two people in a picture, have one LoRA together: that of the first.
+    If several nodes have one file, as for two people in a picture, the first node alone adds the LoRA.
+    Raises ValueError if the LoRA does not fit the model.
     """
     mark = f"reins_lora_{adapter.fingerprint}"
     if model.get_attachment(mark) is not None:
         return model
     unet = unet_of(model)
     targets = {
-        f"{2 * number + offset}.{lora}": f"{one.path}.{kind}.{matrix}"
-        for number, one in enumerate(_checked(adapter, model))
+        f"{2 * number + offset}.{lora}": f"{transformer.path}.{kind}.{matrix}"
+        for number, transformer in enumerate(_matching_transformers(adapter, model))
         for offset, kind in enumerate(("attn1", "attn2"))
         for lora, matrix in {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}.items()
     }

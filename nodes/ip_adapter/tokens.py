@@ -14,6 +14,7 @@ MADE_BY, FINGERPRINT = "made_by", "fingerprint"
 
 
 def save_tokens(tokens: ImageTokens, path: Path) -> None:
+    """Writes tokens to a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "cond": tokens.cond, "uncond": tokens.uncond, "black": tokens.black, "weights": tokens.weights
@@ -23,7 +24,7 @@ def save_tokens(tokens: ImageTokens, path: Path) -> None:
 
 
 def load_tokens(path: Path) -> ImageTokens:
-    """ValueError for a file that holds something else."""
+    """Returns the tokens of a file. Raises ValueError if it holds something else."""
     content = read_file(path)
     cond = content.get("cond", torch.empty(0, 0, 0))
     images, count, context = cond.shape if cond.ndim == 3 else (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Image tokens to a file and back, so that a look can be shared without its pictures."""
+"""Saves and loads image tokens, so that a look can be shared without its pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..inputs.save import numbered_path
 from ..inputs.schema import make_input, prefix_input, schema
 from ..inputs.sockets import ImageTokensSocket, IPAdapterSocket
 from .attention import ImageTokens
-from .encode import Request, make_tokens
+from .encode import TokenRequest, make_tokens
 from .encode_node import as_encoding
 from .load import as_ip_adapter
 from .tokens import load_tokens, save_tokens
@@ -78,5 +78,5 @@ class LoadImageTokens(io.ComfyNode):
                 f"{name} holds the output of an image encoder, not tokens. Connect an ipadapter to make tokens of it."
             )
         adapter = as_ip_adapter(ipadapter)
-        request = Request(as_encoding(read_tensor(path)), clip_vision=adapter.clip_vision)
+        request = TokenRequest(as_encoding(read_tensor(path)), clip_vision=adapter.clip_vision)
         return io.NodeOutput(make_tokens(adapter, request))

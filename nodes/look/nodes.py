@@ -56,7 +56,7 @@ class GuidancePlot(io.ComfyNode):
         record = latest_record() if model is None else record_of(model)
         if record is None or not record.moments:
             raise ValueError(
-                "Guidance Plot should draw what a Guidance Scope has noted, but nothing was. Put Guidance Scope on the "
-                "model before the sampler, and connect the sampler's latent to after."
+                "Guidance Plot should draw what a Guidance Scope has noted, but none has noted anything. Put Guidance "
+                "Scope on the model before the sampler, and connect the sampler's latent to after."
             )
         return io.NodeOutput(plot(record))

@@ -1,4 +1,4 @@
-"""A picture of what a scope has noted: the size of every change of the result, and its direction beside CFG's."""
+"""A picture of what a scope has noted: the size of every change of the result, and its cosine to that of CFG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TICKS = 4
 
 
 class Curve(NamedTuple):
-    """One method over the calls of the model; nan where it did not act."""
+    """One method over the calls of the model, with nan for calls in which it did not act."""
 
     name: str
     norms: Sequence[float]
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A part of the picture, in pixels, and the values at its lower and upper edge."""
+    """A part of the picture: its edges in pixels, and the values at the lower and the upper one."""
 
     top: int
     bottom: int
@@ -42,27 +42,27 @@ class Panel(NamedTuple):
 
 
 def curves(record: Record) -> tuple[list[float], list[Curve]]:
-    """The noise level of each call, and a curve for each method; the numbers are read from the device only here."""
+    """Returns the noise level of each call, and a curve for each method. Reads the numbers from the device."""
     sigmas = [moment.sigma for moment in record.moments]
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    values_of: dict[str, tuple[list[float], list[float]]] = {}
     for i, moment in enumerate(record.moments):
         counts: dict[str, int] = {}
         for reading in moment.readings:
             counts[reading.name] = counts.get(reading.name, 0) + 1
             name = reading.name if counts[reading.name] == 1 else f"{reading.name} ({counts[reading.name]})"
             empty = [math.nan] * len(sigmas)
-            norms, cosines = found.setdefault(name, (list(empty), list(empty)))
+            norms, cosines = values_of.setdefault(name, (list(empty), list(empty)))
             norms[i], cosines[i] = float(reading.norm), float(reading.cosine)
-    return sigmas, [Curve(name, *values) for name, values in found.items()]
+    return sigmas, [Curve(name, *values) for name, values in values_of.items()]
 
 
 def plot(record: Record) -> Tensor:
-    """A picture (1, height, width, 3) from 0 to 1."""
-    sigmas, found = curves(record)
+    """Returns a picture (1, h, w, 3) in 0..1."""
+    sigmas, drawn = curves(record)
     image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     middle = TOP + round((HEIGHT - TOP - GAP - BOTTOM) * 0.6)
-    largest = max((value for curve in found for value in curve.norms if not math.isnan(value)), default=1.0)
+    largest = max((value for curve in drawn for value in curve.norms if not math.isnan(value)), default=1.0)
     norms = Panel(TOP, middle, 0.0, 1.05 * largest or 1.0)
     cosines = Panel(middle + GAP, HEIGHT - BOTTOM, -1.0, 1.0)
     xs = [LEFT + (WIDTH - LEFT - RIGHT) * (i + 0.5) / len(sigmas) for i in range(len(sigmas))]
@@ -73,7 +73,7 @@ def plot(record: Record) -> Tensor:
     for i in range(0, len(xs), max(1, len(xs) // 10)):
         draw.text((xs[i], HEIGHT - BOTTOM + 6), _short(sigmas[i]), INK, font, anchor="ma")
     draw.text((WIDTH - RIGHT + 10, HEIGHT - BOTTOM + 6), "sigma", INK, font)
-    for number, curve in enumerate(found):
+    for number, curve in enumerate(drawn):
         colour = COLOURS[number % len(COLOURS)]
         _line(draw, xs, curve.norms, norms, colour)
         _line(draw, xs, curve.cosines, cosines, colour)

@@ -1,4 +1,4 @@
-"""From a file to a Prompt Diffusion whose weights belong to the host, built as the host builds its ControlNets."""
+"""Makes a Prompt Diffusion of a file, whose weights belong to the host, as the host makes its ControlNets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from ...models.prompt_diffusion.files import control_part
 from ...models.prompt_diffusion.network import PAIR, QUERY, Stems
 from .control import PromptDiffusion, Widths, signed
 
-HEADS, HEAD_WIDTH = 8, 8  # of SD1.5, but heads of a narrow network have as many channels
+HEADS, HEAD_WIDTH = 8, 8  # SD1.5 has 8 heads, a narrow network has heads of 8 channels
 LINEAR_HEAD_WIDTH = 64  # of all models with linear projections
 # What the host's detection and its layers raise for shapes that do not belong together.
 MISFITS = (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 def make_prompt_diffusion(weights: Mapping[str, Tensor], name: str) -> PromptDiffusion:
-    """A control without an example. ValueError that names what does not fit; `name` is how the user calls the file."""
+    """Returns a Prompt Diffusion without an example. `name` is how the user calls the file.
+
+    Raises ValueError if the file is no Prompt Diffusion.
+    """
     part = control_part(weights, name)
     check_finite(part.weights, name)
     tensors = part.for_host()
@@ -34,7 +37,7 @@ def make_prompt_diffusion(weights: Mapping[str, Tensor], name: str) -> PromptDif
         outline = _network(config, Outline, torch.device("meta"), torch.float32).state_dict()
     except MISFITS as error:
         raise ValueError(
-            f"{name} should have the layout of a ControlNet, but its tensors do not tell one: "
+            f"{name} should have the layout of a ControlNet, but its tensors do not show one: "
             f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}. Download the file again."
         ) from error
     check_tensors({part.own_name(key): tuple(value.shape) for key, value in outline.items()}, part.weights, name)
@@ -42,7 +45,10 @@ def make_prompt_diffusion(weights: Mapping[str, Tensor], name: str) -> PromptDif
 
 
 def _control(tensors: dict[str, Tensor], config: dict[str, Any], name: str) -> PromptDiffusion:
-    """With the types and devices that the host chooses for a ControlNet (0.33: load_controlnet_state_dict)."""
+    """Returns a Prompt Diffusion with the types and devices that the host chooses for a ControlNet.
+
+    The host has no function for this alone (0.33: it is inside load_controlnet_state_dict).
+    """
     management = comfy.model_management
     stored = comfy.utils.weight_dtype(tensors)
     supported = [torch.float16, torch.bfloat16, torch.float32]
@@ -60,7 +66,7 @@ def _control(tensors: dict[str, Tensor], config: dict[str, Any], name: str) -> P
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The host's, by the shapes; how many heads share the channels is not in them."""
+    """Returns the host's settings of a network by its shapes, which do not show the number of heads."""
     config = comfy.model_detection.detect_unet_config(tensors, "")
     if config is None or "model_channels" not in config:
         raise LookupError("input_blocks.0.0.weight")

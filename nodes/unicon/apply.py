@@ -1,4 +1,4 @@
-"""Puts a UniCon on a model: its partner, what it does in the blocks, and guidance by the condition."""
+"""Puts a UniCon on a model: its partner, its layers in the blocks, and guidance by the condition."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ...engine.partner_run import check_ratio, install_partners, is_flow
 from ...engine.partners import Partner
 from ...engine.span import Span
 from ...engine.unet import find_transformers, unet_of
-from .load import match_model
+from .load import match_unicon
 from .side_by_side import BlockNumbers, SideBySide, UniCon
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much image and condition see of each other, and the scale of guidance by that."""
+    """How much image and condition see of each other, and the scale of guidance by the condition."""
 
     strength_x: float = 1.0
     strength_y: float = 1.0
@@ -60,8 +60,11 @@ class Halves:
 
 
 def add_partner(model: ModelPatcher, unicon: UniCon, given: PartnerSettings, strengths: Strengths) -> ModelPatcher:
-    """A clone of `model` that samples beside a given picture. ValueError where file, picture or prompts do not fit."""
-    numbers = match_model(unicon, model)
+    """Returns a clone of `model` that samples beside a given picture.
+
+    Raises ValueError if file, picture or prompts do not fit the model.
+    """
+    numbers = match_unicon(unicon, model)
     channels = model.model.latent_format.latent_channels
     if given.latent.shape[1] != channels:
         raise ValueError(
@@ -89,8 +92,11 @@ def add_partner(model: ModelPatcher, unicon: UniCon, given: PartnerSettings, str
 
 
 def add_halves(model: ModelPatcher, unicon: UniCon, halves: Halves, strengths: Strengths) -> ModelPatcher:
-    """A clone of `model` that samples images and conditions. ValueError where file, model or prompts do not fit."""
-    numbers = match_model(unicon, model)
+    """Returns a clone of `model` that samples images and conditions.
+
+    Raises ValueError if file or prompts do not fit the model.
+    """
+    numbers = match_unicon(unicon, model)
     check_ratio(model, halves.condition_noise)
     partner = Partner(
         role="half",
@@ -119,7 +125,7 @@ def _add(
     install_layers(model)
     install_partners(model)
     if off is not None:
-        # Where its chunk is marked, the partner stays away (engine/partners.py): no attention is changed.
+        # The partner has no rows beside a chunk with this mark (engine/partners.py), so no attention is changed.
         term = AttentionTerm(
             id=off, name="UniCon", scale=strengths.condition_guidance, span=partner.span, sites=(), apply=_unchanged
         )
@@ -128,7 +134,7 @@ def _add(
 
 
 def _check_prompts(model: ModelPatcher, partner: Partner) -> None:
-    """ValueError for prompts that another text encoder made."""
+    """Raises ValueError if another text encoder made the prompts."""
     width = find_transformers(unet_of(model))[0].context
     for text in (partner.positive, partner.negative):
         if text.shape[-1] != width:
@@ -139,8 +145,8 @@ def _check_prompts(model: ModelPatcher, partner: Partner) -> None:
 
 
 def _check_roles(model: ModelPatcher, partner: Partner) -> None:
-    """ValueError for partners between which it would be open which rows are the image."""
-    earlier = [found.role for found in entries(model.model_options["transformer_options"], Partner)]
+    """Raises ValueError if the partners of a model leave open which rows are the image."""
+    earlier = [entry.role for entry in entries(model.model_options["transformer_options"], Partner)]
     if "image" in [*earlier, partner.role] and earlier:
         raise ValueError(
             "A UniCon with partner_role image makes the sampled picture the condition, so it must be the only UniCon "
@@ -148,7 +154,7 @@ def _check_roles(model: ModelPatcher, partner: Partner) -> None:
         )
     if partner.role == "half" and "half" in earlier:
         raise ValueError(
-            "UniCon Apply Joint can be on a model once: the latent has one half for the condition. Add further "
+            "UniCon Apply Joint can be on a model only once: the latent has one half for the condition. Add further "
             "conditions with UniCon Apply."
         )
 

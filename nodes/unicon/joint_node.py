@@ -137,8 +137,8 @@ class UniConSplit(io.ComfyNode):
         samples = checked_latent(latent, "latent")
         if len(samples) % 2:
             raise ValueError(
-                f"latent should hold images and as many conditions, but has {len(samples)} rows. Connect what was "
-                f"sampled from a UniCon Joint Latent."
+                f"latent should hold images and the same number of conditions, but has {len(samples)} rows. Connect "
+                f"what was sampled from a UniCon Joint Latent."
             )
         kept = {key: value for key, value in latent.items() if key != NOISE_KEY}
         return io.NodeOutput(*split(kept))

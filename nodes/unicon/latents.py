@@ -1,4 +1,4 @@
-"""Latents of images and as many conditions, one half after the other."""
+"""Latents of images and the same number of conditions, one half after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Given = tuple[Tensor, Tensor | None]  # a latent (b, c, h, w) and its noise mask
 
 
 def join(image: Given | None, condition: Given | None, pixels: tuple[int, int], batch_size: int) -> dict[str, Any]:
-    """A latent of images, then conditions; one that is not given is empty. ValueError where their sizes differ."""
+    """Returns a latent (2 * b, c, h, w) of images, then conditions. A half that is not given is empty.
+
+    Raises ValueError if images and conditions differ in size.
+    """
     given = [latent for latent, _ in filter(None, (image, condition))]
     if len(given) == 2 and given[0].shape[1:] != given[1].shape[1:]:
         raise ValueError(
@@ -38,14 +41,14 @@ def join(image: Given | None, condition: Given | None, pixels: tuple[int, int], 
 
 
 def _mask(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """(count, h, w) of the latent's cells; all of it is sampled where no mask is given."""
+    """Returns a mask (count, h, w) of the latent's cells, which is 1 everywhere if none is given."""
     if mask is None:
         return torch.ones(shape[0], *shape[2:])
     return comfy.sampler_helpers.prepare_mask(mask, shape, "cpu")[:, 0]
 
 
 def split(latent: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The images and the conditions of a joint latent; what else it holds goes with both."""
+    """Returns the images and the conditions (b, c, h, w) of a joint latent, each with what else it holds."""
     halves = []
     for i in range(2):
         half = {**latent, "samples": latent["samples"].chunk(2)[i]}

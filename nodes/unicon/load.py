@@ -1,4 +1,4 @@
-"""From files to a UniCon, and from that to its blocks in a model."""
+"""Makes a UniCon of files, and finds its blocks in a model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ TRIGGERS = {
 
 
 def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
-    """A folder of a release, its model.pth alone, or one file; ValueError for anything else.
+    """Returns the UniCon of a folder of a release, of its model.pth alone, or of one file.
 
-    `trigger` None takes that of the file's metadata, or what the authors use for files of this name.
+    If `trigger` is None, it is that of the file's metadata, or the one that the authors use for files of this name.
+    Raises ValueError if the file is no UniCon.
     """
     sets = {}
     metadata: dict[str, str] = {}
@@ -49,7 +50,7 @@ def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
 
 
 def make_unicon(parts: UniConParts, name: str, trigger: str = "") -> UniCon:
-    """A network whose weights belong to the host."""
+    """Returns a UniCon whose weights belong to the host."""
     network = load_network(partial(Network, parts.sizes), parts.weights, name)
     return UniCon(name, trigger, network, parts)
 
@@ -61,26 +62,25 @@ def _usual_trigger(name: str) -> str:
     return next((trigger for word, trigger in TRIGGERS.items() if word in words), "")
 
 
-def match_model(unicon: UniCon, model: ModelPatcher) -> BlockNumbers:
-    """Where the blocks of a file are in a model. ValueError that names what the file is for and what the model is."""
+def match_unicon(unicon: UniCon, model: ModelPatcher) -> BlockNumbers:
+    """Returns where the blocks of a file are in a model. Raises ValueError if the file is for another kind of model."""
     unet = unet_of(model)
-    family, found = family_of(unet, model), type(model.model).__name__
+    family, name = family_of(unet, model), type(model.model).__name__
     if family != "SD1.x":
         raise ValueError(
-            f"{unicon.name} is a UniCon, which there is for SD1.x, but the model is {family} ({found}). Connect an "
-            f"SD1.x model."
+            f"{unicon.name} is a UniCon and needs SD1.x, but the model is {family} ({name}). Connect an SD1.x model."
         )
     blocks = block_names(unet)
     parts = unicon.parts
-    missing = [name for name in dict.fromkeys((*parts.joints, *parts.conditions)) if name not in blocks]
+    missing = [block for block in dict.fromkeys((*parts.joints, *parts.conditions)) if block not in blocks]
     if missing:
         raise ValueError(
-            f"{unicon.name} has blocks that the model ({found}) lacks: {few(missing)}. Connect the kind of model that "
+            f"{unicon.name} has blocks that the model ({name}) lacks: {few(missing)}. Connect the kind of model that "
             f"it was trained on."
         )
     wrong = [*_joint_faults(parts, blocks), *_condition_faults(parts, blocks)]
     if wrong:
-        raise ValueError(f"{unicon.name} does not fit {found}: {few(wrong)}. Connect the kind of model it is for.")
+        raise ValueError(f"{unicon.name} does not fit {name}: {few(wrong)}. Connect the kind of model it is for.")
     return BlockNumbers.of(parts, blocks)
 
 
@@ -108,7 +108,7 @@ def _condition_faults(parts: UniConParts, blocks: dict[str, Transformer]) -> lis
 
 
 def save_unicon(unicon: UniCon, path: Path) -> None:
-    """One safetensors file with everything, under the names of the official model.pth."""
+    """Writes one safetensors file with everything, under the names of the official model.pth."""
     names = flat_names(unicon.parts)
     weights = {names[key]: value.contiguous() for key, value in unicon.network.model.state_dict().items()}
     posts = {sizes.post for sizes in unicon.parts.sizes.joints}

@@ -73,6 +73,6 @@ class UniConSave(io.ComfyNode):
 
 
 def _choices() -> list[str]:
-    """Folders first; the files of which a folder consists are not offered alone, but for model.pth."""
+    """Returns folders, then files. Of the files of which a folder consists only model.pth is offered alone."""
     files = [name for name in files_in(FOLDER) if Path(name).parent.name not in SETS]
     return [*folders_in(FOLDER, MODEL_FILE), *files]

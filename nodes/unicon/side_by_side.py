@@ -42,7 +42,7 @@ class BlockNumbers:
 
     @classmethod
     def of(cls, parts: UniConParts, blocks: Mapping[str, Transformer]) -> BlockNumbers:
-        """Of a file in a model whose blocks have these names."""
+        """Returns those of a file in a model whose blocks have these names."""
         joints = {blocks[name].site("attn1"): i for i, name in enumerate(parts.joints)}
         conditions = {blocks[name].site(kind): i for i, name in enumerate(parts.conditions) for kind in ATTENTIONS}
         used = [blocks[name] for name in dict.fromkeys((*parts.joints, *parts.conditions))]
@@ -52,7 +52,7 @@ class BlockNumbers:
 
 @dataclass(frozen=True, eq=False)
 class SideBySide:
-    """Settings of one UniCon on one model, and what it does around the attentions of its blocks."""
+    """Settings of one UniCon on one model, and the layer around the attentions of its blocks."""
 
     network: Network
     owner: UUID  # the partner whose rows are the condition
@@ -62,10 +62,11 @@ class SideBySide:
     name: str = "UniCon"
 
     def acts(self, chunks: Sequence[Chunk]) -> bool:
+        """Returns whether rows of the partner are in the call."""
         return any(chunk.group.owner == self.owner for chunk in chunks)
 
     def project(self, state: AttentionState, call: Call) -> Call:
-        """Returns q, k and v with the condition's LoRA on its rows."""
+        """Returns the call with the condition's LoRA on its rows of q, k and v."""
         lora = self._lora(call.site)
         if lora is None:
             return call
@@ -74,7 +75,7 @@ class SideBySide:
         return replace(call, q=q, k=k, v=v)
 
     def add(self, state: AttentionState, out: Tensor) -> Tensor:
-        """Returns the output with the condition's LoRA and with what image and condition saw of each other."""
+        """Returns the output (b, tokens, c) with the condition's LoRA and with what both see of each other."""
         call, lora = state.call, self._lora(state.call.site)
         if lora is not None:
             out = lora.on_output(out, state.attended, self._rows(call))
@@ -85,7 +86,7 @@ class SideBySide:
         return None if number is None else self.network.conditions[number][site.kind]
 
     def _rows(self, call: Call) -> slice:
-        """Where the condition's rows lie: its groups follow each other."""
+        """Returns the rows of the condition, whose groups follow each other."""
         ours = [chunk.index for chunk in call.chunks if chunk.group.owner == self.owner]
         per_group = len(call.q) // len(call.chunks)
         return slice(ours[0] * per_group, (ours[-1] + 1) * per_group)
@@ -97,7 +98,7 @@ class SideBySide:
             return out
         image_of = {chunk.group.chunk: chunk.index for chunk in call.chunks if chunk.group.branch == "image"}
         images, own = [image_of[chunk.group.chunk] for chunk in conditions], [chunk.index for chunk in conditions]
-        if call.q.shape[1] != prod(call.shape):  # both must have a token for each place
+        if call.q.shape[1] != prod(call.shape):  # image and condition must have a token for each place
             call.grid(call.q)
         projected, count = self._projected(state), len(call.chunks)
         x, y = (Projected(*parts) for parts in pick_each(projected, (images, own), count))
@@ -108,7 +109,7 @@ class SideBySide:
 
     @staticmethod
     def _projected(state: AttentionState) -> Projected:
-        """What the model's matrices make of the features; anew if another pack's patch gave them other tokens."""
+        """Returns the features with their q, k and v, which are made anew if another pack's patch gave other tokens."""
         hidden, context, value = state.inputs
         if context is hidden and value is hidden:
             return Projected(hidden, state.call.q, state.call.k, state.call.v)
@@ -116,9 +117,10 @@ class SideBySide:
         return Projected(hidden, state.call.q, attention.to_k(hidden), attention.to_v(hidden))
 
 
-def checked_unicon(found: Any) -> UniCon:
-    if not isinstance(found, UniCon):
+def checked_unicon(unicon: Any) -> UniCon:
+    """Returns a UniCon as it is. Raises ValueError if it is something else."""
+    if not isinstance(unicon, UniCon):
         raise ValueError(
-            f"unicon should come from Load UniCon, but is {type(found).__name__}. Put that node before it."
+            f"unicon should come from Load UniCon, but is {type(unicon).__name__}. Put that node before it."
         )
-    return found
+    return unicon

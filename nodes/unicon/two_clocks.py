@@ -1,7 +1,7 @@
-"""The official sampling of UniCon (2410.11439): image and condition step through one table, each by a clock of its own.
+"""The official sampling of UniCon (2410.11439): image and condition step through one table at different times.
 
-DDIM with noise is the ancestral step of Euler in this form (noise level sigma, picture not scaled). It differs in its
-end: with Stable Diffusion's settings it stops at the lowest level of the table, not at zero.
+In this form (noise level sigma, picture not scaled) DDIM with noise is the ancestral step of Euler. They differ at the
+end: with Stable Diffusion's settings DDIM stops at the lowest level of the table, not at zero.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...engine.partners import Partner
 from ...models.unicon.two_clocks import LevelNumbers, Segment, timetable
 
 Method = Literal["euler", "euler_ancestral", "ddim"]
-WHOLE = 0.2  # of the highest noise level: with six steps the official table begins at a third of it
+FIRST_LEVEL = 0.2  # least share of the highest noise level at the start: six official steps begin at a third of it
 METHODS: tuple[Method, ...] = ("euler", "euler_ancestral", "ddim")
 
 
 @dataclass
 class TwoClocks(Sampler):
-    """A sampler of the host for UniCon Apply Joint; `eta` is the share of noise that ancestral steps and DDIM renew."""
+    """A sampler of the host for UniCon Apply Joint. Ancestral steps and DDIM renew the share `eta` of the noise."""
 
     method: Method
     eta: float
@@ -35,9 +35,12 @@ class TwoClocks(Sampler):
         self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Callable | None, noise: Tensor,
         latent_image: Tensor, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
     ) -> Tensor:  # fmt: skip
-        """(2b, c, h, w), as the host calls it."""
+        """Returns what is sampled, (2 * b, c, h, w), as the host calls its samplers.
+
+        Raises ValueError if the model or the noise levels do not fit.
+        """
         highest = float(model_wrap.inner_model.model_sampling.sigma_max)
-        _check(extra_args["model_options"]["transformer_options"], sigmas, highest)
+        _check_run(extra_args["model_options"]["transformer_options"], sigmas, highest)
         table = timetable(self.segments, len(sigmas) - 1)
         targets, renew = self._targets(sigmas, model_wrap), _noise_of(noise, extra_args.get("seed"))
         x = torch.cat([
@@ -56,9 +59,8 @@ class TwoClocks(Sampler):
                 half if after == before else self._step(half, clean, new, sigmas[before], targets[after])
                 for half, clean, new, before, after in halves
             ])  # fmt: skip
-            if (
-                last and self.method == "ddim" and sigmas[-1] == 0
-            ):  # what is left of the noise is part of a picture of length one
+            if last and self.method == "ddim" and sigmas[-1] == 0:
+                # Stable Diffusion's DDIM scales picture and noise to a length of one together.
                 x = x / (1 + targets[-1] ** 2) ** 0.5
             if denoise_mask is not None:
                 level = 0 if last else _rows(targets, following, x)[:, None, None, None]
@@ -81,23 +83,23 @@ class TwoClocks(Sampler):
 
 
 def _rows(sigmas: Tensor, now: LevelNumbers, x: Tensor) -> Tensor:
-    """(2b,): the noise level of each row of x (2b, c, h, w)."""
+    """Returns the noise level of each row (2 * b,) of x (2 * b, c, h, w)."""
     return torch.stack([sigmas[index] for index in now]).repeat_interleave(len(x) // 2)
 
 
 def _started(noise: Tensor, latent: Tensor, sigma: Tensor, is_first: bool) -> Tensor:
-    """Noise alone, of the official length, where a branch starts with the run; else its picture noised."""
+    """Returns noise alone, of the official length, if a branch starts with the run, else its picture noised."""
     return noise * (1 + sigma**2) ** 0.5 if is_first else latent + noise * sigma
 
 
 def _noise_of(like: Tensor, seed: int | None) -> Callable[[], Tensor]:
-    generator = torch.Generator().manual_seed(
-        ((seed or 0) + 1) % 2**64
-    )  # the run's first noise was drawn from the seed itself
+    # The host draws the first noise of the run from the seed itself.
+    generator = torch.Generator().manual_seed(((seed or 0) + 1) % 2**64)
     return lambda: torch.randn(like.shape, generator=generator).to(like)
 
 
-def _check(options: dict[str, Any], sigmas: Tensor, highest: float) -> None:
+def _check_run(options: dict[str, Any], sigmas: Tensor, highest: float) -> None:
+    """Raises ValueError if the model or the noise levels do not fit the sampler."""
     halves = [partner for partner in entries(options, Partner) if partner.role == "half"]
     if not halves:
         raise ValueError(
@@ -107,11 +109,11 @@ def _check(options: dict[str, Any], sigmas: Tensor, highest: float) -> None:
     if halves[0].condition_noise != 1:
         raise ValueError(
             f"UniCon Sampler sets the condition's noise by its schedule, but UniCon Apply Joint has condition_noise "
-            f"{halves[0].condition_noise:g}. Set that to 1."
+            f"{halves[0].condition_noise:g}. Set condition_noise to 1."
         )
     if len(sigmas) < 3:
-        raise ValueError(f"UniCon Sampler needs two steps at least, but was given {len(sigmas) - 1}. Raise steps.")
-    if float(sigmas[0]) < WHOLE * highest:
+        raise ValueError(f"UniCon Sampler needs at least two steps, but has {len(sigmas) - 1}. Raise steps.")
+    if float(sigmas[0]) < FIRST_LEVEL * highest:
         raise ValueError(
             f"UniCon Sampler begins with noise alone, so it needs sigmas of a whole run, from near {highest:.3g}, but "
             f"they begin at {float(sigmas[0]):.3g}. Set denoise to 1; the schedule says where a branch begins."

@@ -1,4 +1,4 @@
-"""The official sampling of UniCon (2410.11439) with a clock for the image and one for the condition."""
+"""The official sampling of UniCon (2410.11439) with a noise level for the image and one for the condition."""
 
 from __future__ import annotations
 

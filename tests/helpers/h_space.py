@@ -20,7 +20,7 @@ from reins.models.h_space.files import parse_h_space, sort_directions
 from reins.nodes.h_space.direction import BlockDirection, HDirection, PromptDirection, StoredDirection
 from reins.nodes.h_space.direction_node import HDirectionFromPrompts
 from reins.nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
-from reins.nodes.h_space.load import _block
+from reins.nodes.h_space.load import _block_direction
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.tiny_models import text
 from safetensors.torch import load_file
@@ -58,7 +58,7 @@ def block(layout: str = "ddpm", time: bool = True) -> BlockDirection:
     """The stored delta block of a layout; it has the channels and the time embedding of the tiny models."""
     weights = golden(f"block.{layout}")
     kept = {key: value for key, value in weights.items() if time or not key.startswith(("temb_proj", "emb_layers"))}
-    return _block(parse_h_space(kept, layout), layout)
+    return _block_direction(parse_h_space(kept, layout), layout)
 
 
 def live(positive: list | None = None, source: list = SOURCE, target: list = TARGET) -> PromptDirection:

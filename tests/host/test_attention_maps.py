@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 import torch
-from reins.nodes.guidance.self_attention import AttentionMap, combine
+from reins.nodes.guidance.self_attention import AttentionMap, combine_maps
 
 X, SIGMA = torch.zeros(2, 4, 16, 16), torch.tensor([3.0, 3.0])
 
@@ -32,14 +32,14 @@ def test_masks_and_strengths_weigh_the_maps():
     a, b = entry(strength=0.6), entry(mask=mask, mask_strength=0.8)
     maps = [found(a, seed=1), found(b, seed=2)]
     expected = (0.6 * big(maps[0]) + 0.8 * mask * big(maps[1])) / (0.6 + 0.8 * mask)
-    torch.testing.assert_close(combine(maps, [a, b], X, SIGMA), expected)
-    torch.testing.assert_close(combine(maps, [b, a], X, SIGMA), expected)
+    torch.testing.assert_close(combine_maps(maps, [a, b], X, SIGMA), expected)
+    torch.testing.assert_close(combine_maps(maps, [b, a], X, SIGMA), expected)
 
 
 def test_areas_weigh_the_maps_where_they_lie():
     whole, part = entry(), entry(area=(8, 12, 4, 2), strength=3.0)
     maps = [found(whole, seed=1), found(part, size=(8, 12), seed=2)]
-    out = combine(maps, [whole, part], X, SIGMA)
+    out = combine_maps(maps, [whole, part], X, SIGMA)
     outside = torch.ones(16, 16, dtype=torch.bool)
     outside[4:12, 2:14] = False
     assert torch.equal(out[:, outside], big(maps[0])[:, outside])
@@ -55,8 +55,8 @@ def test_defaults_share_what_the_others_leave_in_any_order():
     maps = [found(main, seed=1), found(a, seed=2), found(b, seed=3)]
     rest = 1 - mask
     expected = (mask * big(maps[0]) + rest * (big(maps[1]) + big(maps[2]))) / (mask + 2 * rest)
-    torch.testing.assert_close(combine(maps, [main, a, b], X, SIGMA), expected)
-    torch.testing.assert_close(combine(maps, [b, a, main], X, SIGMA), expected)
+    torch.testing.assert_close(combine_maps(maps, [main, a, b], X, SIGMA), expected)
+    torch.testing.assert_close(combine_maps(maps, [b, a, main], X, SIGMA), expected)
 
 
 def test_overlapping_windows_are_averaged_and_missing_ones_have_no_weight():
@@ -68,26 +68,26 @@ def test_overlapping_windows_are_averaged_and_missing_ones_have_no_weight():
     one, two, three = (big(m) for m in maps)
     middle = (one[1] + two[0]) / 2
     expected = torch.stack([one[0], (middle + three[0]) / 2, (two[1] + three[1]) / 2])
-    torch.testing.assert_close(combine(maps, [first, second], x, sigma), expected)
+    torch.testing.assert_close(combine_maps(maps, [first, second], x, sigma), expected)
 
 
 def test_a_window_with_an_anchor_counts_it_where_it_belongs():
     x, sigma = torch.zeros(3, 4, 16, 16), torch.full((3,), 3.0)
     cond, window = entry(), SimpleNamespace(index_list=[1, 2], causal_anchor_index=0)
     maps = [found(cond, rows=3, window=window)]
-    torch.testing.assert_close(combine(maps, [cond], x, sigma), big(maps[0]))
+    torch.testing.assert_close(combine_maps(maps, [cond], x, sigma), big(maps[0]))
 
 
 def test_conds_outside_their_time_do_not_count():
     over, active = entry(timestep_start=0.5, timestep_end=0.1), entry()
     maps = [found(active)]
-    torch.testing.assert_close(combine(maps, [over, active], X, SIGMA), big(maps[0]))
-    assert combine([], [over], X, SIGMA) is None
+    torch.testing.assert_close(combine_maps(maps, [over, active], X, SIGMA), big(maps[0]))
+    assert combine_maps([], [over], X, SIGMA) is None
 
 
 def test_a_picture_in_tiles_is_refused():
     cond = entry()
     with pytest.raises(RuntimeError, match="into tiles"):
-        combine([found(cond, size=(16, 8))], [cond], X, SIGMA)
+        combine_maps([found(cond, size=(16, 8))], [cond], X, SIGMA)
     with pytest.raises(RuntimeError, match="into tiles"):
-        combine([], [cond], X, SIGMA)
+        combine_maps([], [cond], X, SIGMA)

@@ -110,7 +110,7 @@ def test_rows_for_regions_that_nobody_explains_are_refused(method, sd15):
         sample(METHODS[method](coupled(sd15, 2, None)))
 
 
-@pytest.mark.parametrize(("method", "message"), [("pladis", "their lengths"), ("unicon", "of which prompt each is")])
+@pytest.mark.parametrize(("method", "message"), [("pladis", "how long their"), ("unicon", "of which prompt each is")])
 def test_a_method_that_labels_alone_do_not_help_refuses_them(method, message, sd15):
     with pytest.raises(RuntimeError, match=message):
         sample(METHODS[method](coupled(sd15, 2, REGIONAL[0])))

@@ -16,7 +16,7 @@ import torch
 from reins.engine.layers.features import channels_at
 from reins.models.controlnext.files import VARIANTS
 from reins.models.unet_names import host_name
-from reins.nodes.controlnext.load import make_controlnext, make_unet_weights, match_model, site_of
+from reins.nodes.controlnext.load import make_controlnext, make_unet_weights, match_controlnext, site_of
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.tests.helpers import controlnext, full_size, tiny_models
 from reins.tests.helpers.damaged_files import Bomb, truncated
@@ -145,7 +145,7 @@ def test_the_loader_hands_the_padding_on(stem_padding, folder):
 def test_the_ambiguousfamily_of_is_settled_by_the_model():
     for make, name in ((tiny_models.sd15, "sd15-training"), (tiny_models.sdxl, "sdxl"), (tiny_models.video, "svd-v2")):
         model = make()
-        variant, _ = match_model(controlnext.control(model), model)
+        variant, _ = match_controlnext(controlnext.control(model), model)
         assert variant is VARIANTS[name]
 
 

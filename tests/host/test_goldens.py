@@ -1,4 +1,4 @@
-"""Stored results of the host's nodes and of the widely used pack, on the tiny model of seed 0 (float32, sigma 3)."""
+"""Stored results of the host's nodes and of sd-perturbed-attention, on the tiny model of seed 0 (float32, sigma 3)."""
 
 from __future__ import annotations
 

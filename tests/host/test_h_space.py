@@ -372,7 +372,7 @@ def test_with_another_pack_in_the_slot_the_edit_calls_the_model_itself(name, mod
     assert nearly(run(edit(pass_through(sd15), direction, mode=mode)), expected)
     later = pass_through(edit(sd15, direction, mode=mode))
     if mode == "symmetric":
-        with pytest.raises(RuntimeError, match="needs the model to be asked for them first"):
+        with pytest.raises(RuntimeError, match="has to be found before the step"):
             run(later)
     else:
         assert nearly(run(later), expected)

@@ -349,7 +349,7 @@ def test_a_direction_of_another_family_is_used_and_said(caplog, sd15, sdxl):
     with caplog.at_level(logging.WARNING):
         assert run(edit(sd15, found)).isfinite().all() and not caplog.text
         assert run(edit(sdxl, found)).isfinite().all()
-    assert "captured on a model that is SD1.x; on this one, which is SDXL" in caplog.text
+    assert "captured on a model that is SD1.x. On this one, which is SDXL" in caplog.text
 
 
 def test_another_socket_is_refused(sd15):

@@ -14,7 +14,7 @@ from reins.models.h_space.steps import effective_factor
 from reins.nodes.h_space import asyrp as module
 from reins.nodes.h_space.direction import StoredDirection
 from reins.nodes.h_space.edit import HEdit
-from reins.nodes.h_space.load import _block
+from reins.nodes.h_space.load import _block_direction
 from reins.tests.helpers import h_space, tiny_models
 from reins.tests.helpers.h_space import CASE, golden
 from reins.tests.helpers.tiny_models import nearly
@@ -57,7 +57,7 @@ def test_the_released_files_have_the_names_and_shapes_of_a_known_layout(layout):
     shapes = CASE["layouts"][layout]
     file = parse_h_space({f"0.{key}": torch.zeros(shape) for key, shape in shapes.items()}, layout)
     assert (file.channels, file.time) == (512, 512)
-    made = _block(file, layout).network.model.state_dict()
+    made = _block_direction(file, layout).network.model.state_dict()
     assert {key: list(value.shape) for key, value in made.items()} == shapes
 
 
@@ -69,7 +69,7 @@ class TinyUNet(nn.Module):
         weights = golden("unet")
         self.weights = {key: value.double() for key, value in weights.items()}
         block = {key.removeprefix("layer_0."): value for key, value in weights.items() if key.startswith("layer_0")}
-        self.delta = _block(parse_h_space(block, "layer_0"), "layer_0").network.model.double()
+        self.delta = _block_direction(parse_h_space(block, "layer_0"), "layer_0").network.model.double()
 
     def _conv(self, name, values, **settings):
         return functional.conv2d(values, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **settings)

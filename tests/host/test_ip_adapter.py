@@ -1,4 +1,4 @@
-"""What an IP-Adapter does in the sampling loop; the faults of the widely used pack, one by one."""
+"""What an IP-Adapter does in the sampling loop; the faults of ComfyUI_IPAdapter_plus, one by one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_adapters_add_up_in_any_order(model):
     assert not nearly(sample(forth), sample(apply(model, second, other, **masked)), 1e-2)
 
 
-# --- the faults of the widely used pack, lettered as in the list of them -------------------------------------------
+# --- the faults of ComfyUI_IPAdapter_plus, lettered as in the list of them -------------------------------------------
 
 
 def test_a_clones_share_the_adapters_weights(sd15):

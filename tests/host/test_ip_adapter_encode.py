@@ -167,7 +167,7 @@ def test_several_negative_pictures_are_averaged_and_many_pictures_all_seen(sd15)
 
 def test_the_node_for_pictures_says_what_a_face_file_needs(sd15):
     made = ip_adapter.adapter(sd15, "face")
-    with pytest.raises(ValueError, match=r"which this node has no input for\. Use Face Embeds"):
+    with pytest.raises(ValueError, match=r"but this node has no input for it\. Use Face Embeds"):
         IPAdapterSimple.execute(sd15, made, ip_adapter.encoder(), ip_adapter.picture())
 
 
@@ -205,9 +205,9 @@ BAD = {
     "nothing at all": ("linear", {}, "reads the image_embeds of an image encoder, but none was given"),
     "wrong encoder": (
         "linear", {"clip_vision": ip_adapter.encoder(projection_dim=40), "image": ip_adapter.picture()},
-        "wants image_embeds 24 wide, but this image encoder's are 40 wide. Load an encoder whose",
+        "reads image_embeds 24 wide, but this image encoder's are 40 wide. Load an encoder whose",
     ),
-    "wrong hidden": ("plus", {"clip_vision_output": torch.zeros(1, 5, 99)}, "wants penultimate_hidden_states 32 wide"),
+    "wrong hidden": ("plus", {"clip_vision_output": torch.zeros(1, 5, 99)}, "reads penultimate_hidden_states 32 wide"),
     "embeds for a plus file": ("plus", {"clip_vision_output": torch.zeros(1, 24)}, "reads the penultimate"),
     "a flat output": ("linear", {"clip_vision_output": torch.zeros(24)}, r"but is \(24,\)"),
     "NaN": (
@@ -228,14 +228,14 @@ BAD = {
     "a mask of nothing": (
         "linear", {"clip_vision_output": torch.zeros(1, 24), "mask": torch.ones(1, 8, 8)}, "no image is connected",
     ),
-    "no embeds": ("linear", {"clip_vision_output": torch.zeros(0, 24)}, "wants at least one image"),
+    "no embeds": ("linear", {"clip_vision_output": torch.zeros(0, 24)}, "needs at least one image"),
     "tokens of two encoders": (
         "full", {"clip_vision": ip_adapter.encoder(), "clip_vision_output": torch.zeros(1, 7, 32)},
         "the image has 7 and its negative 5",
     ),
     "no faces": ("face", {"face_embeds": torch.zeros(0, 512)}, r"but they are \(0, 512\)"),
     "no tensor": ("face", {"face_embeds": [1]}, "but they are list"),
-    "no face": ("face", {}, "is a FaceID file and wants the identity of a face. Connect Face Embeds"),
+    "no face": ("face", {}, "needs the identity of a face, but there is none. Connect Face Embeds"),
     "wrong face": ("face", {"face_embeds": torch.zeros(1, 99)}, r"of shape \(faces, 512\), but they are \(1, 99\)"),
 }  # fmt: skip
 

@@ -328,11 +328,11 @@ def test_tokens_are_saved_nowhere_else(prefix, token_folder, sd15):
 
 def test_tokens_of_another_file_are_refused(sd15):
     made, other = ip_adapter.adapter(sd15), ip_adapter.adapter(sd15, seed=3, name="other.safetensors")
-    with pytest.raises(ValueError, match=r"tiny\.safetensors reads tokens of its own, 16 wide.*made by other"):
+    with pytest.raises(ValueError, match=r"tiny\.safetensors reads its own tokens, 16 wide.*made by other"):
         apply(sd15, made, ip_adapter.tokens(other))
 
 
-def test_n_embeds_of_the_widely_used_pack_are_read_without_running_anything(token_folder, sd15, capsys):
+def test_n_embeds_of_ComfyUI_IPAdapter_plus_are_read_without_running_anything(token_folder, sd15, capsys):
     made = ip_adapter.adapter(sd15)
     output = ip_adapter.encoder().encode_image(ip_adapter.picture())
     torch.save(output.image_embeds, token_folder / "old.ipadpt")

@@ -1,4 +1,4 @@
-"""Stored results of the official method and of the widely used pack on a small UNet with the layout of SD1.5."""
+"""Stored results of the official method and of ComfyUI_IPAdapter_plus on a small UNet with the layout of SD1.5."""
 
 from __future__ import annotations
 

@@ -403,7 +403,7 @@ def test_one_picture_goes_with_many(sources, targets, examples, shared):
 
 
 def test_unequal_numbers_of_pictures_are_refused(shared):
-    with pytest.raises(ValueError, match=r"source and target should be as many pictures.* but are 2 and 3"):
+    with pytest.raises(ValueError, match=r"source and target should be the same number of pictures.* but are 2 and 3"):
         prompt_diffusion.example(shared, source=controlnext.picture(1, b=2), target=controlnext.picture(2, b=3))
 
 

@@ -413,9 +413,9 @@ def test_a_schedule_that_cannot_be_read_is_refused_by_the_node(schedule):
 def test_what_the_two_clocks_need_is_said(sd15):
     with pytest.raises(ValueError, match="no UniCon Apply Joint"):
         run_clocks(sd15, halves(), "x 0-1, y 0-1")
-    with pytest.raises(ValueError, match=r"condition_noise 0\.5\. Set that to 1"):
+    with pytest.raises(ValueError, match=r"condition_noise 0\.5\. Set condition_noise to 1"):
         run_clocks(unicon.joint(sd15, condition_noise=0.5), halves(), "x 0-1, y 0-1")
-    with pytest.raises(ValueError, match="two steps at least"):
+    with pytest.raises(ValueError, match="at least two steps"):
         run_clocks(unicon.joint(sd15), halves(), "x 0-1, y 0-1", steps=1)
     with pytest.raises(
         ValueError, match="one ends at step 5 of x and 5 of y, and the next begins at 0 of x and 5 of y"

@@ -381,7 +381,7 @@ def test_nothing_is_read_from_the_device_in_a_step(sd15):
         ),
         (lambda m: unicon.apply(unicon.apply(m, role="image"), 1), "the only UniCon"),
         (lambda m: unicon.apply(unicon.apply(m), 1, role="image"), "the only UniCon"),
-        (lambda m: unicon.joint(unicon.joint(m), 1), "can be on a model once"),
+        (lambda m: unicon.joint(unicon.joint(m), 1), "can be on a model only once"),
         (lambda m: unicon.joint(unicon.apply(m, role="image"), 1), "the only UniCon"),
     ],
 )
