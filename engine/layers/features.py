@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, entries
-from ..rows.chunk import CHUNKS, numbered, pick, put
+from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..span import WHOLE_RUN, Span
 from ..unet import ORDER, Depth
 from .call import NETWORK, LayerCall
@@ -98,8 +98,9 @@ def patches_with_layers(
         if not terms:
             return feature
         embedding = embeddings[-1] if embeddings else None
+        chunks = chunks_at(options[CHUNKS], options, len(feature), may_be_tiled=False)
         call = FeatureCall(
-            feature=feature, timesteps=timesteps, embedding=embedding, chunks=options[CHUNKS], options=options,
+            feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks, options=options,
             **options[NETWORK]._asdict(),
         )  # fmt: skip
         return _on_open_rows(call, partial(_sum, terms))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..entries import Entry, entries
-from ..rows.chunk import CHUNKS, numbered, pick, put
+from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..unet import Site
 from .call import NETWORK, LayerCall
 
@@ -63,7 +63,8 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
 
 
 def _changed(tokens: Tensor, entry: PerturbedTokens, site: Site, options: Mapping[str, Any]) -> Tensor:
-    chunks, total = options[CHUNKS], len(options[CHUNKS])
+    chunks = chunks_at(options[CHUNKS], options, len(tokens), may_be_tiled=True)
+    total = len(chunks)
     marked = [chunk.index for chunk in chunks if chunk.mark == entry.id and chunk.group.is_open]
     if not marked:
         return tokens

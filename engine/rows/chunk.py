@@ -66,7 +66,7 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
 def chunks_at(
     known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, may_be_tiled: bool
 ) -> tuple[Chunk, ...]:  # fmt: skip
-    """Returns the chunks of an attention with so many rows, in a call of the network whose chunks are known.
+    """Returns the chunks of a layer with so many rows, in a call of the network whose chunks are known.
 
     Other packs may add rows for regional prompts. If `may_be_tiled`, they may also cut each picture into tiles.
     Raises RuntimeError if they add rows and do not label them.
@@ -84,7 +84,7 @@ def chunks_at(
         times = rows // expected
         return tuple(chunk._replace(images=tuple(i for i in chunk.images for _ in range(times))) for chunk in known)
     raise RuntimeError(
-        f"An attention should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in "
+        f"A layer should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in "
         f"it (regional prompts, attention couple) and does not say of which prompt each is. Remove that pack from the "
         f"model."
     )

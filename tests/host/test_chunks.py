@@ -6,8 +6,11 @@ from uuid import uuid4
 
 import pytest
 import torch
+from reins.engine.layers.features import FeatureSite
+from reins.engine.network import add_feature_layer, options_with_layers
 from reins.engine.rows.chunk import REGIONAL, add, chunks_at, chunks_of, joined, pick, pick_each, put
 from reins.engine.rows.names import names_in
+from reins.engine.unet import unet_of
 from reins.tests.helpers.methods import METHODS
 from reins.tests.helpers.other_packs import coupled, labelled, regrouped, tiled_by_name
 from reins.tests.helpers.tiny_models import nearly, sample, text
@@ -137,3 +140,15 @@ def test_labels_alone_are_refused_if_a_list_has_several_prompts(sd15):
     model = regrouped(sd15, labelled(True, ("cond_or_uncond",)))
     with pytest.raises(RuntimeError, match="but not of which prompt, and there are several"):
         sample(METHODS["nag"](model), positive=text(1) + text(3))
+
+
+def test_a_feature_whose_rows_are_not_those_of_the_call_is_refused(sd15):
+    site = FeatureSite("output", 0)
+    steered = add_feature_layer(sd15, site, lambda call: call.feature)
+    options = {**steered.model_options["transformer_options"], **NAMES, "block": site}
+    options = options_with_layers(options, unet_of(sd15), torch.tensor([5.0, 5.0]))
+    (add_before_skip,) = options["patches"]["output_block_patch"]
+    feature, skip = torch.ones(2, 8, 4, 4), torch.ones(2, 8, 4, 4)
+    assert torch.equal(add_before_skip(feature, skip, options)[0], 2 * feature)
+    with pytest.raises(RuntimeError, match="A layer should have the 2 rows of its call, but has 3"):
+        add_before_skip(torch.ones(3, 8, 4, 4), skip, options)
