@@ -21,7 +21,7 @@ from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
 from .network import install_layers, options_of_call
 from .rows.names import AROUND
-from .run import RUN, Step, run_of, start_run
+from .run import RUN, ExtraChunk, Step, run_of, start_run
 from .scope import Args, add_post_cfg
 from .shared_control import sharing_controls
 from .span import Span, percent_at
@@ -209,12 +209,8 @@ def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, l
 def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
     """Returns copies of the conds that only the layers of this extra prediction act on. The step notes them."""
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
-    step.marks.update({entry["uuid"]: extra.id for entry in marked})
-    if extra.first_change is not None:
-        for entry, own in zip(cond, marked, strict=True):
-            step.twins[own["uuid"]], step.first_changes[own["uuid"]] = entry["uuid"], extra.first_change
-    if extra.is_negative:
-        step.negatives.update(entry["uuid"] for entry in marked)
+    for entry, own in zip(cond, marked, strict=True):
+        step.extras[own["uuid"]] = ExtraChunk(extra.id, extra.is_negative, entry["uuid"], extra.first_change)
     return marked
 
 

@@ -182,8 +182,8 @@ class PartnerPlan:
             uuid = own = self._chunk(group).uuid
             if own in uuids and own is not None:
                 uuid = uuid5(own, str(group.owner))
-                if step is not None and own in step.marks:
-                    step.marks[uuid] = step.marks[own]
+                if step is not None and own in step.extras:
+                    step.extras[uuid] = step.extras[own]._replace(first_change=None)
                 if own in infos:
                     infos[uuid] = infos[own]
             uuids.append(uuid)

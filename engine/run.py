@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP
@@ -22,6 +22,15 @@ RUN, STEP = "reins_run", "reins_step"
 Made = TypeVar("Made")
 
 
+class ExtraChunk(NamedTuple):
+    """A chunk that belongs to an extra prediction: the copy of a chunk of the host, under a uuid that only it has."""
+
+    mark: UUID  # id of the extra prediction
+    is_negative: bool  # whether it stands for the negative
+    original: UUID  # uuid of the chunk that it is a copy of
+    first_change: Depth | None  # where in the network it first differs from that; None if it may from the start
+
+
 @dataclass(eq=False)
 class Step:
     """One call of the model by the sampler: which chunks are extra predictions, and what they gave."""
@@ -31,11 +40,8 @@ class Step:
     sigma: float
     cond: list | None = None
     guided: bool = False  # whether the negative takes part
-    marks: dict[UUID, UUID] = field(default_factory=dict)  # chunk -> extra prediction
-    negatives: set[UUID] = field(default_factory=set)  # chunks of extra predictions that stand for the negative
-    twins: dict[UUID, UUID] = field(default_factory=dict)  # chunk of an extra prediction -> the chunk it repeats
-    first_changes: dict[UUID, Depth] = field(default_factory=dict)  # where such a chunk first differs from its twin
-    controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their twins
+    extras: dict[UUID, ExtraChunk] = field(default_factory=dict)  # by the uuid of the chunk
+    controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their originals
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
     notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other
 
@@ -45,9 +51,14 @@ class Step:
         Extra predictions for the same conditioning have the same origin. The label is part of it, for positive and
         negative may share a uuid. The label given for an extra chunk is not read.
         """
-        if chunk not in self.twins:
+        extra = self.extras.get(chunk)
+        if extra is None or extra.first_change is None:
             return chunk, label
-        return self.twins[chunk], int(chunk in self.negatives)
+        return extra.original, int(extra.is_negative)
+
+    def first_changes(self) -> dict[UUID, Depth]:
+        """Returns where extra chunks first differ from their originals, for those that do not from the start."""
+        return {uuid: extra.first_change for uuid, extra in self.extras.items() if extra.first_change is not None}
 
     def for_another_call(self) -> Step:
         """Returns the step for another call of the model at the same place. It shares only the layers' notes."""

@@ -24,7 +24,7 @@ CondLists = list[list[dict] | None]
 
 def sharing_controls(conds: CondLists, step: Step) -> CondLists:
     """Returns the lists of conds with stand-ins for their ControlNets, if any chunk repeats another one."""
-    if not step.twins:
+    if not step.first_changes():
         return conds
     made: dict[int, SharedControl] = {}
 

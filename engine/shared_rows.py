@@ -40,7 +40,7 @@ def sharing_forward(
         return None
     if any(seen < max(first_changes.values()) for seen in depths_of_patches(without_layers)):
         return None
-    if control is not None and not all(chunk in step.controlled for chunk in step.twins):
+    if control is not None and not all(uuid in step.controlled for uuid in step.first_changes()):
         return None
     plan = SharingPlan(chunks, step, first_changes)
     return plan.forward(unet) if plan.saves_rows else None
@@ -56,7 +56,8 @@ def _first_changes(step: Step | None, chunks: Sequence[Chunk]) -> dict[UUID, Dep
     """Returns the depth at which each chunk that repeats another one first differs from it."""
     if step is None:
         return {}
-    return {chunk.uuid: step.first_changes[chunk.uuid] for chunk in chunks if chunk.uuid in step.first_changes}
+    uuids = {chunk.uuid for chunk in chunks}
+    return {uuid: depth for uuid, depth in step.first_changes().items() if uuid in uuids}
 
 
 class SharingPlan:
@@ -126,7 +127,7 @@ class _OnSomeChunks:
 
     def __call__(self, x: Tensor, *arguments: Any, **kwargs: Any) -> Tensor:
         count = len(self.sources)
-        some, *rest = (of_chunks(value, self.kept, count, len(x)) for value in (x, *arguments))
+        some, *rest = of_chunks([x, *arguments], self.kept, count, len(x))
         out = self.layer(some, *rest, **kwargs)
         for value, of_some in zip(arguments, rest, strict=True):
             if isinstance(value, dict):  # the host notes in its options how far it is

@@ -54,9 +54,9 @@ class Call(LayerCall):
         if len(numbers) == total:
             return self
         chunks = numbered([self.chunks[i] for i in numbers])
-        options, shape = options_with(self.options, chunks), self.options[SHAPE]
-        options[SHAPE] = [shape[0] // total * len(numbers), *shape[1:]]
+        options = options_with(self.options, chunks)
         ((q, k, v),) = pick_each((self.q, self.k, self.v), [numbers], total)
+        options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
         return replace(self, q=q, k=k, v=v, options=options, chunks=chunks)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:

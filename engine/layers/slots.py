@@ -137,7 +137,9 @@ class AroundAttentions:
 
     def attend(self, call: Call, below: Attend) -> Tensor:
         """Returns the attention below (rows, tokens, heads * d), on q, k and v as these layers changed them."""
-        state = self.states[call.site]
+        state = self.states.get(call.site)
+        if state is None:
+            raise self._lost(call.site)
         state.call = call
         for layer in self.layers[call.site]:
             call = layer.project(state, call)
@@ -152,6 +154,13 @@ class AroundAttentions:
             patches[before] = [*patches.get(before, ()), self._note(kind)]
             patches[after] = [self._add(kind), *patches.get(after, ())]
         return patches
+
+    def _lost(self, site: Site) -> RuntimeError:
+        names = " and ".join(dict.fromkeys(layer.name for layer in self.layers[site]))
+        return RuntimeError(
+            f"Another pack took over the attention {_text_of(site)} inside the call of the model, so that what {names} "
+            f"does there is lost. Remove that pack from the model."
+        )
 
     @staticmethod
     def _site(kind: AttentionKind, options: Mapping[str, Any]) -> Site:
@@ -173,11 +182,7 @@ class AroundAttentions:
             if state is None:
                 return out
             if state.call is None:
-                names = " and ".join(dict.fromkeys(layer.name for layer in self.layers[site]))
-                raise RuntimeError(
-                    f"Another pack took over the attention {_text_of(site)} inside the call of the model, so that "
-                    f"what {names} does there is lost. Remove that pack from the model."
-                )
+                raise self._lost(site)
             for layer in self.layers[site]:
                 out = layer.add(state, out)
             return out

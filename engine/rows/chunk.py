@@ -57,7 +57,8 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
     infos, negatives = options.get(CONDS, {}), options.get(NEGATIVES, (NEGATIVE_LABEL,))
     chunks = []
     for i, (uuid, label) in enumerate(names):
-        info, mark = infos.get(uuid), None if step is None else step.marks.get(uuid)
+        info, extra = infos.get(uuid), None if step is None else step.extras.get(uuid)
+        mark = None if extra is None else extra.mark
         tokens = groups[i].tokens or (None if info is None else info.tokens)
         chunks.append(Chunk(i, uuid, label, label in negatives, mark, images[i], info, tokens, groups[i]))
     return tuple(chunks)

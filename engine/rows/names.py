@@ -21,6 +21,7 @@ UUIDS, LABELS = "uuids", "cond_or_uncond"  # the host's lists, with an item for 
 NUMBERS = "reins_rows"  # for each row the number of its cond, among all conds, and the index of its image
 IMAGES = "reins_images"  # for each chunk the images of its rows
 ORDER = "reins_order"  # the names of the conds by number
+BATCH_ROWS = "reins_batch_rows"  # how many rows the host gives each cond
 HOST_LISTS = "reins_host_lists"  # the host's two lists as it made them
 AROUND = "model_function_wrapper"
 
@@ -62,7 +63,7 @@ def with_numbers(conds: CondLists, rows: int, model_options: Mapping[str, Any]) 
             order.append(Name(cond["uuid"], label))
             marked.append({**cond, "model_conds": {**cond["model_conds"], NUMBERS: number}})
         numbered.append(None if of_list is None else marked)
-    options = {**model_options.get("transformer_options", {}), ORDER: order}
+    options = {**model_options.get("transformer_options", {}), ORDER: order, BATCH_ROWS: rows}
     return numbered, {**model_options, AROUND: _noting(model_options[AROUND]), "transformer_options": options}
 
 
@@ -83,39 +84,63 @@ def with_true_names(options: dict[str, Any], numbers: Tensor, rows: int) -> dict
     The numbers are read from the device. If another pack changed the names, its names count.
     Raises RuntimeError if neither names nor numbers fit the rows.
     """
+    if ORDER not in options:  # a pack that made the options anew has dropped the methods too
+        return options
     numbered = _by_numbers(options, numbers) if len(numbers) == rows else None
-    renamed = _renamed(options)
-    if renamed is not None and (numbered is None or [*zip(numbered[UUIDS], numbered[LABELS], strict=True)] != renamed):
-        if rows % len(renamed) == 0:
-            uuids, labels = zip(*renamed, strict=True)
-            return {**options, UUIDS: list(uuids), LABELS: list(labels)}
-        numbered = None
+    renamed = _renamed(options, rows)
+    if renamed is not None and (numbered is None or renamed[:2] != numbered[:2]):
+        numbered = renamed
     if numbered is None:
         raise RuntimeError(
             f"Another pack around the model's call (tiled diffusion or the like) sends {rows} rows, but for "
             f"{len(numbers)} of them it is known which prompt they have: it takes apart only the tensors that it knows "
             f"by name. Remove that pack from the model."
         )
-    return {**options, **numbered}
+    return {**options, UUIDS: numbered.uuids, LABELS: numbered.labels, IMAGES: numbered.images}
 
 
-def _by_numbers(options: Mapping[str, Any], numbers: Tensor) -> dict[str, Any]:
+class Named(NamedTuple):
+    """The chunks of a call: their names, and for each the images of its rows."""
+
+    uuids: list[UUID | None]
+    labels: list[int]
+    images: list[list[int]]
+
+
+def _by_numbers(options: Mapping[str, Any], numbers: Tensor) -> Named:
+    """Returns the chunks by the numbers (rows, 2) of cond and image.
+
+    A chunk has as many rows as fit into each run of rows with the same cond, so that all chunks have equally many.
+    """
     order: Sequence[Name] = options[ORDER]
     of_cond, images = ([int(value) for value in column] for column in numbers.T.tolist())
     per_chunk = gcd(*(len(list(same)) for _, same in groupby(of_cond)))
     starts = range(0, len(of_cond), per_chunk)
     names = [order[of_cond[start]] for start in starts]
-    return {
-        UUIDS: [name.uuid for name in names],
-        LABELS: [name.label for name in names],
-        IMAGES: [images[start : start + per_chunk] for start in starts],
-    }
+    images_of = [images[start : start + per_chunk] for start in starts]
+    return Named([name.uuid for name in names], [name.label for name in names], images_of)
 
 
-def _renamed(options: Mapping[str, Any]) -> list[Name] | None:
-    """Returns the names that another pack has put in the place of the host's. None if it left them.
+def _renamed(options: Mapping[str, Any], rows: int) -> Named | None:
+    """Returns the chunks by the names that another pack has put in the place of the host's.
 
-    A pack may change the labels alone. Raises RuntimeError if several prompts have such a label.
+    None if it left them, or if it is not clear which images the rows are.
+    """
+    names = _new_names(options)
+    batch = options[BATCH_ROWS]
+    if names is None or rows % len(names):
+        return None
+    per_chunk = rows // len(names)
+    if batch != 1 and per_chunk != batch:
+        return None
+    images = list(range(batch)) if per_chunk == batch else [0] * per_chunk
+    return Named([name.uuid for name in names], [name.label for name in names], [images] * len(names))
+
+
+def _new_names(options: Mapping[str, Any]) -> list[Name] | None:
+    """Returns the names that another pack has put in the place of the host's, or None if it left them.
+
+    Raises RuntimeError if the pack changed the labels alone and several prompts have such a label.
     """
     of_host, uuids, labels = options.get(HOST_LISTS), options.get(UUIDS), options.get(LABELS)
     if of_host is None or not labels or (uuids, labels) == of_host:

@@ -33,13 +33,13 @@ def extra_chunks_last(
         transformer_options = with_true_names(transformer_options, numbers, len(x))
     step: Step | None = transformer_options.get(STEP)
     uuids = transformer_options.get(UUIDS, [])
-    marked = [step is not None and uuid in step.marks for uuid in uuids]
-    if not any(marked):
+    extras = [None if step is None else step.extras.get(uuid) for uuid in uuids]
+    if not any(extras):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
-    order = sorted(range(len(uuids)), key=marked.__getitem__)  # stable
+    order = sorted(range(len(uuids)), key=lambda i: extras[i] is not None)  # stable
     labels = [
-        int(uuid in step.negatives) if extra else label
-        for uuid, extra, label in zip(uuids, marked, transformer_options[LABELS], strict=True)
+        int(extra.is_negative) if extra else label
+        for extra, label in zip(extras, transformer_options[LABELS], strict=True)
     ]
     options = {
         **transformer_options,

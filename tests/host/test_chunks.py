@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 import torch
 from reins.engine.layers.features import FeatureSite
-from reins.engine.network import add_feature_layer, options_with_layers
+from reins.engine.network import add_attention_layer, add_feature_layer, options_with_layers
 from reins.engine.rows.chunk import REGIONAL, add, chunks_at, chunks_of, joined, pick, pick_each, put
-from reins.engine.rows.names import names_in
-from reins.engine.unet import unet_of
+from reins.engine.rows.names import BATCH_ROWS, HOST_LISTS, IMAGES, ORDER, Name, names_in, with_true_names
+from reins.engine.unet import find_sites, unet_of
 from reins.tests.helpers.methods import METHODS
 from reins.tests.helpers.other_packs import coupled, labelled, regrouped, tiled_by_name
 from reins.tests.helpers.tiny_models import nearly, sample, text
@@ -94,6 +94,49 @@ def test_what_is_picked_can_be_put_back_and_added(numbers):
         assert torch.equal(joined(3, (rest, pick(ROWS, rest, 3)), (numbers, -picked)), changed)
     assert torch.equal(add(ROWS, 3, (numbers, picked), (numbers, -3 * picked)), put(ROWS, numbers, 3, -picked))
     assert torch.equal(pick_each([ROWS, 2 * ROWS], [numbers], 3)[0][1], 2 * by_hand)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_part_of_the_chunks_of_a_call_keeps_the_hosts_shape_in_step(rows, sd15):
+    """With rows for regions the host's shape has fewer rows than the attention."""
+    seen = []
+
+    def note(call, below):
+        part = call.only([chunk.index for chunk in call.chunks if not chunk.is_negative])
+        seen.append((len(part.q), part.options["activations_shape"][0], len(part.chunks)))
+        return below(call)
+
+    site = find_sites(sd15, "attn2")[0]
+    model = add_attention_layer(coupled(sd15, rows, REGIONAL[0]), [site], note)
+    sample(model, steps=1)
+    assert seen == [(rows, rows, rows)]
+
+
+def with_names(options, numbers, rows):
+    host = ([*NAMES["uuids"]], [1, 0])
+    order = [Name(uuid, label) for uuid, label in zip(*host, strict=True)]
+    told = {**NAMES, ORDER: order, BATCH_ROWS: 2, HOST_LISTS: host, **options}
+    found = with_true_names(told, torch.tensor(numbers, dtype=torch.float32), rows)
+    return [(found["uuids"].index(NAMES["uuids"][0]) if len(found["uuids"]) > 1 else None), found.get(IMAGES)]
+
+
+NUMBERED = [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_names_that_do_not_fit_the_rows_give_way_to_numbers_that_do():
+    uuids = [*NAMES["uuids"], uuid4()]
+    assert with_names({"uuids": uuids, "cond_or_uncond": [1, 0, 0]}, NUMBERED, 4) == [0, [[0, 1], [0, 1]]]
+
+
+def test_names_in_another_order_go_before_numbers_that_stayed():
+    turned = {"uuids": NAMES["uuids"][::-1], "cond_or_uncond": [0, 1]}
+    assert with_names(turned, NUMBERED, 4) == [1, [[0, 1], [0, 1]]]
+
+
+def test_names_do_not_tell_the_images_of_a_part_of_a_batch():
+    turned = {"uuids": NAMES["uuids"][::-1], "cond_or_uncond": [0, 1]}
+    with pytest.raises(RuntimeError, match="sends 2 rows, but for 4 of them"):
+        with_names(turned, NUMBERED, 2)
 
 
 # --- in a run of the host --------------------------------------------------------------------------------------------

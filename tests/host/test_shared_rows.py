@@ -15,8 +15,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.engine.run import Step
+from reins.engine.run import ExtraChunk, Step
 from reins.engine.shared_control import sharing_controls
+from reins.engine.unet import Depth
 from reins.tests.helpers import controlnext, h_space, ip_adapter, tiny_models, unicon
 from reins.tests.helpers.conds import areas, controlled_together, masks
 from reins.tests.helpers.methods import METHODS, nag, pag, pladis, sag, seg, tpg
@@ -270,7 +271,7 @@ def test_a_control_on_the_positive_alone_is_shared(sd15):
 def test_on_several_gpus_each_has_the_real_control_net(sd15):
     """0.33 asks a cond's ControlNet for the one of a device; a stand-in must not be taken for it."""
     control, step = tiny_models.controlnet(), Step(x=torch.zeros(1), timestep=torch.zeros(1), sigma=1.0)
-    step.twins[uuid.uuid4()] = uuid.uuid4()
+    step.extras[uuid.uuid4()] = ExtraChunk(uuid.uuid4(), False, uuid.uuid4(), Depth(1, 0, 1))
     ((cond,),) = sharing_controls([[{"control": control}]], step)
     assert cond["control"] is not control
     if hasattr(control, "get_instance_for_device"):
