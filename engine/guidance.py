@@ -207,7 +207,7 @@ def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, l
 
 
 def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
-    """Returns copies of the conds that only the layers of this extra prediction act on. The step notes them."""
+    """Returns copies of the conds, on which alone layers of this extra prediction act. The step notes them."""
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
     for entry, own in zip(cond, marked, strict=True):
         step.extras[own["uuid"]] = ExtraChunk(extra.id, extra.is_negative, entry["uuid"], extra.first_change)
@@ -215,7 +215,7 @@ def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
 
 
 def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
-    """Returns these extra predictions at this step, (b, c, h, w) each. It is for post-CFG functions."""
+    """Returns these extra predictions at this step, (b, c, h, w) each, for a post-CFG function. Each is handed out once."""
     step = current_step(args)
     if step.cond is args["cond"] and all(extra.id in step.predictions for extra in extras):
         return [step.predictions.pop(extra.id) for extra in extras]
@@ -230,8 +230,8 @@ def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> 
     alone = step.for_another_call()
     marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
     options = options_of_call(args["model_options"], alone)
-    # The host numbers the lists. With an empty first one, ours begin at 1, so that a list 1 exists: from it the pack
-    # knows that the label 1 means negative in this call (rows/conds.py).
+    # Extra chunks are shown with label 0 or 1 (rows/order.py). Label 1 counts as negative only if there is a list 1
+    # (rows/conds.py), so the place of list 0 stays empty.
     conds = sharing_controls([None, *marked], alone)
     _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
     return out

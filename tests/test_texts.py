@@ -141,8 +141,12 @@ def messages() -> set[str]:
     for folder in ("nodes", "engine", "demo/world"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                    found.add(_pattern(node.exc.args[0]))
+                if (
+                    isinstance(node, ast.Call)
+                    and ast.unparse(node.func) in ("ValueError", "RuntimeError")
+                    and node.args
+                ):
+                    found.add(_pattern(node.args[0]))
     return found
 
 

@@ -158,10 +158,10 @@ def _note_maps(call: Call, step: Step) -> None:
 
 @dataclass(frozen=True)
 class _Degraded:
-    """The prediction that CFG uses (for the negative, or for the positive without one), with a blurred picture."""
+    """The prediction for the negative if CFG acts, else for the positive, with a blurred picture."""
 
     conds: list[Any]  # as calc_cond_batch takes them: the negative keeps its place, hence its label
-    denoised: Tensor
+    denoised: Tensor  # the blurred picture (b, c, h, w)
     change: Tensor  # of the prediction, (b, c, h, w)
 
     def predict(self, args: Args) -> Tensor:
@@ -208,7 +208,7 @@ def combine_maps(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor,
 
     The maps have weights of areas, masks and strengths as the host's predictions have, so the order of conds has no
     effect. The map is 0 in places without a prediction.
-    Raises RuntimeError if the network never saw a cond's whole picture.
+    Raises RuntimeError if the network saw the whole picture of none of the conds.
     """
     total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     rest: Tensor | None = None

@@ -2,6 +2,8 @@
 
     out = Attention(q, k_text, v_text) + weight * Attention(q, tokens W_k, tokens W_v)        (equation 5)
 
+The weight is inside v, and for some kinds of scaling inside k (models/ip_adapter/weights.py).
+
 The second term's k and v do not change during a run, so they are made once and kept on the run's device. The host
 casts the adapter's weights to the device one matrix at a time, and they do not stay there.
 """
@@ -69,7 +71,7 @@ class ImageTokens:
 
 @dataclass(frozen=True, eq=False)
 class SiteWeight:
-    """Which matrices of the file a layer uses, how strongly, and on which chunks."""
+    """Which matrices of the file an attention uses, how strongly, and whether positive and negative are swapped."""
 
     number: int  # of the text attention in the file
     layer: LayerWeight

@@ -1,4 +1,4 @@
-"""UniCon (2410.11439): an image and its condition, sampled side by side, look at each other in every block."""
+"""UniCon (2410.11439): an image x and its condition y, sampled side by side, look at each other in every block."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BlockNumbers:
 
     @classmethod
     def of(cls, parts: UniConParts, blocks: Mapping[str, Transformer]) -> BlockNumbers:
-        """Returns those of a file in a model whose blocks have these names."""
+        """Returns the numbers of a file's blocks in a model whose blocks have these names."""
         joints = {blocks[name].site("attn1"): i for i, name in enumerate(parts.joints)}
         conditions = {blocks[name].site(kind): i for i, name in enumerate(parts.conditions) for kind in ATTENTIONS}
         used = [blocks[name] for name in dict.fromkeys((*parts.joints, *parts.conditions))]
@@ -75,7 +75,7 @@ class SideBySide:
         return replace(call, q=q, k=k, v=v)
 
     def add(self, state: AttentionState, out: Tensor) -> Tensor:
-        """Returns the output (b, tokens, c) with the condition's LoRA and with what both see of each other."""
+        """Returns the output (b, tokens, c) with the condition's LoRA and the terms of the joint attention."""
         call, lora = state.call, self._lora(state.call.site)
         if lora is not None:
             out = lora.on_output(out, state.attended, self._rows(call))
@@ -99,7 +99,7 @@ class SideBySide:
         image_of = {chunk.group.chunk: chunk.index for chunk in call.chunks if chunk.group.branch == "image"}
         images, own = [image_of[chunk.group.chunk] for chunk in conditions], [chunk.index for chunk in conditions]
         if call.q.shape[1] != prod(call.shape):  # image and condition must have a token for each place
-            call.grid(call.q)
+            call.grid(call.q)  # raises
         projected, count = self._projected(state), len(call.chunks)
         x, y = (Projected(*parts) for parts in pick_each(projected, (images, own), count))
         joint = self.network.joints[self.numbers.joints[call.site]]
