@@ -215,7 +215,7 @@ def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
 
 
 def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
-    """Returns these extra predictions at this step, (b, c, h, w) each, for a post-CFG function. Each is handed out once."""
+    """Returns these extra predictions at this step, (b, c, h, w) each, for a post-CFG function. Each is given once."""
     step = current_step(args)
     if step.cond is args["cond"] and all(extra.id in step.predictions for extra in extras):
         return [step.predictions.pop(extra.id) for extra in extras]
