@@ -22,7 +22,7 @@ from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_
 from .layers.slots import around_attentions, slots_with_layers
 from .layers.tokens import token_patches
 from .partners import call_with_partners, partners_in
-from .rows.chunk import CHUNKS, chunks_of
+from .rows.chunk import chunks_of, options_with
 from .rows.conds import note_conds
 from .rows.groups import GROUPS
 from .rows.order import SAMPLING, extra_chunks_last
@@ -132,7 +132,7 @@ def options_with_layers(
     in_span = _span_test(options)
     # A plain function, for a copy of these options would copy an object that holds the network.
     network = NetworkCall.of(options, lambda path: unet.get_submodule(path))
-    options = {**options, CHUNKS: chunks_of(options, len(timesteps)), NETWORK: network}
+    options = {**options_with(options, chunks_of(options, len(timesteps))), NETWORK: network}
     around = around_attentions(options, unet)
     slots = slots_with_layers(options, in_span, frames, around)
     if slots is not None:

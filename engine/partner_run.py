@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .entries import entries, install_wrapper
-from .partners import BATCH, Partner, ratio, size_fault
+from .partners import Partner, ratio, size_fault
 
 logger = logging.getLogger(__name__)
 WRAPPER = "reins_partners"
@@ -66,7 +66,7 @@ def with_room_for_partners(
     executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> Any:  # fmt: skip
     """CALC_COND_BATCH wrapper: makes the host's batches of x (b, c, h, w) leave memory for the further rows."""
-    options = {**model_options.get("transformer_options", {}), BATCH: len(x)}
+    options = model_options.get("transformer_options", {})
     latents = sum(partner.latent is not None for partner in entries(options, Partner))
     model_options = {**model_options, "transformer_options": options}
     return executor(ModelWithMoreMemory(model, 1 + latents) if latents else model, conds, x, timestep, model_options)

@@ -21,11 +21,10 @@ from .rows.chunk import Chunk, chunks_of
 from .rows.conds import CONDS, Area
 from .rows.groups import GROUPS, Group
 from .rows.images import images_in_window
-from .rows.names import IMAGES, LABELS, UUIDS
+from .rows.names import BATCH_ROWS, IMAGES, LABELS, UUIDS
 from .run import STEP, Step, run_in
 from .span import WHOLE_RUN, Span
 
-BATCH = "reins_batch"  # how many rows the sampler sends
 LEAST_SIGMA = 1e-3  # the network is told the logarithm of a noise level, and 0 has none
 Role = Literal["image", "condition", "half"]
 
@@ -139,7 +138,7 @@ class PartnerPlan:
 
     def _check_pairs(self, half: Partner) -> None:
         """Raises RuntimeError if a call does not hold all images and their conditions."""
-        is_part = self.host.get(BATCH, self.per_chunk) != self.per_chunk
+        is_part = self.host.get(BATCH_ROWS, self.per_chunk) != self.per_chunk
         if is_part or images_in_window(self.host, self.per_chunk) is not None:
             raise RuntimeError(
                 f"{half.method} needs all images and conditions in one call of the model, but another node sends them "

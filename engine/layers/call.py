@@ -27,35 +27,36 @@ class NetworkCall(NamedTuple):
     run: Run
     step: Step | None  # None if the network is called without our guidance
     module: Callable[[str], nn.Module]  # returns a part of the network, with the weights of this call, by its path
+    to_sigma: Callable[[float], float] | None  # from a percent of the run to a noise level, by the model's schedule
+    lacks_conds: bool  # whether a sampler runs but nothing is known of the prompts, as in a layer that a hook brings
 
     @classmethod
     def of(cls, options: Mapping[str, Any], module: Callable[[str], nn.Module]) -> NetworkCall:
         """Returns what the host's options tell of the call."""
-        return cls(options.get(RUN) or Run(), options.get(STEP), module)
+        lacks_conds = CONDS not in options and "sample_sigmas" in options
+        to_sigma = getattr(options.get(SAMPLING), "percent_to_sigma", None)
+        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerCall:
     """What one layer is told.
 
-    `run`, `step` and `module` are those of the NetworkCall. The host's options are for what lies below the layer.
+    The first five are those of the NetworkCall. The host's options are for what lies below the layer.
     """
 
     run: Run
     step: Step | None
     module: Callable[[str], nn.Module]
+    to_sigma: Callable[[float], float] | None
+    lacks_conds: bool
     chunks: tuple[Chunk, ...]
     options: Mapping[str, Any]
 
     @property
     def sigma(self) -> float:
         """The noise level. It is read from the device if no step has noted it."""
-        return sigma_in(self.options)
-
-    @property
-    def to_sigma(self) -> Callable[[float], float]:
-        """The function from a percent of the run to a noise level, by the model's own schedule."""
-        return self.options[SAMPLING].percent_to_sigma
+        return sigma_in(self.options) if self.step is None else self.step.sigma
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,11 +72,6 @@ class LayerCall:
     def images_in_window(self) -> tuple[int, ...] | None:
         """Which images of the batch the network is shown. None if it is shown all of them."""
         return images_in_window(self.options, len(self.chunks[0].images))
-
-    @property
-    def lacks_conds(self) -> bool:
-        """Whether a sampler runs but nothing is known of the prompts, as in a layer that a hook brings."""
-        return CONDS not in self.options and "sample_sigmas" in self.options
 
     def check_whole(self, chunks: Iterable[Chunk], what: str, owner: str) -> None:
         """Raises RuntimeError if the network is shown a part of the picture that no chunk's conditioning asks for."""

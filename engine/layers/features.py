@@ -88,6 +88,7 @@ def patches_with_layers(
     for entry in acting:
         by_site.setdefault(entry.site, []).append(entry.apply)
     embeddings: list[Tensor] = []
+    known, network = options[CHUNKS], options[NETWORK]
 
     def note_embedding(embedding: Tensor, width: int, options: Mapping[str, Any]) -> Tensor:
         embeddings.append(embedding)
@@ -98,10 +99,10 @@ def patches_with_layers(
         if not terms:
             return feature
         embedding = embeddings[-1] if embeddings else None
-        chunks = chunks_at(options[CHUNKS], options, len(feature), may_be_tiled=False)
+        chunks = chunks_at(options.get(CHUNKS, known), options, len(feature))
         call = FeatureCall(
             feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks, options=options,
-            **options[NETWORK]._asdict(),
+            **network._asdict(),
         )  # fmt: skip
         return _on_open_rows(call, partial(_sum, terms))
 

@@ -14,19 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, entries
-from ..rows.chunk import CHUNKS, chunks_at
+from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..rows.groups import GROUPS
+from ..rows.names import LABELS, UUIDS
 from ..span import Span
 from ..unet import AttentionKind, Site
 from .attention import SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
-from .call import NETWORK
+from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
@@ -46,6 +47,7 @@ def slots_with_layers(
     The layers `around` an attention see q, k and v before the other layers do, and the result after them.
     """
     by_site = _layers_by_site(options, in_span)
+    told = options[CHUNKS], options[NETWORK]
     for site in around.layers if around else ():
         by_site.setdefault(site, [])
     if not by_site:
@@ -56,7 +58,7 @@ def slots_with_layers(
         # The host asks for the exact slot first, then for the slot of the whole block.
         occupant = slots_of_kind.get(site[1:], slots_of_kind.get(site[1:3]))
         is_around = around is not None and site in around.layers
-        slots_of_kind[site[1:]] = _slot(site, occupant, layers, frames, around if is_around else None)
+        slots_of_kind[site[1:]] = _slot(Place(site, *told, frames), occupant, layers, around if is_around else None)
     return slots
 
 
@@ -85,10 +87,34 @@ def _on_marked(entry: PerturbedLayers) -> Layer:
     return only_on(lambda chunk: chunk.mark == entry.id and chunk.group.is_open, entry.apply)
 
 
+class Place(NamedTuple):
+    """One attention in one call of the network; `frames` are those of a video."""
+
+    site: Site
+    chunks: tuple[Chunk, ...]
+    network: NetworkCall
+    frames: int | None
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Call:
+        """Returns what layers are told of q, k and v, each (rows, tokens, heads * d)."""
+        h, w = options[SHAPE][-2:]
+        known = options.get(CHUNKS, self.chunks)  # a layer may run on some chunks alone (shared_rows.py)
+        expected = len(known) * len(known[0].images)
+        is_as_told = options.get(UUIDS) == [chunk.uuid for chunk in known] and options.get(LABELS) == [
+            chunk.label for chunk in known
+        ]
+        if len(q) != expected or not is_as_told:
+            is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w
+            known = chunks_at(known, options, len(q), is_tiled)
+        return Call(
+            q=q, k=k, v=v, site=self.site, heads=options["n_heads"], shape=(h, w), chunks=known, options=options,
+            **self.network._asdict(),
+        )  # fmt: skip
+
+
 def _slot(
-    site: Site, occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], frames: int | None,
-    around: AroundAttentions | None,
-) -> Callable[..., Tensor]:  # fmt: skip
+    place: Place, occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], around: AroundAttentions | None
+) -> Callable[..., Tensor]:
     """Returns the function that the host calls for one attention in one call of the network."""
     calls = count()
     attend = occupant or host_attention
@@ -101,15 +127,9 @@ def _slot(
         chain = _stacked(layer, chain)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
-        if _is_over_time(q, options, frames, next(calls)):
+        if _is_over_time(q, options, place.frames, next(calls)):
             return attend(q, k, v, options)
-        chunks = options[CHUNKS]
-        if len(q) != len(chunks) * len(chunks[0].images):
-            chunks = chunks_at(chunks, options, len(q), may_be_tiled=site.kind == "attn1")
-        call = Call(
-            q=q, k=k, v=v, site=site, heads=options["n_heads"], shape=tuple(options[SHAPE][-2:]), chunks=chunks,
-            options=options, **options[NETWORK]._asdict(),
-        )  # fmt: skip
+        call = place.call(q, k, v, options)
         return chain(call) if around is None else around.attend(call, chain)
 
     return replace_attention

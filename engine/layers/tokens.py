@@ -6,7 +6,7 @@ Such a layer makes an extra prediction: it changes the tokens of the chunks of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,8 @@ class PerturbedTokens(Entry):
 
 def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
     """Returns the host's lists of patches with the layers of this call last. None if no layer acts."""
-    marks = {chunk.mark for chunk in options[CHUNKS]}
+    known, network = options[CHUNKS], options[NETWORK]
+    marks = {chunk.mark for chunk in known}
     acting = [entry for entry in entries(options, PerturbedTokens) if entry.id in marks]
     if not acting:
         return None
@@ -54,7 +55,9 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
         seen.add(site)
         for entry in acting:
             if site in entry.sites:
-                tokens = _changed(tokens, entry, site, options)
+                chunks = chunks_at(options.get(CHUNKS, known), options, len(tokens))
+                call = TokenCall(tokens=tokens, site=site, chunks=chunks, options=options, **network._asdict())
+                tokens = _changed(call, entry)
         return tokens
 
     patches = dict(options.get("patches", {}))
@@ -62,14 +65,11 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
     return patches
 
 
-def _changed(tokens: Tensor, entry: PerturbedTokens, site: Site, options: Mapping[str, Any]) -> Tensor:
-    chunks = chunks_at(options[CHUNKS], options, len(tokens), may_be_tiled=True)
-    total = len(chunks)
-    marked = [chunk.index for chunk in chunks if chunk.mark == entry.id and chunk.group.is_open]
+def _changed(call: TokenCall, entry: PerturbedTokens) -> Tensor:
+    total = len(call.chunks)
+    marked = [chunk.index for chunk in call.chunks if chunk.mark == entry.id and chunk.group.is_open]
     if not marked:
-        return tokens
-    call = TokenCall(
-        tokens=pick(tokens, marked, total), site=site, chunks=numbered([chunks[i] for i in marked]), options=options,
-        **options[NETWORK]._asdict(),
-    )  # fmt: skip
-    return put(tokens, marked, total, entry.change(call))
+        return call.tokens
+    chunks = numbered([call.chunks[i] for i in marked])
+    changed = entry.change(replace(call, tokens=pick(call.tokens, marked, total), chunks=chunks))
+    return put(call.tokens, marked, total, changed)

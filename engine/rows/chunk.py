@@ -17,7 +17,7 @@ from ..run import STEP
 from .conds import CONDS, NEGATIVE_LABEL, NEGATIVES, ChunkInfo
 from .groups import GROUPS, Group
 from .images import images_of_chunks
-from .names import IMAGES, LABELS, UUIDS, names_in
+from .names import BATCH_ROWS, IMAGES, LABELS, UUIDS, names_in
 
 CHUNKS = "reins_chunks"
 PER_CHUNK = (UUIDS, LABELS, GROUPS, IMAGES, CHUNKS)  # keys of lists with an item for each chunk
@@ -43,14 +43,19 @@ class Chunk(NamedTuple):
 def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
     """Returns the chunks of a call of the network with so many rows.
 
-    Raises RuntimeError if the rows do not divide evenly among the chunks that the host lists.
+    Raises RuntimeError if the rows are not those of the chunks that the host lists.
     """
     names, step = names_in(options), options.get(STEP)
     count = len(names)
-    if rows % count:
+    if rows % count or _is_part(options, rows // count):
         raise RuntimeError(
             f"A call of the model should hold as many rows for each of its {count} prompts, but another pack sends "
             f"{rows} rows (tiled diffusion, rows added or dropped). Remove that pack from the model."
+        )
+    if any(len(options[name]) != count for name in PER_CHUNK if options.get(name)):
+        raise RuntimeError(
+            f"A call of the model should name the prompts of all its rows, but another pack left the names of {count}. "
+            f"Remove that pack from the model."
         )
     groups = options.get(GROUPS) or [Group(i) for i in range(count)]
     images = images_of_chunks(options, count, rows // count)
@@ -64,18 +69,27 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
     return tuple(chunks)
 
 
+def _is_part(options: Mapping[str, Any], rows: int) -> bool:
+    """Whether a chunk has fewer rows than the host gives it, and it is not known which; it may have tiles of each."""
+    batch = options.get(BATCH_ROWS)
+    return batch is not None and rows % batch > 0 and GROUPS not in options and IMAGES not in options
+
+
 def chunks_at(
-    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, may_be_tiled: bool
+    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, may_be_tiled: bool = False
 ) -> tuple[Chunk, ...]:  # fmt: skip
     """Returns the chunks of a layer with so many rows, in a call of the network whose chunks are known.
 
-    Other packs may add rows for regional prompts. If `may_be_tiled`, they may also cut each picture into tiles.
-    Raises RuntimeError if they add rows and do not label them.
+    Other packs may put chunks in another order, drop some, or add rows for regional prompts. If `may_be_tiled`, they
+    may also cut each picture into tiles. Raises RuntimeError if they do not tell of which prompt the rows are.
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
-    if rows == expected:
-        return known
+    if are_named(known, options):
+        if rows == expected:
+            return known
+    elif (named := _by_names(known, options, rows)) is not None:
+        return named
     lists = (options.get(name) for name in REGIONAL)
     labels = next((of_rows for of_rows in lists if of_rows and len(of_rows) * per_chunk == rows), None)
     regional = None if labels is None else _regional(known, labels)
@@ -89,6 +103,29 @@ def chunks_at(
         f"it (regional prompts, attention couple) and does not say of which prompt each is. Remove that pack from the "
         f"model."
     )
+
+
+def are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    """Returns whether the host's lists name these chunks, as they do if no other pack has changed them.
+
+    A list that another pack has taken away says nothing.
+    """
+    uuids, labels = options.get(UUIDS), options.get(LABELS)
+    same_uuids = not uuids or uuids == [chunk.uuid for chunk in chunks]
+    return same_uuids and (not labels or labels == [chunk.label for chunk in chunks])
+
+
+def _by_names(known: Sequence[Chunk], options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...] | None:
+    """Returns the chunks that the host's lists name now. None if they name no rows of this number, or none clearly."""
+    uuids, labels = options.get(UUIDS) or [], options.get(LABELS) or []
+    if len(uuids) != len(labels) or len(labels) * len(known[0].images) != rows:
+        return None
+    by_name = {(chunk.uuid, chunk.label): chunk for chunk in known}
+    names = [*zip(uuids, labels, strict=True)]
+    if len(by_name) < len(known) or not {*names} <= {*by_name}:
+        return None
+    is_regional = len(names) > len(known)
+    return tuple(by_name[name]._replace(index=i, is_regional=is_regional) for i, name in enumerate(names))
 
 
 def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...] | None:
@@ -145,8 +182,7 @@ def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
 def options_with(options: Mapping[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
     """Returns the options of a call that has only these chunks."""
     lists = {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
-    known = {name: names for name, names in lists.items() if options.get(name)}
-    return {**options, **known, CHUNKS: numbered(chunks)}
+    return {**options, **lists, CHUNKS: numbered(chunks)}
 
 
 def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:

@@ -13,7 +13,7 @@ from uuid import UUID
 from torch import Tensor
 
 from ..run import Run, run_in
-from .names import AROUND, CondLists, with_numbers
+from .names import AROUND, BATCH_ROWS, CondLists, with_numbers
 
 CONDS, NEGATIVES = "reins_conds", "reins_negatives"
 NEGATIVE_LABEL = 1  # of the host's own guider. Other guiders may number their conds in another order.
@@ -55,7 +55,7 @@ def note_conds(
     Inside a context window, x (b, c, h, w) is the window's part of the batch.
     """
     infos = {cond["uuid"]: _info(cond, x) for of_list in conds if of_list for cond in of_list}
-    options = {**model_options.get("transformer_options", {}), CONDS: infos}
+    options = {**model_options.get("transformer_options", {}), CONDS: infos, BATCH_ROWS: len(x)}
     options[NEGATIVES] = _negatives(conds, run_in(options))
     model_options = {**model_options, "transformer_options": options}
     if AROUND in model_options:

@@ -21,7 +21,7 @@ UUIDS, LABELS = "uuids", "cond_or_uncond"  # the host's lists, with an item for 
 NUMBERS = "reins_rows"  # for each row the number of its cond, among all conds, and the index of its image
 IMAGES = "reins_images"  # for each chunk the images of its rows
 ORDER = "reins_order"  # the names of the conds by number
-BATCH_ROWS = "reins_batch_rows"  # how many rows the host gives each cond
+BATCH_ROWS = "reins_batch_rows"  # how many rows each chunk of the host has
 HOST_LISTS = "reins_host_lists"  # the host's two lists as it made them
 AROUND = "model_function_wrapper"
 
@@ -63,7 +63,7 @@ def with_numbers(conds: CondLists, rows: int, model_options: Mapping[str, Any]) 
             order.append(Name(cond["uuid"], label))
             marked.append({**cond, "model_conds": {**cond["model_conds"], NUMBERS: number}})
         numbered.append(None if of_list is None else marked)
-    options = {**model_options.get("transformer_options", {}), ORDER: order, BATCH_ROWS: rows}
+    options = {**model_options.get("transformer_options", {}), ORDER: order}
     return numbered, {**model_options, AROUND: _noting(model_options[AROUND]), "transformer_options": options}
 
 
@@ -78,18 +78,22 @@ def _noting(around: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return note
 
 
-def with_true_names(options: dict[str, Any], numbers: Tensor, rows: int) -> dict[str, Any]:
+def with_true_names(options: dict[str, Any], numbers: Tensor | None, rows: int) -> dict[str, Any]:
     """Returns the options of a call with the names that its rows really have, by their numbers (rows, 2).
 
     The numbers are read from the device. If another pack changed the names, its names count.
     Raises RuntimeError if neither names nor numbers fit the rows.
     """
-    if ORDER not in options:  # a pack that made the options anew has dropped the methods too
+    if ORDER not in options:  # no other pack is around the call, or one that made the options anew
         return options
+    if numbers is None:  # dropped with all that the pack does not know by name
+        of_host = options.get(HOST_LISTS)
+        if of_host is None or rows == len(of_host[0]) * options[BATCH_ROWS]:
+            return options
+        numbers = torch.empty(0, 2)
     numbered = _by_numbers(options, numbers) if len(numbers) == rows else None
-    renamed = _renamed(options, rows)
-    if renamed is not None and (numbered is None or renamed[:2] != numbered[:2]):
-        numbered = renamed
+    if numbered is None or not _agrees(numbered, options):
+        numbered = _renamed(options, rows) or numbered
     if numbered is None:
         raise RuntimeError(
             f"Another pack around the model's call (tiled diffusion or the like) sends {rows} rows, but for "
@@ -105,6 +109,15 @@ class Named(NamedTuple):
     uuids: list[UUID | None]
     labels: list[int]
     images: list[list[int]]
+
+
+def _agrees(numbered: Named, options: Mapping[str, Any]) -> bool:
+    """Whether lists that another pack has changed name the rows as their numbers do."""
+    of_host, uuids, labels = options.get(HOST_LISTS), options.get(UUIDS), options.get(LABELS)
+    if of_host is None or (uuids, labels) == of_host:
+        return True
+    same_uuids = not uuids or uuids == of_host[0] or uuids == numbered.uuids
+    return same_uuids and (not labels or labels == numbered.labels)
 
 
 def _by_numbers(options: Mapping[str, Any], numbers: Tensor) -> Named:

@@ -28,9 +28,7 @@ def extra_chunks_last(
     The signature is the host's. The options also get the model's sigma table, for the layers.
     """
     transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
-    numbers = conds.pop(NUMBERS, None)
-    if numbers is not None:
-        transformer_options = with_true_names(transformer_options, numbers, len(x))
+    transformer_options = with_true_names(transformer_options, conds.pop(NUMBERS, None), len(x))
     step: Step | None = transformer_options.get(STEP)
     uuids = transformer_options.get(UUIDS, [])
     extras = [None if step is None else step.extras.get(uuid) for uuid in uuids]

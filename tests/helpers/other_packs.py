@@ -12,6 +12,7 @@ import comfyui_version
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 VERSION = tuple(int(part) for part in comfyui_version.__version__.split(".")[:2])  # of the host
@@ -111,6 +112,52 @@ def coupled(model: ModelPatcher, copies: int, option: str | None) -> ModelPatche
     model = model.clone()
     model.set_model_attn2_patch(enlarge)
     model.set_model_attn2_output_patch(merge)
+    return model
+
+
+def turned(count: int, *values: Any, lists: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Tensors and lists of `count` chunks with their chunks in reverse."""
+    tensors = [
+        torch.cat(value.chunk(count)[::-1])
+        if torch.is_tensor(value) and value.ndim and len(value) % count == 0
+        else value
+        for value in values
+    ]
+    return tensors, {name: list(reversed(of_all)) for name, of_all in lists.items()}
+
+
+def turned_inside(model: ModelPatcher) -> ModelPatcher:
+    """A pack inside the pack's own wrappers that sends the chunks in reverse and says so in the host's lists."""
+
+    def send(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, control: Any, options: dict, **kwargs: Any):
+        names = {name: options[name] for name in ("cond_or_uncond", "uuids")}
+        count = len(names["uuids"])
+        inputs, lists = turned(count, x, t, context, y, lists=names)
+        out = executor(*inputs, control, {**options, **lists}, **kwargs)
+        return torch.cat(out.chunk(count)[::-1])
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", send)
+    return model
+
+
+def turned_in_attention(model: ModelPatcher, kind: str) -> ModelPatcher:
+    """A pack whose patches turn the chunks of an attention round, and say so for as long as they are turned."""
+    before: list[dict[str, Any]] = []
+
+    def turn(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        before.append({name: options[name] for name in ("cond_or_uncond", "uuids")})
+        tensors, lists = turned(len(options["uuids"]), q, k, v, lists=before[-1])
+        options.update(lists)
+        return tuple(tensors)
+
+    def turn_back(out: Tensor, options: dict[str, Any]) -> Tensor:
+        options.update(before.pop())
+        return torch.cat(out.chunk(len(options["uuids"]))[::-1])
+
+    model = model.clone()
+    getattr(model, f"set_model_{kind}_patch")(turn)
+    getattr(model, f"set_model_{kind}_output_patch")(turn_back)
     return model
 
 

@@ -6,13 +6,21 @@ from uuid import uuid4
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from reins.engine.layers.features import FeatureSite
 from reins.engine.network import add_attention_layer, add_feature_layer, options_with_layers
 from reins.engine.rows.chunk import REGIONAL, add, chunks_at, chunks_of, joined, pick, pick_each, put
 from reins.engine.rows.names import BATCH_ROWS, HOST_LISTS, IMAGES, ORDER, Name, names_in, with_true_names
 from reins.engine.unet import find_sites, unet_of
 from reins.tests.helpers.methods import METHODS
-from reins.tests.helpers.other_packs import coupled, labelled, regrouped, tiled_by_name
+from reins.tests.helpers.other_packs import (
+    coupled,
+    labelled,
+    regrouped,
+    tiled_by_name,
+    turned_in_attention,
+    turned_inside,
+)
 from reins.tests.helpers.tiny_models import nearly, sample, text
 
 NAMES = {"uuids": [uuid4(), uuid4()], "cond_or_uncond": [1, 0]}
@@ -195,3 +203,78 @@ def test_a_feature_whose_rows_are_not_those_of_the_call_is_refused(sd15):
     assert torch.equal(add_before_skip(feature, skip, options)[0], 2 * feature)
     with pytest.raises(RuntimeError, match="A layer should have the 2 rows of its call, but has 3"):
         add_before_skip(torch.ones(3, 8, 4, 4), skip, options)
+
+
+def test_chunks_that_a_pack_turns_inside_the_call_and_names_are_found(method, sd15):
+    assert nearly(sample(turned_inside(method(sd15)), steps=2), sample(method(sd15), steps=2))
+
+
+@pytest.mark.parametrize("kind", ["attn1", "attn2"])
+def test_chunks_that_a_pack_turns_inside_an_attention_and_names_are_found(kind, method, sd15):
+    assert nearly(sample(method(turned_in_attention(sd15, kind)), steps=2), sample(method(sd15), steps=2))
+
+
+@pytest.mark.parametrize("name", ["pag", "nag", "ip-adapter", "h-edit", "tpg"])
+def test_options_that_a_pack_cuts_down_to_the_hosts_keys_are_enough(name, sd15):
+    """The layers know the call from where they were put into it."""
+
+    def cut(executor, *args, **kwargs):
+        options = {key: value for key, value in args[-1].items() if not str(key).startswith("reins")}
+        return executor(*args[:-1], options, **kwargs)
+
+    model = METHODS[name](sd15).clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", cut)
+    assert nearly(sample(model, steps=2), sample(METHODS[name](sd15), steps=2))
+
+
+def test_rows_that_another_wrapper_sends_alone_without_a_word_are_refused(sd15):
+    def alone(executor, x, t, context, *rest, **kwargs):
+        outs = [executor(x[i : i + 2], t[i : i + 2], context[i : i + 2], *rest, **kwargs) for i in (0, 2)]
+        return torch.cat(outs)
+
+    model = sd15.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", alone)
+    with pytest.raises(RuntimeError, match="as many rows for each of its 2 prompts, but another pack sends 2 rows"):
+        sample(METHODS["ip-adapter"](model), batch=2, steps=1)
+
+
+def test_numbers_that_a_pack_drops_are_missed_if_rows_are_gone(sd15):
+    def known_by_name(apply_model, args):
+        conds = {"c_crossattn": args["c"]["c_crossattn"], "transformer_options": args["c"]["transformer_options"]}
+        rows = [slice(i, i + 1) for i in range(len(args["input"]))]
+        outs = [
+            apply_model(
+                args["input"][row], args["timestep"][row], **{**conds, "c_crossattn": conds["c_crossattn"][row]}
+            )
+            for row in rows
+        ]
+        return torch.cat(outs)
+
+    with pytest.raises(RuntimeError, match="sends 1 rows, but for 0 of them"):
+        sample(METHODS["ip-adapter"](regrouped(sd15, known_by_name)), steps=1)
+
+
+def test_numbers_that_fit_help_where_labels_alone_do_not(sd15):
+    """Two positives, each chunk alone with all its tensors, only the labels rewritten."""
+
+    def alone(apply_model, args):
+        count, options, outs = len(args["cond_or_uncond"]), args["c"]["transformer_options"], []
+        for i in range(count):
+            conds = {k: v.chunk(count)[i] if torch.is_tensor(v) else v for k, v in args["c"].items()}
+            conds["transformer_options"] = {**options, "cond_or_uncond": [options["cond_or_uncond"][i]]}
+            outs.append(apply_model(args["input"].chunk(count)[i], args["timestep"].chunk(count)[i], **conds))
+        return torch.cat(outs)
+
+    positive = text(1) + text(3)
+    for name in ("nag", "ip-adapter"):
+        sent = sample(METHODS[name](regrouped(sd15, alone)), positive=positive, steps=1)
+        assert nearly(sent, sample(METHODS[name](sd15), positive=positive, steps=1))
+
+
+def test_rows_that_are_no_tiles_are_refused_in_self_attention_too(sd15):
+    """As many tokens in twice the rows: a pack that appends the rows of a reference."""
+    model = sd15.clone()
+    model.set_model_attn1_patch(lambda q, k, v, options: tuple(torch.cat([part, part]) for part in (q, k, v)))
+    model.set_model_attn1_output_patch(lambda out, options: out.chunk(2)[0])
+    with pytest.raises(RuntimeError, match=r"A layer should have the \d rows of its call, but has \d"):
+        sample(METHODS["seg"](model), steps=1)
