@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..run import STEP
-from .conds import CONDS, NEGATIVE_LABEL, NEGATIVES, ChunkInfo
+from .conds import CONDS, NEGATIVE_LABEL, NEGATIVES, ChunkInfo, check_named
 from .groups import GROUPS, Group
 from .images import images_of_chunks
 from .names import BATCH_ROWS, IMAGES, LABELS, UUIDS, names_in
@@ -45,6 +45,7 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
 
     Raises RuntimeError if the rows are not those of the chunks that the host lists.
     """
+    check_named(options)
     names, step = names_in(options), options.get(STEP)
     count = len(names)
     if rows % count or _is_part(options, rows // count):

@@ -13,7 +13,7 @@ from uuid import UUID
 from torch import Tensor
 
 from ..run import Run, run_in
-from .names import AROUND, BATCH_ROWS, CondLists, with_numbers
+from .names import AROUND, BATCH_ROWS, LABELS, UUIDS, CondLists, with_numbers
 
 CONDS, NEGATIVES = "reins_conds", "reins_negatives"
 NEGATIVE_LABEL = 1  # of the host's own guider. Other guiders may number their conds in another order.
@@ -61,6 +61,15 @@ def note_conds(
     if AROUND in model_options:
         conds, model_options = with_numbers(conds, len(x), model_options)
     return executor(model, conds, x, timestep, model_options)
+
+
+def check_named(options: Mapping[str, Any]) -> None:
+    """Raises RuntimeError if a sampler runs and another pack has taken one of the host's lists away."""
+    if CONDS in options and not (options.get(UUIDS) and options.get(LABELS)):
+        raise RuntimeError(
+            "A call of the model should tell which prompt each row has, but another pack has taken that out of the "
+            "options. Remove that pack from the model."
+        )
 
 
 def info_of(options: Mapping[str, Any], uuid: UUID | None) -> ChunkInfo | None:

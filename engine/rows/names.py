@@ -84,8 +84,13 @@ def with_true_names(options: dict[str, Any], numbers: Tensor | None, rows: int) 
     The numbers are read from the device. If another pack changed the names, its names count.
     Raises RuntimeError if neither names nor numbers fit the rows.
     """
-    if ORDER not in options:  # no other pack is around the call, or one that made the options anew
-        return options
+    if ORDER not in options:
+        if numbers is None:  # no other pack is around the call
+            return options
+        raise RuntimeError(
+            "Another pack around the model's call (tiled diffusion or the like) drops what it does not know from the "
+            "options, so that nothing is left of our nodes. Remove that pack from the model."
+        )
     if numbers is None:  # dropped with all that the pack does not know by name
         of_host = options.get(HOST_LISTS)
         if of_host is None or rows == len(of_host[0]) * options[BATCH_ROWS]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..run import STEP, Step
+from .conds import check_named
 from .names import LABELS, NUMBERS, UUIDS, with_true_names
 
 SAMPLING = "reins_sampling"
@@ -29,6 +30,7 @@ def extra_chunks_last(
     """
     transformer_options = {**transformer_options, SAMPLING: executor.class_obj.model_sampling}
     transformer_options = with_true_names(transformer_options, conds.pop(NUMBERS, None), len(x))
+    check_named(transformer_options)
     step: Step | None = transformer_options.get(STEP)
     uuids = transformer_options.get(UUIDS, [])
     extras = [None if step is None else step.extras.get(uuid) for uuid in uuids]

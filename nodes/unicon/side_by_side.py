@@ -21,6 +21,11 @@ from ...models.unicon.files import UniConParts
 from ...models.unicon.network import ATTENTIONS, AttentionLoRA, Projected
 from ...models.unicon.network import UniCon as Network
 
+APART = (
+    "UniCon needs image and condition together in one call of the model, but another pack sends them apart or more "
+    "than once. Remove that pack from the model."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class UniCon:
@@ -86,8 +91,13 @@ class SideBySide:
         return None if number is None else self.network.conditions[number][site.kind]
 
     def _rows(self, call: Call) -> slice:
-        """Returns the rows of the condition, whose groups follow each other."""
+        """Returns the rows of the condition, whose groups follow each other.
+
+        Raises RuntimeError if another pack sends them apart from the image, or more than once.
+        """
         ours = [chunk.index for chunk in call.chunks if chunk.group.owner == self.owner]
+        if not ours or ours[-1] - ours[0] >= len(ours) or any(chunk.is_regional for chunk in call.chunks):
+            raise RuntimeError(APART)
         per_group = len(call.q) // len(call.chunks)
         return slice(ours[0] * per_group, (ours[-1] + 1) * per_group)
 
@@ -97,6 +107,8 @@ class SideBySide:
         if not conditions:
             return out
         image_of = {chunk.group.chunk: chunk.index for chunk in call.chunks if chunk.group.branch == "image"}
+        if not {chunk.group.chunk for chunk in conditions} <= {*image_of}:
+            raise RuntimeError(APART)
         images, own = [image_of[chunk.group.chunk] for chunk in conditions], [chunk.index for chunk in conditions]
         if call.q.shape[1] != prod(call.shape):  # image and condition must have a token for each place
             call.grid(call.q)  # raises

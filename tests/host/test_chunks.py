@@ -278,3 +278,48 @@ def test_rows_that_are_no_tiles_are_refused_in_self_attention_too(sd15):
     model.set_model_attn1_output_patch(lambda out, options: out.chunk(2)[0])
     with pytest.raises(RuntimeError, match=r"A layer should have the \d rows of its call, but has \d"):
         sample(METHODS["seg"](model), steps=1)
+
+
+def test_a_list_of_the_host_that_a_pack_takes_away_is_missed(sd15):
+    def forget(name):
+        def call(executor, *args, **kwargs):
+            options = {key: value for key, value in args[5].items() if key != name}
+            return executor(*args[:5], options, *args[6:], **kwargs)
+
+        model = sd15.clone()
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another pack", call)
+        return model
+
+    for name in ("uuids", "cond_or_uncond"):
+        for method in ("pag", "nag"):
+            with pytest.raises(RuntimeError, match="another pack has taken that out of the options"):
+                sample(METHODS[method](forget(name)), steps=1)
+
+
+def test_options_made_anew_around_the_call_are_refused(sd15):
+    def anew(apply_model, args):
+        given, kept = args["c"]["transformer_options"], ("uuids", "cond_or_uncond", "sigmas", "wrappers")
+        options = {name: given[name] for name in kept}
+        return apply_model(args["input"], args["timestep"], **{**args["c"], "transformer_options": options})
+
+    with pytest.raises(RuntimeError, match="nothing is left of our nodes"):
+        sample(METHODS["nag"](regrouped(sd15, anew)), steps=1)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)], ids=["branches apart", "pairs"])
+def test_a_unicon_whose_branches_a_pack_sends_apart_is_refused(order, sd15):
+    def apart(executor, x, t, context, y, control, options, **kwargs):
+        outs = []
+        for part in (order[:2], order[2:]):
+            lists = {name: [options[name][i] for i in part] for name in ("cond_or_uncond", "uuids")}
+            inputs = [torch.cat([value.chunk(4)[i] for i in part]) for value in (x, t, context)]
+            outs += executor(*inputs, y, control, {**options, **lists}, **kwargs).chunk(2)
+        return torch.cat([outs[order.index(i)] for i in range(4)])
+
+    model = METHODS["unicon"](sd15).clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", apart)
+    if order == (0, 2, 1, 3):  # each image with its condition: that is all a UniCon needs
+        assert nearly(sample(model, steps=1), sample(METHODS["unicon"](sd15), steps=1))
+    else:
+        with pytest.raises(RuntimeError, match="needs image and condition together"):
+            sample(model, steps=1)
