@@ -47,7 +47,7 @@ def slots_with_layers(
     The layers `around` an attention see q, k and v before the other layers do, and the result after them.
     """
     by_site = _layers_by_site(options, in_span)
-    told = options[CHUNKS], options[NETWORK]
+    chunks, network = options[CHUNKS], options[NETWORK]
     for site in around.layers if around else ():
         by_site.setdefault(site, [])
     if not by_site:
@@ -58,7 +58,8 @@ def slots_with_layers(
         # The host asks for the exact slot first, then for the slot of the whole block.
         occupant = slots_of_kind.get(site[1:], slots_of_kind.get(site[1:3]))
         is_around = around is not None and site in around.layers
-        slots_of_kind[site[1:]] = _slot(Place(site, *told, frames), occupant, layers, around if is_around else None)
+        slot = AttentionSlot(site, chunks, network, frames)
+        slots_of_kind[site[1:]] = _slot(slot, occupant, layers, around if is_around else None)
     return slots
 
 
@@ -87,8 +88,8 @@ def _on_marked(entry: PerturbedLayers) -> Layer:
     return only_on(lambda chunk: chunk.mark == entry.id and chunk.group.is_open, entry.apply)
 
 
-class Place(NamedTuple):
-    """One attention in one call of the network; `frames` are those of a video."""
+class AttentionSlot(NamedTuple):
+    """The slot of one attention in one call of the network. `frames` says how many a video has."""
 
     site: Site
     chunks: tuple[Chunk, ...]
@@ -96,14 +97,15 @@ class Place(NamedTuple):
     frames: int | None
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Call:
-        """Returns what layers are told of q, k and v, each (rows, tokens, heads * d)."""
+        """Returns what layers are told of q, k and v, each (rows, tokens, heads * d).
+
+        Raises RuntimeError if another pack has changed the rows and does not tell of which prompt each is.
+        """
         h, w = options[SHAPE][-2:]
         known = options.get(CHUNKS, self.chunks)  # a layer may run on some chunks alone (shared_rows.py)
         expected = len(known) * len(known[0].images)
-        is_as_told = options.get(UUIDS) == [chunk.uuid for chunk in known] and options.get(LABELS) == [
-            chunk.label for chunk in known
-        ]
-        if len(q) != expected or not is_as_told:
+        uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
+        if len(q) != expected or options.get(UUIDS) != uuids or options.get(LABELS) != labels:
             is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w
             known = chunks_at(known, options, len(q), is_tiled)
         return Call(
@@ -113,7 +115,10 @@ class Place(NamedTuple):
 
 
 def _slot(
-    place: Place, occupant: Callable[..., Tensor] | None, layers: Sequence[Layer], around: AroundAttentions | None
+    slot: AttentionSlot,
+    occupant: Callable[..., Tensor] | None,
+    layers: Sequence[Layer],
+    around: AroundAttentions | None,
 ) -> Callable[..., Tensor]:
     """Returns the function that the host calls for one attention in one call of the network."""
     calls = count()
@@ -127,9 +132,9 @@ def _slot(
         chain = _stacked(layer, chain)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
-        if _is_over_time(q, options, place.frames, next(calls)):
+        if _is_over_time(q, options, slot.frames, next(calls)):
             return attend(q, k, v, options)
-        call = place.call(q, k, v, options)
+        call = slot.call(q, k, v, options)
         return chain(call) if around is None else around.attend(call, chain)
 
     return replace_attention
