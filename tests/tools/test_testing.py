@@ -127,6 +127,7 @@ except KeyboardInterrupt:
     parent = f"""
 import signal, sys
 from tools import children
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs have it ignored
 signal.signal(signal.SIGTERM, children.end_children)
 sys.exit(children.run_child([sys.executable, "-c", {child!r}]))
 """
