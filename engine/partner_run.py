@@ -66,9 +66,8 @@ def with_room_for_partners(
     executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> Any:  # fmt: skip
     """CALC_COND_BATCH wrapper: makes the host's batches of x (b, c, h, w) leave memory for the further rows."""
-    options = model_options.get("transformer_options", {})
-    latents = sum(partner.latent is not None for partner in entries(options, Partner))
-    model_options = {**model_options, "transformer_options": options}
+    partners = entries(model_options.get("transformer_options", {}), Partner)
+    latents = sum(partner.latent is not None for partner in partners)
     return executor(ModelWithMoreMemory(model, 1 + latents) if latents else model, conds, x, timestep, model_options)
 
 

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.controlnet
-import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from .rows.chunk import of_chunks
-from .rows.names import names_in
+from .rows.chunk import of_chunks, pick
+from .rows.names import CondLists, names_in
 from .run import Step
-
-CondLists = list[list[dict] | None]
 
 
 def sharing_controls(conds: CondLists, step: Step) -> CondLists:
@@ -82,7 +79,6 @@ def _repeated(residuals: Mapping[str, list], sources: Sequence[int], chunks: int
     def all_rows(residual: Tensor | None) -> Tensor | None:
         if residual is None or len(residual) == 1 or len(residual) % chunks:
             return residual
-        parts = residual.chunk(chunks)
-        return torch.cat([parts[i] for i in sources])
+        return pick(residual, sources, chunks)
 
     return {name: [all_rows(residual) for residual in of_name] for name, of_name in residuals.items()}

@@ -59,10 +59,6 @@ class Call(LayerCall):
         options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
         return replace(self, q=q, k=k, v=v, options=options, chunks=chunks)
 
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Returns a tensor of this call (chunks * b, ...) cut into its chunks (b, ...)."""
-        return rows.chunk(len(self.chunks))
-
 
 Attend = Callable[[Call], Tensor]
 Layer = Callable[[Call, Attend], Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..rows.chunk import Chunk
 from ..rows.conds import CONDS
@@ -72,6 +72,10 @@ class LayerCall:
     def images_in_window(self) -> tuple[int, ...] | None:
         """Which images of the batch the network is shown. None if it is shown all of them."""
         return images_in_window(self.options, len(self.chunks[0].images))
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Returns a tensor of this call (chunks * b, ...) cut into its chunks (b, ...)."""
+        return rows.chunk(len(self.chunks))
 
     def check_whole(self, chunks: Iterable[Chunk], what: str, owner: str) -> None:
         """Raises RuntimeError if the network is shown a part of the picture that no chunk's conditioning asks for."""

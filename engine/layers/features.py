@@ -49,10 +49,6 @@ class FeatureCall(LayerCall):
         """The tensor that tells this step from others: the sampler's noise levels (b,), else the timesteps."""
         return self.options.get("sigmas", self.timesteps)
 
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Returns a tensor of this call (chunks * b, ...) cut into its chunks (b, ...)."""
-        return rows.chunk(len(self.chunks))
-
     def only(self, numbers: Sequence[int]) -> FeatureCall:
         """Returns the same call for some of the chunks, by number."""
         total, chunks = len(self.chunks), numbered([self.chunks[i] for i in numbers])

@@ -104,6 +104,7 @@ class AttentionSlot(NamedTuple):
         h, w = options[SHAPE][-2:]
         known = options.get(CHUNKS, self.chunks)  # a layer may run on some chunks alone (shared_rows.py)
         expected = len(known) * len(known[0].images)
+        # Every attention asks this, so it is asked here. What another pack may have changed is found in chunk.py.
         uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
         if len(q) != expected or options.get(UUIDS) != uuids or options.get(LABELS) != labels:
             is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w

@@ -71,7 +71,7 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
 
 
 def _is_part(options: Mapping[str, Any], rows: int) -> bool:
-    """Whether a chunk has fewer rows than the host gives it, and it is not known which; it may have tiles of each."""
+    """Whether a chunk has not all rows that the host gives it, nor as many tiles of each, and it is not known which."""
     batch = options.get(BATCH_ROWS)
     return batch is not None and rows % batch > 0 and GROUPS not in options and IMAGES not in options
 
@@ -86,7 +86,7 @@ def chunks_at(
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
-    if are_named(known, options):
+    if _are_named(known, options):
         if rows == expected:
             return known
     elif (named := _by_names(known, options, rows)) is not None:
@@ -106,8 +106,8 @@ def chunks_at(
     )
 
 
-def are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
-    """Returns whether the host's lists name these chunks, as they do if no other pack has changed them.
+def _are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    """Whether the host's lists name these chunks, as they do if no other pack has changed them.
 
     A list that another pack has taken away says nothing.
     """
@@ -180,10 +180,10 @@ def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
     return torch.cat([chunks[i] for i in range(count)])
 
 
-def options_with(options: Mapping[str, Any], chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Returns the options of a call that has only these chunks."""
+def options_with(options: Mapping[str, Any], chunks: tuple[Chunk, ...]) -> dict[str, Any]:
+    """Returns the options of a call that has only these chunks, which are numbered."""
     lists = {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
-    return {**options, **lists, CHUNKS: numbered(chunks)}
+    return {**options, **lists, CHUNKS: chunks}
 
 
 def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:

@@ -95,14 +95,14 @@ def with_true_names(options: dict[str, Any], numbers: Tensor | None, rows: int) 
         of_host = options.get(HOST_LISTS)
         if of_host is None or rows == len(of_host[0]) * options[BATCH_ROWS]:
             return options
-        numbers = torch.empty(0, 2)
-    numbered = _by_numbers(options, numbers) if len(numbers) == rows else None
+    count = 0 if numbers is None else len(numbers)
+    numbered = _by_numbers(options, numbers) if count == rows else None
     if numbered is None or not _agrees(numbered, options):
         numbered = _renamed(options, rows) or numbered
     if numbered is None:
         raise RuntimeError(
             f"Another pack around the model's call (tiled diffusion or the like) sends {rows} rows, but for "
-            f"{len(numbers)} of them it is known which prompt they have: it takes apart only the tensors that it knows "
+            f"{count} of them it is known which prompt they have: it takes apart only the tensors that it knows "
             f"by name. Remove that pack from the model."
         )
     return {**options, UUIDS: numbered.uuids, LABELS: numbered.labels, IMAGES: numbered.images}
