@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from uuid import uuid5
 
 import comfy.samplers
@@ -19,7 +20,9 @@ from torch import Tensor
 from ..models.guidance.fade import Fade
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
+from .layers.others import treat_chunks_apart
 from .network import install_layers, options_of_call
+from .rows.apart import each_apart
 from .rows.names import AROUND
 from .run import RUN, ExtraChunk, Step, run_of, start_run
 from .scope import Args, add_post_cfg
@@ -27,6 +30,7 @@ from .shared_control import sharing_controls
 from .span import Span, percent_at
 from .unet import Depth
 
+CondsOf = tuple["ExtraPrediction | None", list[dict] | None]  # conds, and the extra prediction that they are for
 SLOT = "sampler_calc_cond_batch_function"
 
 
@@ -145,7 +149,7 @@ def current_step(args: Args) -> Step:
 
 def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
     run = run_of(args["model_options"])
-    step = Step(x=args["input"], timestep=args["sigma"], sigma=run.sigma(args["sigma"]), cond=cond)
+    step = Step(x=args["input"], timestep=args["sigma"], sigma=run.sigma(args["sigma"]), cond=cond, uncond=uncond)
     run.step = step
     spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
     step.guided = uncond is not None and all(span.contains(step.sigma, run, _to_sigma(args)) for span in spans)
@@ -169,12 +173,12 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
         # The flag is set by nodes that need the negative in any case.
         skipped = uncond is not None and not step.guided and not options.get("disable_cfg1_optimization")
         if skipped:
-            conds[1] = None
+            conds[1] = step.uncond = None
         options = options_of_call(options, step)
         wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
         _predict(args, step, {extra: of_extra for extra, of_extra in wanted.items() if extra.comes_first(args)})
         if occupant is None:
-            extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options) else []
+            extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options, step) else []
             marked = [_marked(wanted[extra], extra, step) for extra in extras]
             shared = sharing_controls(conds + marked, step)
             out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
@@ -192,9 +196,13 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
     return calc_cond_batch
 
 
-def _may_join(model_options: Args) -> bool:
-    """Whether chunks can be told apart in one batch. They cannot if another pack regroups rows around the call."""
-    return RUN in model_options["transformer_options"] and AROUND not in model_options
+def _may_join(model_options: Args, step: Step) -> bool:
+    """Whether extra chunks may be in the host's batch.
+
+    They may not if another pack regroups rows around the call, or acts on one positive of a call.
+    """
+    options = model_options["transformer_options"]
+    return RUN in options and AROUND not in model_options and not treat_chunks_apart(options, step.cond or ())
 
 
 def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:
@@ -224,14 +232,35 @@ def predictions(args: Args, extras: Sequence[ExtraPrediction]) -> list[Tensor]:
 
 
 def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> list[Tensor]:
-    """Returns the predictions for these conds, made in a separate call of the model."""
+    """Returns the predictions for these conds, made in separate calls of the model."""
     if not wanted:
         return []
     alone = step.for_another_call()
-    marked = [_marked(conds, extra, alone) for extra, conds in wanted.items()]
+    marked = {extra: _marked(conds, extra, alone) for extra, conds in wanted.items()}
     options = options_of_call(args["model_options"], alone)
-    # Extra chunks are shown with label 0 or 1 (rows/order.py). Label 1 counts as negative only if there is a list 1
-    # (rows/conds.py), so the place of list 0 stays empty.
-    conds = sharing_controls([None, *marked], alone)
-    _, *out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
-    return out
+    made: dict[ExtraPrediction | None, Tensor] = {}
+    for call in _calls(marked, step, options):
+        conds = sharing_controls([conds for _, conds in call], alone)
+        out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
+        made.update(zip((extra for extra, _ in call), out, strict=True))
+    return [made[extra] for extra in wanted]
+
+
+def _calls(marked: Mapping[ExtraPrediction, list[dict]], step: Step, options: Args) -> list[list[CondsOf]]:
+    """Returns the lists of conds of each call, with the extra predictions that they are for.
+
+    It is one call with all extra predictions. If another pack acts on the first positive of a call alone, it is a call
+    for each, with one positive and one negative as the sampler itself makes them. Windows have calls for themselves.
+    """
+    if not treat_chunks_apart(options["transformer_options"], step.cond or ()):
+        # Extra chunks are shown with label 0 or 1 (rows/order.py). Label 1 counts as negative only if there is a list 1
+        # (rows/conds.py), so the place of list 0 stays empty.
+        return [[(None, None), *marked.items()]]
+    alone = [(extra, each_apart(conds) if len(conds) > 1 else conds) for extra, conds in marked.items()]
+    positives = [item for item in alone if not item[0].is_negative]
+    negatives = [item for item in alone if item[0].is_negative]
+    plain = ((None, step.cond), (None, step.uncond))
+    return [
+        [own or of_plain for own, of_plain in zip(pair, plain, strict=True)]
+        for pair in zip_longest(positives, negatives)
+    ]

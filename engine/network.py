@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -19,13 +20,17 @@ from .entries import KEY, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
 from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
+from .layers.others import may_add_rows
 from .layers.slots import around_attentions, slots_with_layers
+from .layers.texts import patched_texts
 from .layers.tokens import token_patches
 from .partners import call_with_partners, partners_in
+from .rows.apart import APART, each_apart
 from .rows.chunk import chunks_of, options_with
 from .rows.conds import note_conds
 from .rows.groups import GROUPS
-from .rows.order import SAMPLING, extra_chunks_last
+from .rows.names import CondLists
+from .rows.order import SAMPLING, negatives_first
 from .run import RUN, STEP, Step, run_in, sigma_in, start_run
 from .shared_rows import sharing_forward
 from .span import WHOLE_RUN, Span
@@ -41,9 +46,11 @@ def add_attention_layer(
     At equal depth, the last added layer is the outermost.
     """
     model = model.clone()
-    order = next_order(model)
-    append(model, AttentionLayer(order=order, sites=tuple(sites), apply=layer, span=span, rows=rows, depth=depth))
+    order, sites = next_order(model), tuple(sites)
+    append(model, AttentionLayer(order=order, sites=sites, apply=layer, span=span, rows=rows, depth=depth))
     install_layers(model)
+    if any(site.kind == "attn2" for site in sites):
+        install_wrapper(model, WrappersMP.CALC_COND_BATCH, each_prompt_alone, APART)
     return model
 
 
@@ -81,11 +88,21 @@ def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, An
     return {**transformer_options, "wrappers": by_kind}
 
 
+def each_prompt_alone(
+    executor: Any, model: Any, conds: CondLists, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:  # fmt: skip
+    """CALC_COND_BATCH wrapper: gives each conditioning its own call if another pack may add rows to text attentions."""
+    options = model_options.get("transformer_options", {})
+    if may_add_rows(options, [*chain.from_iterable(of_list for of_list in conds if of_list)]):
+        conds = [of_list if of_list is None else each_apart(of_list) for of_list in conds]
+    return executor(model, conds, x, timestep, model_options)
+
+
 def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     """APPLY_MODEL wrapper: puts the chunks in order and adds the rows of partners. Returns the result (b, c, h, w)."""
     if any(isinstance(value, dict) and GROUPS in value for value in arguments):
         return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
-    return extra_chunks_last(_WithPartners(executor), *arguments, **conds)
+    return negatives_first(_WithPartners(executor), *arguments, **conds)
 
 
 @dataclass
@@ -131,8 +148,11 @@ def options_with_layers(
     """
     in_span = _span_test(options)
     # A plain function, for a copy of these options would copy an object that holds the network.
-    network = NetworkCall.of(options, lambda path: unet.get_submodule(path))
+    texts = patched_texts(options, in_span) if "attn2_patch" in options.get("patches", {}) else None
+    network = NetworkCall.of(options, lambda path: unet.get_submodule(path), texts)
     options = {**options_with(options, chunks_of(options, len(timesteps))), NETWORK: network}
+    if texts is not None:
+        options["patches"] = texts.lists(options)
     around = around_attentions(options, unet)
     slots = slots_with_layers(options, in_span, frames, around)
     if slots is not None:

@@ -39,6 +39,7 @@ class Step:
     timestep: Tensor
     sigma: float
     cond: list | None = None
+    uncond: list | None = None  # None if the negative takes no part
     guided: bool = False  # whether the negative takes part
     extras: dict[UUID, ExtraChunk] = field(default_factory=dict)  # by the uuid of the chunk
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their originals

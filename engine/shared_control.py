@@ -62,7 +62,7 @@ class SharedControl:
         names = names_in(transformer_options)
         origins = [self.step.origin(uuid, label) for uuid, label in names]
         firsts = [i for i, origin in enumerate(origins) if origins.index(origin) == i]
-        if len(firsts) == chunks:
+        if len(firsts) == chunks or len({*names}) < chunks:  # names repeat if another pack asks for tiles
             return self.control.get_control(x, t, cond, chunks, transformer_options)
         some_x, some_t, options = (of_chunks(value, firsts, chunks, len(x)) for value in (x, t, transformer_options))
         some = {name: of_chunks(value, firsts, chunks, len(x)) for name, value in cond.items()}

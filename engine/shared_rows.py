@@ -21,6 +21,7 @@ from .layers.call import NETWORK
 from .layers.others import depths_of_patches, others_wrap_network
 from .rows.chunk import CHUNKS, PER_CHUNK, Chunk, of_chunks
 from .rows.groups import GROUPS
+from .rows.names import NAMES_BY_NUMBER
 from .run import Step
 from .unet import ORDER, Depth
 
@@ -32,11 +33,13 @@ def sharing_forward(
 
     `without_layers` are the options without our layers. Other packs' patches on shared layers, and their wrappers
     anywhere, may treat chunks by their place in the batch. Then everything is computed. It is too if residuals are not
-    known to be equal, if partners take part, and for frames of a video.
+    known to be equal, if partners take part, for frames of a video, and if chunks may be tiles of a picture.
     """
     chunks, step = options[CHUNKS], options[NETWORK].step
     first_changes = _first_changes(step, chunks)
     if not first_changes or not _is_plain(executor, unet, options):
+        return None
+    if NAMES_BY_NUMBER in options or len({(chunk.uuid, chunk.label) for chunk in chunks}) < len(chunks):
         return None
     if any(seen < max(first_changes.values()) for seen in depths_of_patches(without_layers)):
         return None

@@ -5,20 +5,24 @@ slots.py stacks the layers of all methods at call time on whatever sits in the h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from ..entries import Entry
-from ..rows.chunk import Chunk, joined, numbered, options_with, pick_each
+from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick_each
 from ..span import WHOLE_RUN, Span
-from ..unet import Site
+from ..unet import AttentionKind, Site
 from .call import LayerCall
 
 ActingRows = Literal["open", "sampled"]  # the rows that a layer acts on if partners take part
 SHAPE = "activations_shape"
+OTHER_PACKS: Mapping[AttentionKind, OtherPacks] = {
+    "attn1": OtherPacks(kinds="reference attention, tiled attention"),
+    "attn2": OtherPacks(kinds="regional prompts, attention couple", may_add=True),
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,18 +45,35 @@ class Call(LayerCall):
         Raises RuntimeError if another patch changed their number.
         """
         h, w = self.shape
-        if tokens.shape[1] != h * w:
+        found = tokens.shape[1]
+        if found > h * w:
             raise RuntimeError(
-                f"A {h}x{w} layer should have {h * w} tokens but has {tokens.shape[1]}: another patch merges or tiles "
+                f"A {h}x{w} layer should have {h * w} tokens but has {found}: another patch adds tokens of other "
+                f"pictures. Remove that patch (reference attention) from the model."
+            )
+        if found < h * w:
+            raise RuntimeError(
+                f"A {h}x{w} layer should have {h * w} tokens but has {found}: another patch merges or tiles "
                 f"them. Remove that patch (token merging, tiled attention) from the model."
             )
         return h, w
+
+    def check_rows(self) -> None:
+        """Raises RuntimeError if queries, keys and values differ in rows, so that they cannot be split into chunks."""
+        rows = [len(part) for part in (self.q, self.k, self.v)]
+        if rows != [len(self.q)] * 3:
+            raise RuntimeError(
+                f"An attention should have as many rows of keys and values as of queries, but has {rows[0]} of "
+                f"queries, {rows[1]} of keys and {rows[2]} of values: another pack changes some of them alone "
+                f"({OTHER_PACKS[self.site.kind].kinds}). Remove that pack from the model."
+            )
 
     def only(self, numbers: Sequence[int]) -> Call:
         """Returns the same call for some of the chunks, by number."""
         total = len(self.chunks)
         if len(numbers) == total:
             return self
+        self.check_rows()
         chunks = numbered([self.chunks[i] for i in numbers])
         options = options_with(self.options, chunks)
         ((q, k, v),) = pick_each((self.q, self.k, self.v), [numbers], total)

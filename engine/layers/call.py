@@ -17,6 +17,7 @@ from ..rows.conds import CONDS
 from ..rows.images import images_in_window
 from ..rows.order import SAMPLING
 from ..run import RUN, STEP, Run, Step, sigma_in
+from .texts import PatchedTexts
 
 NETWORK = "reins_network"
 
@@ -29,20 +30,23 @@ class NetworkCall(NamedTuple):
     module: Callable[[str], nn.Module]  # returns a part of the network, with the weights of this call, by its path
     to_sigma: Callable[[float], float] | None  # from a percent of the run to a noise level, by the model's schedule
     lacks_conds: bool  # whether a sampler runs but nothing is known of the prompts, as in a layer that a hook brings
+    texts: PatchedTexts | None  # methods' own texts as other packs change texts, if any does
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], module: Callable[[str], nn.Module]) -> NetworkCall:
+    def of(
+        cls, options: Mapping[str, Any], module: Callable[[str], nn.Module], texts: PatchedTexts | None = None
+    ) -> NetworkCall:
         """Returns what the host's options tell of the call."""
         lacks_conds = CONDS not in options and "sample_sigmas" in options
         to_sigma = getattr(options.get(SAMPLING), "percent_to_sigma", None)
-        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds)
+        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds, texts)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerCall:
     """What one layer is told.
 
-    The first five are those of the NetworkCall. The host's options are for what lies below the layer.
+    The first six are those of the NetworkCall. The host's options are for what lies below the layer.
     """
 
     run: Run
@@ -50,6 +54,7 @@ class LayerCall:
     module: Callable[[str], nn.Module]
     to_sigma: Callable[[float], float] | None
     lacks_conds: bool
+    texts: PatchedTexts | None
     chunks: tuple[Chunk, ...]
     options: Mapping[str, Any]
 

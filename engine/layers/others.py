@@ -1,11 +1,12 @@
 """What other packs have put into a call of the network: patches, slots, and wrappers around it.
 
-Chunks may share layers only before the place at which another pack first acts (shared_rows.py).
+Chunks may share layers only before the place at which another pack first acts (shared_rows.py). They are in one call
+only if other packs act on all chunks of a call alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -14,6 +15,10 @@ from ..entries import KEY
 from ..unet import ORDER, Depth
 
 AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+AROUND_TEXT = ("attn2_patch", "attn2_output_patch")
+OUTPUT_PATCHES = ("attn1_output_patch", "attn2_output_patch")
+ON_ALL_ROWS = ("comfy_extras/nodes_hypertile.py", "comfy_extras/nodes_tomesd.py")  # files of the host
+BY_LABEL = "Attn2Replace"  # the slots of ComfyUI_IPAdapter_plus and its kin ask the label of each chunk
 # Where patches first act. Kinds that are not listed may act from the first block on.
 FIRST_DEPTHS = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
 
@@ -26,6 +31,39 @@ def depths_of_patches(options: Mapping[str, Any]) -> Iterator[Depth]:
     for slots in options.get("patches_replace", {}).values():
         for block, number, *_ in slots:
             yield Depth(ORDER.get(block, 0), number, 1)
+
+
+def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether other packs may act on the first positive of a call alone, or know no call with two.
+
+    Packs for regional prompts and ComfyUI's own NAG do so, by patches on the output of attentions or in the slots of
+    text attentions. Nothing tells what they do, so only those that are known to act on all rows alike do not count.
+    `options` are those of a model, without our layers.
+    """
+    added = _added_options(options, conds)
+    patches = [of_one.get("patches", {}) for of_one in added]
+    acting = [patch for of_one in patches for kind in OUTPUT_PATCHES for patch in of_one.get(kind, ())]
+    acting += [slot for of_one in added for slot in of_one.get("patches_replace", {}).get("attn2", {}).values()]
+    return not all(map(_acts_on_all_rows, acting))
+
+
+def may_add_rows(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether other packs may add rows to text attentions and take them out behind, as for regional prompts."""
+    lists = [of_one.get("patches", {}) for of_one in _added_options(options, conds)]
+    return all(any(patches.get(kind) for patches in lists) for kind in AROUND_TEXT)
+
+
+def _added_options(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the options of a model, and those that hooks of the conds bring."""
+    hooks = [hook for cond in conds for hook in getattr(cond.get("hooks"), "hooks", ())]
+    return [options, *(getattr(hook, "transformers_dict", None) or {} for hook in hooks)]
+
+
+def _acts_on_all_rows(patch: Any) -> bool:
+    code = getattr(patch, "__code__", None)
+    if code is None:
+        return type(patch).__name__ == BY_LABEL
+    return code.co_filename.replace("\\", "/").endswith(ON_ALL_ROWS)
 
 
 def others_wrap_network(options: Mapping[str, Any]) -> bool:

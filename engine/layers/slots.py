@@ -26,7 +26,7 @@ from ..rows.groups import GROUPS
 from ..rows.names import LABELS, UUIDS
 from ..span import Span
 from ..unet import AttentionKind, Site
-from .attention import SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
+from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
@@ -108,7 +108,9 @@ class AttentionSlot(NamedTuple):
         uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
         if len(q) != expected or options.get(UUIDS) != uuids or options.get(LABELS) != labels:
             is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w
-            known = chunks_at(known, options, len(q), is_tiled)
+            known = chunks_at(known, options, len(q), OTHER_PACKS[self.site.kind]._replace(may_tile=is_tiled))
+        if self.network.texts is not None and self.site.kind == "attn2":  # other packs change the texts
+            known = tuple(chunk._replace(tokens=None) for chunk in known)
         return Call(
             q=q, k=k, v=v, site=self.site, heads=options["n_heads"], shape=(h, w), chunks=known, options=options,
             **self.network._asdict(),

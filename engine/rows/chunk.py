@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
     mark: UUID | None  # id of the extra prediction that it belongs to
     images: tuple[int, ...]  # for each row its index in the batch that is sampled
     info: ChunkInfo | None
-    tokens: int | None  # how many its text has before the host repeats it to fill a batch
+    tokens: int | None  # how many its text has before it is repeated to fill a batch, or None if that is not known
     group: Group
     is_regional: bool = False  # whether another pack put rows for regional prompts into the call
 
@@ -76,13 +76,21 @@ def _is_part(options: Mapping[str, Any], rows: int) -> bool:
     return batch is not None and rows % batch > 0 and GROUPS not in options and IMAGES not in options
 
 
+class OtherPacks(NamedTuple):
+    """What other packs may do to the rows of a layer without a word, and what they are, for errors."""
+
+    may_tile: bool = False  # cut each picture into tiles
+    may_add: bool = False  # add rows for regional prompts
+    kinds: str = ""
+
+
 def chunks_at(
-    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, may_be_tiled: bool = False
+    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, others: OtherPacks = OtherPacks()  # noqa: B008
 ) -> tuple[Chunk, ...]:  # fmt: skip
     """Returns the chunks of a layer with so many rows, in a call of the network whose chunks are known.
 
-    Other packs may put chunks in another order, drop some, or add rows for regional prompts. If `may_be_tiled`, they
-    may also cut each picture into tiles. Raises RuntimeError if they do not tell of which prompt the rows are.
+    Other packs may put chunks in another order, drop some, or add rows for regional prompts, and say so.
+    Raises RuntimeError if they do not say of which prompt the rows are, and `others` does not explain them.
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
@@ -91,17 +99,19 @@ def chunks_at(
             return known
     elif (named := _by_names(known, options, rows)) is not None:
         return named
-    lists = (options.get(name) for name in REGIONAL)
+    lists = [options.get(name) for name in REGIONAL]
+    if others.may_add and len(known) == 1 and rows % per_chunk == 0:  # then all rows are for the one prompt
+        lists.append([known[0].label] * (rows // per_chunk))
     labels = next((of_rows for of_rows in lists if of_rows and len(of_rows) * per_chunk == rows), None)
     regional = None if labels is None else _regional(known, labels)
     if regional is not None:
         return regional
-    if may_be_tiled and rows % expected == 0:
+    if others.may_tile and rows % expected == 0:
         times = rows // expected
         return tuple(chunk._replace(images=tuple(i for i in chunk.images for _ in range(times))) for chunk in known)
     raise RuntimeError(
-        f"A layer should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in "
-        f"it (regional prompts, attention couple) and does not say of which prompt each is. Remove that pack from the "
+        f"A layer should have the {expected} rows of its call, but has {rows}: another pack adds or drops rows in it"
+        f"{others.kinds and f' ({others.kinds})'} and does not say of which prompt each is. Remove that pack from the "
         f"model."
     )
 
@@ -125,8 +135,10 @@ def _by_names(known: Sequence[Chunk], options: Mapping[str, Any], rows: int) -> 
     names = [*zip(uuids, labels, strict=True)]
     if len(by_name) < len(known) or not {*names} <= {*by_name}:
         return None
-    is_regional = len(names) > len(known)
-    return tuple(by_name[name]._replace(index=i, is_regional=is_regional) for i, name in enumerate(names))
+    named = numbered([by_name[name] for name in names])
+    if len(named) > len(known):
+        named = tuple(chunk._replace(tokens=None, is_regional=True) for chunk in named)
+    return named
 
 
 def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...] | None:

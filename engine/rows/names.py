@@ -20,7 +20,7 @@ from torch import Tensor
 UUIDS, LABELS = "uuids", "cond_or_uncond"  # the host's lists, with an item for each chunk
 NUMBERS = "reins_rows"  # for each row the number of its cond, among all conds, and the index of its image
 IMAGES = "reins_images"  # for each chunk the images of its rows
-ORDER = "reins_order"  # the names of the conds by number
+NAMES_BY_NUMBER = "reins_order"  # the names of the conds by number
 BATCH_ROWS = "reins_batch_rows"  # how many rows each chunk of the host has
 HOST_LISTS = "reins_host_lists"  # the host's two lists as it made them
 AROUND = "model_function_wrapper"
@@ -63,7 +63,7 @@ def with_numbers(conds: CondLists, rows: int, model_options: Mapping[str, Any]) 
             order.append(Name(cond["uuid"], label))
             marked.append({**cond, "model_conds": {**cond["model_conds"], NUMBERS: number}})
         numbered.append(None if of_list is None else marked)
-    options = {**model_options.get("transformer_options", {}), ORDER: order}
+    options = {**model_options.get("transformer_options", {}), NAMES_BY_NUMBER: order}
     return numbered, {**model_options, AROUND: _noting(model_options[AROUND]), "transformer_options": options}
 
 
@@ -84,7 +84,7 @@ def with_true_names(options: dict[str, Any], numbers: Tensor | None, rows: int) 
     The numbers are read from the device. If another pack changed the names, its names count.
     Raises RuntimeError if neither names nor numbers fit the rows.
     """
-    if ORDER not in options:
+    if NAMES_BY_NUMBER not in options:
         if numbers is None:  # no other pack is around the call
             return options
         raise RuntimeError(
@@ -130,7 +130,7 @@ def _by_numbers(options: Mapping[str, Any], numbers: Tensor) -> Named:
 
     A chunk has as many rows as fit into each run of rows with the same cond, so that all chunks have equally many.
     """
-    order: Sequence[Name] = options[ORDER]
+    order: Sequence[Name] = options[NAMES_BY_NUMBER]
     of_cond, images = ([int(value) for value in column] for column in numbers.T.tolist())
     per_chunk = gcd(*(len(list(same)) for _, same in groupby(of_cond)))
     starts = range(0, len(of_cond), per_chunk)
@@ -165,7 +165,7 @@ def _new_names(options: Mapping[str, Any]) -> list[Name] | None:
         return None
     if labels == of_host[1] or (uuids and uuids != of_host[0]):
         return names_in(options) if uuids else None
-    by_label = {label: [name for name in options[ORDER] if name.label == label] for label in labels}
+    by_label = {label: [name for name in options[NAMES_BY_NUMBER] if name.label == label] for label in labels}
     if any(len(names) != 1 for names in by_label.values()):
         raise RuntimeError(
             "Another pack around the model's call tells which of its rows are positive and which negative, but not of "

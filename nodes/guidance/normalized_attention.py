@@ -16,7 +16,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...engine.entries import append, next_order
 from ...engine.layers.attention import Attend, Call, only_on
+from ...engine.layers.texts import OwnTexts
 from ...engine.network import add_attention_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import clamped
@@ -145,7 +147,7 @@ class NormalizedAttention:
         outs = []
         for text in texts:
             k, v = self._keys(call, text)
-            chunks = tuple(chunk._replace(tokens=text.text.shape[1]) for chunk in call.chunks)
+            chunks = tuple(chunk._replace(tokens=k.shape[1]) for chunk in call.chunks)
             outs.append(below(replace(call, k=k, v=v, chunks=chunks)))
         if len(outs) == 1 and texts[0].is_everywhere:
             return outs[0]
@@ -159,11 +161,13 @@ class NormalizedAttention:
         run, like = call.run, call.k
 
         def project() -> tuple[Tensor, Tensor]:
-            attention, context = call.module(self.paths[call.site]), text.text.to(like)
-            return attention.to_k(context), attention.to_v(context)
+            attention, own = call.module(self.paths[call.site]), text.text.to(like)
+            context, value = (own, own) if call.texts is None else call.texts.at(call.site, text.text)
+            return attention.to_k(context), attention.to_v(value)
 
         key = (self, text, call.site, like.dtype, like.device)
-        k, v = project() if run.is_hooked else run.once(key, project)
+        changes = run.is_hooked or call.texts is not None  # other packs may change texts anew in each step
+        k, v = project() if changes else run.once(key, project)
         rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
         return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
 
@@ -189,7 +193,10 @@ def is_positive(chunk: Chunk) -> bool:
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is guided away from these texts in its text attention."""
-    return add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    texts = tuple(text.text for text in guidance.texts)
+    append(model, OwnTexts(order=next_order(model), sites=frozenset(guidance.paths), texts=texts, span=span))
+    return model
 
 
 def _checked_negative(negative: Any) -> list:

@@ -55,6 +55,7 @@ def identity_attention(call: Call, below: Attend) -> Tensor:
     Raises RuntimeError if queries and values differ in number.
     """
     if call.q.shape != call.v.shape:
+        call.grid(call.v)  # raises if another patch adds keys and values
         raise RuntimeError(
             f"Perturbed-Attention Guidance needs one query per value, but found {call.q.shape[1]} queries and "
             f"{call.v.shape[1]} values: another patch merges tokens. Remove that patch from the model."

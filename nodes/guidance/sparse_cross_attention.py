@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from einops import rearrange
 from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call, Layer
@@ -16,6 +17,7 @@ from ...engine.unet import Site, find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
+ROUNDING = 4  # units in the last place by which equal keys may differ
 DEPTH = 2  # below all other layers, which build on this attention
 
 
@@ -58,6 +60,7 @@ def sparse_attention(scale: float) -> Layer:
     """Returns a layer that adds `scale` times the difference from dense to sparse attention."""
 
     def attend_sparsely(call: Call, below: Attend) -> Tensor:
+        call.check_rows()
         parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), text_lengths(call), strict=True)
         differences = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
         return below(call) + scale * torch.cat(differences)
@@ -66,16 +69,30 @@ def sparse_attention(scale: float) -> Layer:
 
 
 def text_lengths(call: Call) -> Sequence[int]:
-    """Returns the number of tokens of each chunk's text, without those that the host repeats to fill a batch.
-
-    Raises RuntimeError if another pack adds rows for regional prompts.
-    """
-    if any(chunk.is_regional for chunk in call.chunks):
-        raise RuntimeError(
-            "Sparse Cross-Attention (PLADIS) has to know how long the text of each row is, but another pack adds rows "
-            "for regional prompts (attention couple) and does not say how long their texts are. Remove that pack or "
-            "the node."
-        )
+    """Returns the number of tokens of each chunk's text, without those that were repeated to fill a batch."""
     whole = call.k.shape[1]
     known = [chunk.tokens for chunk in call.chunks]
+    if None in known and call.texts is not None:
+        # Another pack changes texts or adds those of regions, and says nothing of their lengths.
+        names = tuple((chunk.uuid, chunk.label) for chunk in call.chunks)
+        known = call.run.once_at(call.sigma, (text_lengths, names, len(call.k), whole), lambda: _periods(call))
     return [length if length and whole % length == 0 else whole for length in known]
+
+
+def _periods(call: Call) -> list[int]:
+    """Returns for each chunk the least number of tokens whose repetition makes up its keys and values.
+
+    Equal tokens may differ by rounding, for a kernel may sum them in another order. The device is read once.
+    """
+    count, whole = len(call.chunks), call.k.shape[1]
+    lengths = [length for length in range(1, whole) if whole % length == 0]
+    repeats = []
+    for length in lengths:
+        of_both = []
+        for part in (call.k, call.v):
+            tokens = rearrange(part, "(chunks b) (times n) c -> chunks b times n c", chunks=count, n=length)
+            tolerance = ROUNDING * torch.finfo(part.dtype).eps * part.abs().amax()
+            of_both.append(((tokens - tokens[:, :, :1]).abs() <= tolerance).flatten(1).all(1))
+        repeats.append(of_both[0] & of_both[1])
+    flags = torch.stack(repeats).T.tolist() if repeats else [[]] * count
+    return [next((n for n, holds in zip(lengths, of_chunk, strict=True) if holds), whole) for of_chunk in flags]

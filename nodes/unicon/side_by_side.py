@@ -75,6 +75,8 @@ class SideBySide:
         lora = self._lora(call.site)
         if lora is None:
             return call
+        if len(call.k) != len(call.q) or len(call.v) != len(call.q):
+            call.check_rows()  # raises
         rows = self._rows(call)
         q, k, v = lora.on_projections((call.q, call.k, call.v), state.inputs, rows)
         return replace(call, q=q, k=k, v=v)

@@ -152,7 +152,9 @@ def test_where_another_packs_patch_may_tell_rows_apart_nothing_is_shared(kind, o
         )
 
     assert torch.equal(sample(steered(True)), sample(steered(False)))
-    assert rows_along(sd15, steered(True)) == {"first": 3, "middle": 3, "last": 3}
+    # A pack at these places may know one positive of a call, so PAG has a call for itself beside the first.
+    rows = 2 if kind in ("attn1_output_patch", "slot") else 3
+    assert rows_along(sd15, steered(True)) == {"first": rows, "middle": rows, "last": rows}
 
 
 def test_a_patch_behind_what_is_shared_does_not_hinder_it(sd15):
