@@ -91,7 +91,10 @@ def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, An
 def each_prompt_alone(
     executor: Any, model: Any, conds: CondLists, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:  # fmt: skip
-    """CALC_COND_BATCH wrapper: gives each conditioning its own call if another pack may add rows to text attentions."""
+    """CALC_COND_BATCH wrapper: gives each conditioning its own call if another pack may add rows to text attentions.
+
+    Returns the predictions (b, c, h, w).
+    """
     options = model_options.get("transformer_options", {})
     if may_add_rows(options, [*chain.from_iterable(of_list for of_list in conds if of_list)]):
         conds = [of_list if of_list is None else each_apart(of_list) for of_list in conds]

@@ -18,7 +18,7 @@ AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 AROUND_TEXT = ("attn2_patch", "attn2_output_patch")
 OUTPUT_PATCHES = ("attn1_output_patch", "attn2_output_patch")
 ON_ALL_ROWS = ("comfy_extras/nodes_hypertile.py", "comfy_extras/nodes_tomesd.py")  # files of the host
-BY_LABEL = "Attn2Replace"  # the slots of ComfyUI_IPAdapter_plus and its kin ask the label of each chunk
+BY_LABEL = "Attn2Replace"  # slots of this class, in packs for image prompts, ask the label of each chunk
 # Where patches first act. Kinds that are not listed may act from the first block on.
 FIRST_DEPTHS = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
 
@@ -36,7 +36,7 @@ def depths_of_patches(options: Mapping[str, Any]) -> Iterator[Depth]:
 def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
     """Whether other packs may act on the first positive of a call alone, or know no call with two.
 
-    Packs for regional prompts and ComfyUI's own NAG do so, by patches on the output of attentions or in the slots of
+    Packs for regional prompts and a node of ComfyUI itself do so, by patches on the output of attentions or in the slots of
     text attentions. Nothing tells what they do, so only those that are known to act on all rows alike do not count.
     `options` are those of a model, without our layers.
     """

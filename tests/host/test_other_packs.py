@@ -1,0 +1,257 @@
+"""Other packs that tell rows apart by themselves: tiles, the order of chunks, one positive, changed texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from reins.engine.unet import find_transformers, unet_of
+from reins.tests.helpers import tiny_models
+from reins.tests.helpers.methods import METHODS, nag, pag, pladis, seg
+from reins.tests.helpers.other_packs import regrouped
+from reins.tests.helpers.references import nag_by_the_paper
+from reins.tests.helpers.tiny_models import cond, denoise, nearly, noise, sample, text
+from torch import Tensor, nn
+
+CONDS = {"positive": [cond(text(1)[0][0])], "negative": [cond(text(2)[0][0])]}
+JOINING = ("pag", "seg", "tpg", "h-edit")
+
+
+@pytest.fixture
+def model() -> ModelPatcher:
+    return tiny_models.sd15(dtype=torch.float64)
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def in_tiles(count: int, per_call: int) -> Callable[..., Tensor]:
+    """A pack that cuts each picture into tiles over its width and sends some of them in a call."""
+
+    def send(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+        t, rows, tiles = args["timestep"], len(args["input"]), args["input"].chunk(count, -1)
+        outs = []
+        for start in range(0, count, per_call):
+            some = tiles[start : start + per_call]
+            conds = {
+                name: torch.cat([value] * len(some)) if torch.is_tensor(value) and len(value) == rows else value
+                for name, value in args["c"].items()
+            }
+            outs += apply_model(torch.cat(some), torch.cat([t] * len(some)), **conds).chunk(len(some))
+        return torch.cat(outs, -1)
+
+    return send
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("per_call", [2, 3])
+@pytest.mark.parametrize("name", [*JOINING, "pag and seg"])
+def test_tiles_in_one_call_are_those_of_a_call_each(name, per_call, cfg, model):
+    steer = METHODS.get(name, lambda model: seg(pag(model, layers="u0")))
+    alone, together, plain = (
+        sample(method(regrouped(model, in_tiles(3, count))), (16, 48), cfg=cfg, batch=2)
+        for method, count in ((steer, 1), (steer, per_call), (lambda model: model, 1))
+    )
+    assert nearly(together, alone)
+    assert not nearly(alone, plain, 1e-3)
+
+
+# --- the order of chunks ---------------------------------------------------------------------------------------------
+
+
+def noting(model: ModelPatcher, seen: list[list[int]]) -> ModelPatcher:
+    model = model.clone()
+
+    def note(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(list(args[5]["cond_or_uncond"]))
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", note)
+    return model
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_all_negatives_come_before_all_positives(when, model):
+    seen: list[list[int]] = []
+    steer = METHODS["h-edit"]
+    steered = pag(steer(noting(model, seen))) if when == "before" else noting(pag(steer(model)), seen)
+    sample(steered, steps=1)
+    assert seen == [[1, 1, 0, 0, 0]]
+
+
+def by_place(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, control: Any, options: dict, **more: Any):
+    """A pack that takes all from the first positive on for positives, and those before it for negatives."""
+    out = executor(x, t, context, y, control, options, **more).clone()
+    first = options["cond_or_uncond"].index(0) * len(out) // len(options["cond_or_uncond"])
+    out[first:] *= 1.5
+    return out
+
+
+def by_label(executor: Any, x: Tensor, t: Tensor, context: Tensor, y: Any, control: Any, options: dict, **more: Any):
+    out = executor(x, t, context, y, control, options, **more)
+    labels = options["cond_or_uncond"]
+    return torch.cat(
+        [part if label else 1.5 * part for part, label in zip(out.chunk(len(labels)), labels, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("name", [*JOINING, "swg"])
+def test_a_pack_that_takes_the_last_rows_for_the_positive_finds_them(name, model):
+    results = []
+    for act in (by_place, by_label):
+        wrapped = model.clone()
+        wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", act)
+        results.append(sample(METHODS[name](wrapped), (16, 24), batch=2))
+    assert nearly(*results)
+
+
+# --- one positive ----------------------------------------------------------------------------------------------------
+
+
+def host_nag(model: ModelPatcher) -> ModelPatcher:
+    node = pytest.importorskip("comfy_extras.nodes_nag", reason="this host has no NAG").NAGuidance
+    return node.execute(model, 5.0, 0.5, 2.5).result[0]
+
+
+def positive_of(model: ModelPatcher, x: Tensor) -> Tensor:
+    """The positive of a call of the model in which the negative is too."""
+    model = model.clone()
+    model.set_model_sampler_cfg_function(lambda args: args["cond"])
+    return denoise(model, x, 3.0, **CONDS, cfg=5.0)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_perturbed_prediction_has_the_hosts_nag_too(order, model):
+    def perturb(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+        """The values for the positive, the attention for the negative."""
+        labels, out = options["cond_or_uncond"], optimized_attention(q, k, v, options["n_heads"])
+        parts = zip(out.chunk(len(labels)), v.chunk(len(labels)), labels, strict=True)
+        return torch.cat([attended if label else values for attended, values, label in parts])
+
+    x, perturbed = 3 * noise(b=2), host_nag(model).clone()
+    perturbed.set_model_attn1_replace(perturb, "middle", 0, 0)
+    term = positive_of(host_nag(model), x) - positive_of(perturbed, x)
+    steered = pag(host_nag(model)) if order == "before" else host_nag(pag(model))
+    expected = denoise(host_nag(model), x, 3.0, **CONDS, cfg=5.0) + 3.0 * term
+    assert nearly(denoise(steered, x, 3.0, **CONDS, cfg=5.0), expected)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("name", ["h-edit", "pag", "swg", "sag"])
+def test_methods_of_vanishing_strength_leave_the_hosts_nag(name, cfg, model):
+    from reins.tests.helpers import h_space
+    from reins.tests.helpers.methods import sag, swg
+
+    weakly = {
+        "h-edit": lambda model: h_space.edit(model, strength=1e-6),
+        "pag": lambda model: pag(model, 1e-6),
+        "swg": lambda model: swg(model, 1e-6),
+        "sag": lambda model: sag(model, 1e-6),
+    }[name]
+    expected = sample(host_nag(model), (16, 24), cfg=cfg)
+    assert nearly(sample(host_nag(weakly(model)), (16, 24), cfg=cfg), expected, 1e-4)
+    assert not nearly(expected, sample(model, (16, 24), cfg=cfg), 1e-2)
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+NEGATIVE = text(3)
+MATRIX = torch.randn(8, 8, generator=torch.Generator().manual_seed(5)).double() / 4
+
+
+def mixed(q: Tensor, k: Tensor, v: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """What a hypernetwork does: the text of keys and that of values are changed, each in its way."""
+    return q, k + k.flip(2), v - v.roll(1, 2)
+
+
+def signed(q: Tensor, k: Tensor, v: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """What negative weights of words do: the text holds keys and values in turn."""
+    return q, k[:, 0::2], v[:, 1::2]
+
+
+def in_turn(seed: int, tokens: int = 5) -> list:
+    embedding, settings = text(seed, tokens)[0]
+    embedding = embedding.repeat_interleave(2, 1).clone()
+    embedding[:, 3::4] *= -1
+    return [[embedding, settings]]
+
+
+def by_hand(model: ModelPatcher, patch: Callable, negative: Tensor) -> ModelPatcher:
+    """A model with NAG by the paper in the slots of its text attentions, on the positive of a call."""
+    steered, unet = model.clone(), unet_of(model)
+    for transformer in find_transformers(unet):
+        module = unet.get_submodule(transformer.path).attn2
+
+        def guided(q: Tensor, k: Tensor, v: Tensor, options: dict, module: nn.Module = module) -> Tensor:
+            labels, outs = options["cond_or_uncond"], []
+            for label, q, k, v in zip(labels, *(part.chunk(len(labels)) for part in (q, k, v)), strict=True):  # noqa: B020
+                out = optimized_attention(q, k, v, options["n_heads"])
+                if label == 0:
+                    own = negative.to(q).expand(len(q), -1, -1)
+                    _, keys, values = patch(q, own, own, options)
+                    against = optimized_attention(q, module.to_k(keys), module.to_v(values), options["n_heads"])
+                    out = nag_by_the_paper(out, against, 2.0, 2.5, 0.5)
+                outs.append(out)
+            return torch.cat(outs)
+
+        steered.set_model_attn2_replace(guided, transformer.block, transformer.number, transformer.index)
+    return steered
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("kind", ["mixed", "signed"])
+def test_nags_negative_goes_through_what_other_packs_do_to_texts(kind, order, model):
+    patch, make = {"mixed": (mixed, text), "signed": (signed, in_turn)}[kind]
+    patched, settings = model.clone(), {"positive": make(1), "negative": make(2), "batch": 2}
+    patched.set_model_attn2_patch(patch)
+    steered = nag(patched if order == "before" else model, negative=make(3))
+    if order == "after":
+        steered.set_model_attn2_patch(patch)
+    expected = sample(by_hand(patched, patch, make(3)[0][0]), **settings)
+    assert nearly(sample(steered, **settings), expected)
+    assert not nearly(expected, sample(patched, **settings), 1e-2)
+
+
+def test_nags_negative_goes_through_the_hosts_hypernetwork(model, tmp_path):
+    module = pytest.importorskip("comfy_extras.nodes_hypernetwork")
+    width, generator = tiny_models.WIDTH, torch.Generator().manual_seed(3)
+    layer = {"linear.weight": torch.randn(width, width, generator=generator) / 8, "linear.bias": torch.zeros(width)}
+    torch.save({width: [layer, layer]}, tmp_path / "hypernetwork.pt")
+    patch = module.load_hypernetwork_patch(str(tmp_path / "hypernetwork.pt"), 1.0)
+    for networks in patch.hypernet.values():
+        for network in networks if isinstance(networks, tuple | list) else [networks]:
+            network.double()
+    patched = model.clone()
+    patched.set_model_attn2_patch(patch)
+    embedding = NEGATIVE[0][0].double()
+    changed = embedding + embedding @ layer["linear.weight"].double().T
+    expected = sample(by_hand(patched, lambda q, k, v, _: (q, changed.expand_as(k), changed.expand_as(v)), embedding))
+    assert nearly(sample(nag(patched, negative=NEGATIVE)), expected)
+
+
+def test_pladis_reads_texts_whose_length_another_pack_halves(model):
+    """Two texts of different length: the host repeats the shorter one to batch them."""
+    patched = model.clone()
+    patched.set_model_attn2_patch(signed)
+    settings = {"positive": in_turn(1, 6), "negative": in_turn(2, 3)}
+    alone = regrouped(patched, one_prompt_a_call)
+    assert nearly(sample(pladis(patched), **settings), sample(pladis(alone), **settings))
+
+
+def one_prompt_a_call(apply_model: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
+    """Each chunk alone, its text cut to its length, named truly."""
+    labels, options = args["cond_or_uncond"], args["c"]["transformer_options"]
+    outs = []
+    for i, label in enumerate(labels):
+        conds = {k: v.chunk(len(labels))[i] if torch.is_tensor(v) else v for k, v in args["c"].items()}
+        conds["c_crossattn"] = conds["c_crossattn"][:, : 6 if label else 12]
+        lists = {name: [options[name][i]] for name in ("cond_or_uncond", "uuids")}
+        conds["transformer_options"] = {**options, **lists}
+        x, t = (args[name].chunk(len(labels))[i] for name in ("input", "timestep"))
+        outs.append(apply_model(x, t, **conds))
+    return torch.cat(outs)
