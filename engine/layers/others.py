@@ -36,9 +36,9 @@ def depths_of_patches(options: Mapping[str, Any]) -> Iterator[Depth]:
 def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
     """Whether other packs may act on the first positive of a call alone, or know no call with two.
 
-    Packs for regional prompts and a node of ComfyUI itself do so, by patches on the output of attentions or in the slots of
-    text attentions. Nothing tells what they do, so only those that are known to act on all rows alike do not count.
-    `options` are those of a model, without our layers.
+    Packs for regional prompts and a node of ComfyUI itself do so, by patches on the output of attentions or in the
+    slots of text attentions. Nothing tells what they do, so only those that are known to act on all rows alike do not
+    count. `options` are those of a model, without our layers.
     """
     added = _added_options(options, conds)
     patches = [of_one.get("patches", {}) for of_one in added]
