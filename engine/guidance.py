@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import NamedTuple
 from uuid import uuid5
 
 import comfy.samplers
@@ -31,7 +32,7 @@ from .span import Span, percent_at
 from .unet import Depth
 
 CondsOf = tuple["ExtraPrediction | None", list[dict] | None]  # conds, and the extra prediction that they are for
-SLOT = "sampler_calc_cond_batch_function"
+SLOT, PRE_CFG = "sampler_calc_cond_batch_function", "sampler_pre_cfg_function"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,6 +104,13 @@ class CFGSpan(Entry):
     span: Span
 
 
+class Plain(NamedTuple):
+    """The predictions for positive and negative, (b, c, h, w) each, before any pre-CFG function changes them."""
+
+    positive: Tensor
+    negative: Tensor | None
+
+
 def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
     """Returns a clone of `model` that is steered away from the term's prediction."""
     model = model.clone()
@@ -114,7 +122,7 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
         if factor == 0 or args["cond"] is None:
             return args["denoised"]
         (perturbed,) = predictions(args, [term])
-        return args["denoised"] + (args["cond_denoised"] - perturbed) * factor
+        return args["denoised"] + (plain_predictions(args).positive - perturbed) * factor
 
     add_post_cfg(model, term.name, add_to_result)
     install_layers(model)
@@ -125,7 +133,8 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
 def install_guidance(model: ModelPatcher) -> None:
     """Makes a clone of any kind of model compute the extra predictions of its list and obey its CFG ranges."""
     install_wrapper(model, WrappersMP.OUTER_SAMPLE, start_run)
-    model.model_options = with_slot(model.model_options)
+    others = [function for function in model.model_options.get(PRE_CFG, []) if function is not note_plain]
+    model.model_options = {**with_slot(model.model_options), PRE_CFG: [note_plain, *others]}
 
 
 def with_slot(model_options: Args) -> Args:
@@ -141,10 +150,37 @@ def in_span(span: Span, args: Args) -> bool:
 
 def current_step(args: Args) -> Step:
     """Returns what is noted about this call of the model. It is noted now if a guider skipped the host's slot."""
+    return _noted_step(args) or _note_step(args, args["cond"], args["uncond"])
+
+
+def note_plain(args: Args) -> list[Tensor]:
+    """Pre-CFG function before all others: notes the predictions (b, c, h, w), and returns them as they are."""
+    positive, *others = args["conds"]
+    step = _noted_step(args) or _note_step(args, positive, others[0] if others else None)
+    plain = args["conds_out"]
+    if len(args["model_options"].get(PRE_CFG, [])) > 1:  # which may change tensors in place
+        plain = [None if prediction is None else prediction.clone() for prediction in plain]
+    step.plain = tuple(plain)
+    return args["conds_out"]
+
+
+def plain_predictions(args: Args) -> Plain:
+    """Returns what the model predicted in this step, for a post-CFG function.
+
+    Pre-CFG functions of other packs change the positive and the negative, but not the extra predictions. So a
+    prediction may only be subtracted from one of these. A guider that calls no pre-CFG functions has not changed its
+    predictions.
+    """
+    plain = current_step(args).plain
+    if plain is None:
+        return Plain(args["cond_denoised"], args["uncond_denoised"])
+    return Plain(plain[0], plain[1] if len(plain) > 1 else None)
+
+
+def _noted_step(args: Args) -> Step | None:
     step = run_of(args["model_options"]).step
-    if step is None or step.x is not args["input"] or step.timestep is not args["sigma"]:
-        step = _note_step(args, args["cond"], args["uncond"])
-    return step
+    is_this = step is not None and step.x is args["input"] and step.timestep is args["sigma"]
+    return step if is_this else None
 
 
 def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:

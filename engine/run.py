@@ -44,6 +44,7 @@ class Step:
     extras: dict[UUID, ExtraChunk] = field(default_factory=dict)  # by the uuid of the chunk
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their originals
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)
+    plain: tuple[Tensor, ...] | None = None  # what the model predicted for the guider's conds, (b, c, h, w) each
     notes: dict[Hashable, Any] = field(default_factory=dict)  # what layers leave for each other
 
     def origin(self, chunk: UUID, label: int) -> tuple[UUID, int]:

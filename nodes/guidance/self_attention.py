@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 
-from ...engine.guidance import Args, current_step, in_span, install_guidance
+from ...engine.guidance import Args, current_step, in_span, install_guidance, plain_predictions
 from ...engine.layers.attention import Attend, Call
 from ...engine.network import add_attention_layer, options_of_call
 from ...engine.rows.chunk import Chunk
@@ -176,8 +176,9 @@ def _degraded(args: Args, settings: BlurSettings) -> _Degraded | None:
     step = current_step(args)
     # At CFG 1 another node may still have the negative predicted.
     guided = step.guided and args["uncond"] is not None and not isclose(args["cond_scale"], 1.0)
-    choices = [([None, args["uncond"]], args["uncond_denoised"])] if guided else []
-    for conds, denoised in [*choices, ([args["cond"]], args["cond_denoised"])]:
+    plain = plain_predictions(args)
+    choices = [([None, args["uncond"]], plain.negative)] if guided else []
+    for conds, denoised in [*choices, ([args["cond"]], plain.positive)]:
         received = _received(conds, step, args)
         if received is not None:  # None: no cond of it has this step in its time range
             blurred = degrade(denoised, received, settings.blur_sigma, settings.threshold, settings.kernel_size)

@@ -23,7 +23,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
-from ...engine.guidance import current_step, in_span, install_guidance
+from ...engine.guidance import current_step, in_span, install_guidance, plain_predictions
 from ...engine.loading import load_with
 from ...engine.run import STEP, Run, Step, options_in_run, run_of
 from ...engine.scope import Args, add_post_cfg
@@ -125,7 +125,7 @@ def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: 
     def add_to_result(args: Args) -> Tensor:
         if args["cond"] is None or not in_span(span, args):
             return args["denoised"]
-        return args["denoised"] + scale * (args["cond_denoised"] - entry.predict(args))
+        return args["denoised"] + scale * (plain_predictions(args).positive - entry.predict(args))
 
     additional = [*weak.model_patches_models(), *weak.get_nested_additional_models()]
     networks = additional if is_shared else [weak, *additional]

@@ -24,14 +24,14 @@ from einops import rearrange
 from torch import Tensor
 
 from ...engine.entries import append, entries, next_order
-from ...engine.guidance import Args, ExtraPrediction, current_step, in_span, install_guidance, predictions
+from ...engine.guidance import ExtraPrediction, current_step, in_span, install_guidance, plain_predictions, predictions
 from ...engine.layers.features import FeatureCall, FeatureLayer
 from ...engine.loading import load_with
 from ...engine.network import install_layers
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run, Step, run_of
-from ...engine.scope import add_post_cfg
+from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
 from ...engine.unet import Depth
 from ...models.h_space.steps import effective_factor, following_level, levels_of_step, scaled_to
@@ -230,11 +230,16 @@ def _change(args: Args, edits: Sequence[Edit]) -> Tensor:
     if step.notes.pop(UNFINISHED, False):
         for prediction in edited_predictions:
             step.predictions.pop(prediction.id, None)
-    positive, *negative = predictions(args, edited_predictions)
+    edited, *edited_negative = predictions(args, edited_predictions)
+    plain = plain_predictions(args)
     if not guided:
-        return positive - args["cond_denoised"]
-    edited = _guided(args, positive, negative[0] if negative else args["uncond_denoised"])
-    return edited - _guided(args, args["cond_denoised"], args["uncond_denoised"])
+        return edited - plain.positive
+    # Pre-CFG functions of other packs may have a memory, so they are not called again. What they return is moved by
+    # the change of what they were given.
+    positive, negative = args["cond_denoised"], args["uncond_denoised"]
+    moved = positive + (edited - plain.positive)
+    moved_negative = negative + (edited_negative[0] - plain.negative) if edited_negative else negative
+    return _guided(args, moved, moved_negative) - _guided(args, positive, negative)
 
 
 def predict_prompts(args: Args, step: Step, edits: Sequence[Edit]) -> None:
