@@ -31,7 +31,7 @@ from .rows.conds import note_conds
 from .rows.groups import GROUPS
 from .rows.names import CondLists
 from .rows.order import SAMPLING, negatives_first
-from .run import RUN, STEP, Step, run_in, sigma_in, start_run
+from .run import RUN, STEP, Step, not_told, run_in, sigma_in, start_run
 from .shared_rows import sharing_forward
 from .span import WHOLE_RUN, Span
 from .unet import Site
@@ -178,7 +178,8 @@ def _span_test(options: Mapping[str, Any]) -> Callable[[Span], bool]:
     def in_span(span: Span) -> bool:
         if span == WHOLE_RUN:
             return True
-        return span.contains(sigma_in(options), run, options[SAMPLING].percent_to_sigma)
+        sampling = options.get(SAMPLING) or not_told(SAMPLING)
+        return span.contains(sigma_in(options), run, sampling.percent_to_sigma)
 
     return in_span
 

@@ -25,6 +25,7 @@ from .partners import Partner, ratio, size_fault
 
 logger = logging.getLogger(__name__)
 WRAPPER = "reins_partners"
+FROM_NOISE = 0.9  # share of the highest noise level from which on a picture counts as noise alone
 Callback = Callable[[int, Tensor, Tensor, int], object]
 
 
@@ -91,8 +92,7 @@ def sample_halves(
         )
     check_ratio(model, half.condition_noise)
     scale = ratio(model.get_model_object("model_sampling"), half.condition_noise)
-    if scale != 1 and not latent_image.chunk(2)[1].any():
-        logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
+    _check_condition(half, model, latent_image, scale, arguments)
     scaled = _Scaled(model.model, scale)
     preview = None if callback is None else _Preview(callback, scale)
     latent_image = scaled.latent(latent_image, 1 / scale)
@@ -100,6 +100,20 @@ def sample_halves(
     if preview is not None:
         preview.finish()
     return scaled.latent(out, scale)
+
+
+def _check_condition(half: Partner, model: ModelPatcher, latent: Tensor, scale: float, arguments: tuple) -> None:
+    """Warns if the second half of a latent (2 * b, c, h, w) and the share of noise on it do not belong together."""
+    sampler, sigmas, denoise_mask = arguments
+    is_given = bool(latent.chunk(2)[1].any())
+    if scale != 1 and not is_given:
+        logger.warning("condition_noise is below 1, but the latent holds no condition: an empty one is followed")
+    begins = float(sigmas[0]) >= FROM_NOISE * float(model.get_model_object("model_sampling").sigma_max)
+    if scale == 1 and is_given and begins and denoise_mask is None and not getattr(sampler, "starts_halves", False):
+        logger.warning(
+            f"The latent holds a condition, but {half.method} has condition_noise 1, so nothing of it is left at the "
+            f"start. Connect the latent of {half.maker} to {half.method} too, or set condition_noise there."
+        )
 
 
 class ModelWithMoreMemory:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP
@@ -153,7 +153,18 @@ def run_in(transformer_options: Mapping[str, Any]) -> Run:
 def sigma_in(transformer_options: Mapping[str, Any]) -> float:
     """Returns the noise level of a call of the network. It is read from the device if no step has noted it."""
     step: Step | None = transformer_options.get(STEP)
-    return run_in(transformer_options).sigma(transformer_options["sigmas"]) if step is None else step.sigma
+    if step is not None:
+        return step.sigma
+    sigmas = transformer_options.get("sigmas")
+    return run_in(transformer_options).sigma(not_told("sigmas") if sigmas is None else sigmas)
+
+
+def not_told(key: str) -> NoReturn:
+    """Raises RuntimeError for a key of the host's options that is not there, because another pack made the options."""
+    raise RuntimeError(
+        f"A layer should be told '{key}' by what calls it, but another pack calls the model or its blocks in the "
+        f"host's place and leaves it out. Remove that pack from the model."
+    )
 
 
 def options_in_run(options: Mapping[str, Any], given: Mapping[str, Any], run: Run) -> dict[str, Any]:

@@ -27,19 +27,27 @@ def sharing_controls(conds: CondLists, step: Step) -> CondLists:
 
     def with_stand_in(cond: dict) -> dict:
         control = cond.get("control")
-        if control is None or not is_known(control):
+        if control is None or foreign_in(control) is not None:
             return cond
         return {**cond, "control": made.setdefault(id(control), SharedControl(control, step))}
 
     return [of_list if of_list is None else [with_stand_in(cond) for cond in of_list] for of_list in conds]
 
 
-def is_known(control: ControlBase | None) -> bool:
-    """Whether each network of a chain is asked by the host's own code, which treats all rows alike."""
-    if control is None:
-        return True
-    asked_by_host = getattr(type(control).get_control, "__module__", "") == comfy.controlnet.__name__
-    return asked_by_host and is_known(control.previous_controlnet)
+def foreign_in(control: ControlBase | None) -> ControlBase | None:
+    """Returns the first network of a chain that another pack's code asks. None if the host's own asks all of them.
+
+    The host treats all rows alike. Other packs put their code into a class, or into one object of a class of the host.
+    """
+    while control is not None and all(_is_of_host(control, name) for name in ("get_control", "control_merge")):
+        control = control.previous_controlnet
+    return control
+
+
+def _is_of_host(control: ControlBase, name: str) -> bool:
+    method = getattr(control, name, None)
+    is_own = getattr(method, "__self__", None) is control  # a copy may hold the method of what it is a copy of
+    return is_own and method.__module__ == comfy.controlnet.__name__
 
 
 @dataclass(frozen=True, eq=False)

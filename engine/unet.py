@@ -74,6 +74,13 @@ def find_transformers(unet: UNetModel) -> list[Transformer]:
     ]
 
 
+def attention_at(unet: UNetModel, site: Site) -> nn.Module:
+    """Returns the attention of a site."""
+    return next(
+        getattr(transformer, site.kind) for *place, _, transformer in _transformers(unet) if tuple(place) == site[1:]
+    )
+
+
 def unet_of(model: ModelPatcher) -> UNetModel:
     """Returns the network of a model. Raises ValueError if it is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..models.unet_names import host_name
 from .loading import few
+from .unpatched import Unpatched
 
 logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
@@ -76,10 +77,13 @@ def add_unet_weights(
 def increments_of(
     weights: UNetWeights, model: ModelPatcher, reference: ModelPatcher | None = None
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Returns what a file adds to a model, by the host's names. Raises ValueError if it is made for another model."""
-    own = Unpatched(model)
+    """Returns what a file adds to a model, by the host's names.
+
+    Raises ValueError if it is made for another model, or if it may hold values and the model's cannot be read.
+    """
+    own = Unpatched(model, PREFIX)
     tensors = _matched(model, weights, own)
-    base = own if reference is None else _checked_reference(Unpatched(reference), tensors, own)
+    base = own if reference is None else _checked_reference(Unpatched(reference, PREFIX), tensors, own)
     if _mode_of(weights, tensors, base) == "increment":
         if reference is not None:
             logger.warning("%s holds increments, which need no reference_model: it is not used", weights.name)
@@ -89,24 +93,6 @@ def increments_of(
         for key, value in tensors.items()
     }
     return {key: value for key, value in differences.items() if value.any()}
-
-
-class Unpatched:
-    """The UNet's weights without any patches. A weight that is asked for is float32 on the CPU."""
-
-    def __init__(self, model: ModelPatcher) -> None:
-        self._weights = {key: entry[0] for key, entry in model.get_key_patches(PREFIX).items()}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._weights
-
-    def __getitem__(self, key: str) -> Tensor:
-        weight, convert = self._weights[key]
-        return convert(weight, inplace=False).to("cpu", torch.float32)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Returns the shape of a weight without converting it."""
-        return tuple(self._weights[key][0].shape)
 
 
 def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .rows.conds import Area, info_of
 from .rows.names import names_in
 from .run import Run
-from .shared_control import is_known
+from .shared_control import foreign_in
 
 
 def windowed(control: ControlBase | None, whole: Area, run: Run, owner: str) -> dict[str, WindowedControl]:
@@ -31,9 +31,9 @@ def windowed(control: ControlBase | None, whole: Area, run: Run, owner: str) -> 
     """
     if control is None:
         return {}
-    if not is_known(control):
+    if (foreign := foreign_in(control)) is not None:
         raise RuntimeError(
-            f"{owner} cannot cut the hint of a {type(control).__name__} of another pack into windows. "
+            f"{owner} cannot cut the hint of a {type(foreign).__name__} of another pack into windows. "
             f"Remove one of the two."
         )
     stand_in = run.once((windowed, id(control), whole), lambda: WindowedControl(control, whole))

@@ -136,14 +136,14 @@ def leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def messages() -> set[str]:
-    """The errors that the code can raise, with an ellipsis for each value that is filled in."""
+    """The errors and warnings of the code, with an ellipsis for each value that is filled in."""
     found = set()
     for folder in ("nodes", "engine", "demo/world"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if (
                     isinstance(node, ast.Call)
-                    and ast.unparse(node.func) in ("ValueError", "RuntimeError")
+                    and ast.unparse(node.func) in ("ValueError", "RuntimeError", "logger.warning")
                     and node.args
                 ):
                     found.add(_pattern(node.args[0]))

@@ -16,7 +16,7 @@ from ..rows.chunk import Chunk
 from ..rows.conds import CONDS
 from ..rows.images import images_in_window
 from ..rows.order import SAMPLING
-from ..run import RUN, STEP, Run, Step, sigma_in
+from ..run import RUN, STEP, Run, Step, not_told, sigma_in
 from .texts import PatchedTexts
 
 NETWORK = "reins_network"
@@ -66,7 +66,7 @@ class LayerCall:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, in cells, of the latent that the network is shown."""
-        return tuple(self.options["original_shape"][-2:])
+        return tuple((self.options.get("original_shape") or not_told("original_shape"))[-2:])
 
     @property
     def window(self) -> Any:

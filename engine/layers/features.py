@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
+from ..run import not_told
 from ..span import WHOLE_RUN, Span
 from ..unet import ORDER, Depth
 from .call import NETWORK, LayerCall
@@ -91,7 +92,7 @@ def patches_with_layers(
         return embedding
 
     def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
-        terms = by_site.get(options["block"])
+        terms = by_site.get(options.get("block") or not_told("block"))
         if not terms:
             return feature
         embedding = embeddings[-1] if embeddings else None

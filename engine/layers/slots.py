@@ -24,12 +24,14 @@ from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..rows.groups import GROUPS
 from ..rows.names import LABELS, UUIDS
+from ..run import not_told
 from ..span import Span
-from ..unet import AttentionKind, Site
+from ..unet import AttentionKind, Site, attention_at
 from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
+TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
 
 
@@ -96,6 +98,19 @@ class AttentionSlot(NamedTuple):
     network: NetworkCall
     frames: int | None
 
+    def completed(self, q: Tensor, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the options of a call by another pack with what the host tells besides, for q (rows, tokens, c).
+
+        Raises RuntimeError if neither the options nor the number of tokens tell the layer's height and width.
+        """
+        if all(key in options for key in TOLD):
+            return options
+        attention = attention_at(self.network.module(""), self.site)
+        told = {"n_heads": attention.heads, "attn_precision": attention.attn_precision}
+        if SHAPE not in options:
+            told[SHAPE] = [len(q), q.shape[2], *_grid_of(q.shape[1], options.get("original_shape"))]
+        return {**told, **options}
+
     def call(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Call:
         """Returns what layers are told of q, k and v, each (rows, tokens, heads * d).
 
@@ -135,12 +150,21 @@ def _slot(
         chain = _stacked(layer, chain)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+        options = slot.completed(q, options)
         if _is_over_time(q, options, slot.frames, next(calls)):
             return attend(q, k, v, options)
         call = slot.call(q, k, v, options)
         return chain(call) if around is None else around.attend(call, chain)
 
     return replace_attention
+
+
+def _grid_of(tokens: int, latent: Sequence[int] | None) -> tuple[int, int]:
+    """Returns the height and width of the level that has so many tokens: the latent, halved as often as needed."""
+    h, w = not_told(SHAPE) if latent is None else latent[-2:]
+    while h * w > tokens:
+        h, w = (h + 1) // 2, (w + 1) // 2
+    return (h, w) if h * w == tokens else not_told(SHAPE)
 
 
 def _stacked(layer: Layer, below: Attend) -> Attend:
@@ -192,7 +216,7 @@ class AroundAttentions:
 
     @staticmethod
     def _site(kind: AttentionKind, options: Mapping[str, Any]) -> Site:
-        return Site(kind, *options["block"], options["block_index"])
+        return Site(kind, *(options.get("block") or not_told("block")), options.get("block_index", 0))
 
     def _note(self, kind: AttentionKind) -> Callable[..., Inputs]:
         def note(hidden: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]) -> Inputs:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
+from ..run import not_told
 from ..unet import Site
 from .call import NETWORK, LayerCall
 
@@ -49,7 +50,7 @@ def token_patches(options: Mapping[str, Any]) -> dict[str, list] | None:
     seen: set[Site] = set()
 
     def change_tokens(tokens: Tensor, options: Mapping[str, Any]) -> Tensor:
-        site = Site("attn1", *options["block"], options["block_index"])
+        site = Site("attn1", *(options.get("block") or not_told("block")), options.get("block_index", 0))
         if site in seen:  # video models send the tokens of a block over time here too, after those over space
             return tokens
         seen.add(site)

@@ -15,7 +15,7 @@ from ...engine.span import Span
 from ...engine.unet_weights import add_unet_weights
 from ...models.controlnext.files import VARIANTS, holds_both
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import ControlNeXtSocket, checked_image, checked_mask
+from ..inputs.sockets import ControlNeXtSocket, checked_image, checked_mask, hides_all
 from .hint import ControlNeXt, Hint, add_hint
 from .load import make_controlnext, make_unet_weights, match_controlnext
 
@@ -75,6 +75,8 @@ class ControlNeXtApply(io.ComfyNode):
                 f"reference_model is for a UNet file, but {control.name} was loaded without one. Choose one in Load "
                 f"ControlNeXt, or disconnect reference_model."
             )
+        if hides_all(mask, "mask", "ControlNeXt Apply"):
+            return io.NodeOutput(model)
         if control.unet is not None and unet_strength:
             model = add_unet_weights(model, control.unet, unet_strength, reference_model)
         if strength:

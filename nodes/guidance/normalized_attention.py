@@ -27,7 +27,7 @@ from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import Site, find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import checked_mask, finite_tensor, shape_text
+from ..inputs.sockets import checked_mask, finite_tensor, hides_all, shape_text
 
 DEPTH = 1  # above layers that change how the text attention attends, below those that add to it
 
@@ -73,7 +73,8 @@ class NormalizedAttentionGuidance(io.ComfyNode):
                 "Normalized Attention Guidance needs text attention, but this model has none. Remove the node."
             )
         texts = [_negative_text(*entry, blocks[0].context) for entry in _checked_negative(negative)]
-        if scale == 0 or alpha == 0:
+        texts = [text for text in texts if not hides_all(text.mask, "The mask of negative", "A text of NAG's negative")]
+        if scale == 0 or alpha == 0 or not texts:
             return io.NodeOutput(model)
         paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
         guidance = NormalizedAttention(texts, paths, scale, tau, alpha)

@@ -21,6 +21,7 @@ from ...engine.entries import append
 from ...engine.guidance import Args, current_step, install_guidance
 from ...engine.layers.features import FeatureCall
 from ...engine.network import add_feature_layer
+from ...engine.noise import seeded_noise
 from ...engine.run import Step
 from ...engine.span import WHOLE_RUN
 from ...engine.unet import family_of, unet_of
@@ -123,7 +124,7 @@ def _run(
         recorder.runs.append([])
         seed = (request.seed + number) % SEEDS
         comfy.sample.sample(
-            model, comfy.sample.prepare_noise(latent, seed), request.steps, 1.0, "euler", request.scheduler,
+            model, seeded_noise(latent, seed), request.steps, 1.0, "euler", request.scheduler,
             request.positive, request.positive, latent, disable_pbar=True, seed=seed,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engine.span import Span
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import HDirectionSocket, checked_mask
+from ..inputs.sockets import HDirectionSocket, checked_mask, hides_all
 from .asyrp import Asyrp, asyrp_sampler
 from .direction import as_direction, check_direction
 from .edit import Edit, add_edit
@@ -62,8 +62,10 @@ class HSpaceEdit(io.ComfyNode):
         end_percent: float = 0.6, mode: str = MODES[0], apply_to: str = APPLY_TO[0], relative: bool = True,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        direction = as_direction(direction)
+        direction, mask = as_direction(direction), checked_mask(mask, "mask")
         check_direction(direction, model)
+        if hides_all(mask, "mask", "H-Space Edit"):
+            return io.NodeOutput(model)
         edit = Edit(
             direction=direction,
             strength=strength,
@@ -71,7 +73,7 @@ class HSpaceEdit(io.ComfyNode):
             asymmetric=mode == MODES[0],
             both=apply_to == APPLY_TO[0],
             relative=relative,
-            mask=checked_mask(mask, "mask"),
+            mask=mask,
         )
         return io.NodeOutput(add_edit(model, edit) if strength else model)
 
@@ -98,7 +100,7 @@ class AsyrpSampler(io.ComfyNode):
                     io.Float, "boost_eta", default=1.0, min=0.0, max=1.0, step=0.01,
                     tooltip="How much of the noise is drawn anew there; 0: none.",
                 ),
-                relative_input(),
+                relative_input(optional=True),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )  # fmt: skip
@@ -120,9 +122,9 @@ def strength_input() -> io.Input:
     )  # fmt: skip
 
 
-def relative_input() -> io.Input:
+def relative_input(optional: bool = False) -> io.Input:
     return make_input(
-        io.Boolean, "relative", default=True,
+        io.Boolean, "relative", default=True, optional=optional,
         tooltip="On: the direction is given the length of h first, so that strengths carry over between directions and "
         "models; begin near 0.1. Off: strength times the direction as it is.",
     )  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
 ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
 ImageTokensSocket = io.Custom("IMAGE_TOKENS")
@@ -28,21 +30,26 @@ def checked_image(image: Tensor, name: str) -> Tensor:
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
-    """Returns masks (m, h, w) of a mask with or without a batch.
-
-    Raises ValueError if the mask has another shape or NaN, or is 0 everywhere.
-    """
+    """Returns masks (m, h, w) of a mask with or without a batch. Raises ValueError if it has another shape or NaN."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ValueError(f"{name} should have shape (masks, height, width), but is {shape_text(mask)}. Connect a MASK.")
-    mask = finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
-    if not mask.any():
-        raise ValueError(
-            f"{name} should be 1 where the node acts, but it is 0 everywhere, like the mask of a picture "
-            f"without transparency. Paint it, or disconnect it to act everywhere."
-        )
-    return mask
+    return finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
+
+
+def hides_all(mask: Tensor | None, name: str, owner: str) -> bool:
+    """Whether a mask (m, h, w) is 0 everywhere. The log then says that the owner, a node, does nothing.
+
+    That is no error: a graph that runs by itself may look for something that is not in every picture.
+    """
+    if mask is None or mask.any():
+        return False
+    logger.warning(
+        f"{owner} does nothing: {name} should be 1 where the node acts, but it is 0 everywhere, like the mask of a "
+        f"picture without transparency. Paint it, or disconnect it to act everywhere."
+    )
+    return True
 
 
 def checked_latent(latent: Any, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from ...engine.span import Span
 from ...models.ip_adapter.combine import copy_logits
 from ...models.ip_adapter.weights import PEER_NAMES, PEER_SCALINGS, SCALINGS, WEIGHT_TYPES, Strength
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import ImageTokensSocket, checked_mask
+from ..inputs.sockets import ImageTokensSocket, checked_mask, hides_all
 from .attention import ImagePrompt, ImageTokens, IPAdapter, add_image_prompt
 from .encode_node import IPAdapterEncode
 from .inputs_node import clip_vision_input, ipadapter_input, mask_input, tuning_inputs, weight_input
@@ -82,7 +82,7 @@ class IPAdapterApply(io.ComfyNode):
         if peer_compatible:
             by_place = {place: layer for place, layer in by_place.items() if place.block != "middle"}
         sites = match_layers(adapter, model, by_place)
-        if weight == 0 or not sites:
+        if hides_all(mask, "mask", "IP-Adapter") or tokens.is_empty or weight == 0 or not sites:
             return io.NodeOutput(model)
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
         prompt = ImagePrompt(

@@ -11,7 +11,7 @@ casts the adapter's weights to the device one matrix at a time, and they do not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,8 +57,8 @@ class IPAdapter:
 class ImageTokens:
     """cond (images, tokens, context) and uncond (1, tokens, context).
 
-    `black` is the uncond of ComfyUI_IPAdapter_plus. `weights` (images,) are those of a concat, or of each frame. The
-    last two fields say which file made the tokens.
+    `black` is the uncond of ComfyUI_IPAdapter_plus. `weights` (images,) are those of a concat, or of each frame. They
+    are all 0 if nothing of the pictures counts. The last two fields say which file made the tokens.
     """
 
     cond: Tensor
@@ -67,6 +67,15 @@ class ImageTokens:
     weights: Tensor
     made_by: str
     fingerprint: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the pictures counts."""
+        return not self.weights.any()
+
+    def emptied(self) -> ImageTokens:
+        """Returns the tokens with weights by which nothing counts."""
+        return replace(self, weights=torch.zeros_like(self.weights))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..inputs.schema import make_input, schema
-from ..inputs.sockets import FaceEmbedsSocket, ImageTokensSocket, PeerEmbedsSocket, checked_image, checked_mask
+from ..inputs.sockets import (
+    FaceEmbedsSocket,
+    ImageTokensSocket,
+    PeerEmbedsSocket,
+    checked_image,
+    checked_mask,
+    hides_all,
+)
 from .encode import Encoding, Pictures, TokenRequest, encode_pictures, make_tokens
 from .inputs_node import clip_vision_input, combining_inputs, ipadapter_input
 from .load import as_ip_adapter
@@ -60,16 +67,17 @@ class IPAdapterEncode(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         adapter = as_ip_adapter(ipadapter)
         encoder = clip_vision or adapter.clip_vision
-        positive = as_encoding(clip_vision_output)
+        positive, mask = as_encoding(clip_vision_output), checked_mask(mask, "mask")
         if image is not None and adapter.kind.reads:
-            positive = encoded(encoder, Pictures(checked_image(image, "image"), fit, checked_mask(mask, "mask")))
+            positive = encoded(encoder, Pictures(checked_image(image, "image"), fit, mask))
         elif mask is not None:
             raise ValueError("mask hides a part of image, but no image is connected. Connect one, or remove the mask.")
         negative = None
         if negative_image is not None and adapter.kind.reads:
             negative = encoded(encoder, Pictures(checked_image(negative_image, "negative_image"), fit))
         request = TokenRequest(positive, negative, face_embeds, encoder, image_weights, combine, uncond)
-        return io.NodeOutput(make_tokens(adapter, request))
+        tokens = make_tokens(adapter, request)
+        return io.NodeOutput(tokens.emptied() if hides_all(mask, "mask", "IP-Adapter Encode") else tokens)
 
 
 def encoded(encoder: ClipVisionModel | None, pictures: Pictures) -> Encoding:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID, uuid4
 
-import comfy.sample
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ...engine.layers.attention import Attend, Call
 from ...engine.layers.projections import ProjectionLayer
 from ...engine.loading import load_with
 from ...engine.network import install_layers
+from ...engine.noise import seeded_noise
 from ...engine.partner_run import check_ratio, install_partners, is_flow
 from ...engine.partners import Partner
 from ...engine.span import Span
@@ -82,7 +82,7 @@ def add_partner(model: ModelPatcher, unicon: UniCon, given: PartnerSettings, str
         positive=given.positive,
         negative=given.negative,
         latent=model.model.process_latent_in(given.latent.float()),
-        noise=comfy.sample.prepare_noise(given.latent, given.seed, given.batch_index).float(),
+        noise=seeded_noise(given.latent, given.seed, given.batch_index).float(),
         sigma=given.sigma,
         opens=given.opens,
         span=given.span,

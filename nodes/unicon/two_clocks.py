@@ -30,6 +30,7 @@ class TwoClocks(Sampler):
     method: Method
     eta: float
     segments: list[Segment]
+    starts_halves = True  # it noises image and condition itself (engine/partner_run.py)
 
     def sample(
         self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Callable | None, noise: Tensor,

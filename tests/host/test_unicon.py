@@ -254,6 +254,19 @@ def test_a_share_of_the_noise_on_no_condition_is_worth_a_warning(sd15, caplog):
     assert not caplog.text
 
 
+def test_a_condition_of_which_nothing_is_left_at_the_start_is_worth_a_warning(sd15, caplog):
+    """As where UniCon Joint Latent has the share of noise, and its latent is not connected to UniCon Apply Joint."""
+    latent = halves(condition=unicon.latent(), condition_noise=0.6)
+    run_joint(unicon.joint(sd15), latent)
+    assert "Connect the latent of UniCon Joint Latent to UniCon Apply Joint too" in caplog.text
+    caplog.clear()
+    kept = halves(condition={**unicon.latent(), "noise_mask": torch.zeros(1, 128, 128)})
+    run_joint(unicon.joint(sd15, latent=latent), latent)
+    run_joint(unicon.joint(sd15), kept)
+    run_joint(unicon.joint(sd15), halves(condition=unicon.latent(), image=unicon.latent()), denoise=0.4)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "heun", "lcm", "uni_pc"])
 def test_a_condition_with_hardly_any_noise_comes_out_near_to_what_it_was(sampler, sd15):
     given = unicon.latent()
