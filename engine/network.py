@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .effects import watch
 from .entries import KEY, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
@@ -32,8 +33,15 @@ from .span import WHOLE_RUN, Span
 from .unet import Site
 
 
+class Named(NamedTuple):
+    """A layer of a method that should act in each step of its span. `name` is for people."""
+
+    name: str
+    apply: Layer | AddedTerm
+
+
 def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: ActingRows = "open",
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer | Named, span: Span = WHOLE_RUN, rows: ActingRows = "open",
     depth: int = 0,
 ) -> ModelPatcher:  # fmt: skip
     """Returns a clone of `model` with one more layer on some attentions.
@@ -41,18 +49,25 @@ def add_attention_layer(
     At equal depth, the last added layer is the outermost.
     """
     model = model.clone()
-    order = next_order(model)
-    append(model, AttentionLayer(order=order, sites=tuple(sites), apply=layer, span=span, rows=rows, depth=depth))
+    order, apply = next_order(model), layer.apply if isinstance(layer, Named) else layer
+    entry = AttentionLayer(order=order, sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth)
+    append(model, entry)
+    if isinstance(layer, Named) and entry.sites:
+        watch(model, layer.name, span, entry.signs)
     install_layers(model)
     return model
 
 
 def add_feature_layer(
-    model: ModelPatcher, site: FeatureSite, term: AddedTerm, span: Span = WHOLE_RUN
+    model: ModelPatcher, site: FeatureSite, term: AddedTerm | Named, span: Span = WHOLE_RUN
 ) -> ModelPatcher:  # fmt: skip
     """Returns a clone of `model` with one more term on the features of a site. Terms do not see each other."""
     model = model.clone()
-    append(model, FeatureLayer(order=next_order(model), site=site, apply=term, span=span))
+    apply = term.apply if isinstance(term, Named) else term
+    entry = FeatureLayer(order=next_order(model), site=site, apply=apply, span=span)
+    append(model, entry)
+    if isinstance(term, Named):
+        watch(model, term.name, span, entry.signs)
     install_layers(model)
     return model
 

@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call, only_on
-from ...engine.network import add_attention_layer
+from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
@@ -190,7 +190,7 @@ def is_positive(chunk: Chunk) -> bool:
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is guided away from these texts in its text attention."""
-    return add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    return add_attention_layer(model, guidance.paths, Named("NAG", guidance), span, depth=DEPTH)
 
 
 def _checked_negative(negative: Any) -> list:
