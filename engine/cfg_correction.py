@@ -13,6 +13,7 @@ from math import isclose
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from .effects import watch
 from .guidance import current_step, in_span, install_guidance
 from .run import Run, run_of
 from .scope import Args, add_post_cfg
@@ -47,7 +48,7 @@ def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable
         return args["denoised"] + correct(step)
 
     model = model.clone()
-    add_post_cfg(model, name, corrected)
+    add_post_cfg(model, name, corrected, watch(model, name, span, needs_cfg=True))
     install_guidance(model)
     return model
 

@@ -12,8 +12,23 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 KEY = "reins"
+
+
+@dataclass(eq=False)
+class Signs:
+    """What shows in a run that an entry acts (effects.py). Copies of the entry share them.
+
+    `changed` () stays on the device. It tells whether the entry has changed the result. None if it made no result.
+    """
+
+    called: bool = False
+    changed: Tensor | None = None
+
+    def clear(self) -> None:
+        self.called, self.changed = False, None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,6 +37,7 @@ class Entry:
 
     id: UUID = field(default_factory=uuid4)
     order: int = 0
+    signs: Signs = field(default_factory=Signs)
 
     def __deepcopy__(self, memo: dict) -> Entry:
         return self

@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.guidance.fade import Fade
+from .effects import watch
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
 from .layers.others import treat_chunks_apart
@@ -124,7 +125,7 @@ def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
         (perturbed,) = predictions(args, [term])
         return args["denoised"] + (plain_predictions(args).positive - perturbed) * factor
 
-    add_post_cfg(model, term.name, add_to_result)
+    add_post_cfg(model, term.name, add_to_result, watch(model, term.name, term.span))
     install_layers(model)
     install_guidance(model)
     return model

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .effects import watch
 from .entries import KEY, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
@@ -37,8 +38,15 @@ from .span import WHOLE_RUN, Span
 from .unet import Site
 
 
+class Named(NamedTuple):
+    """A layer of a method that should act in each step of its span. `name` is for people."""
+
+    name: str
+    apply: Layer | AddedTerm
+
+
 def add_attention_layer(
-    model: ModelPatcher, sites: Iterable[Site], layer: Layer, span: Span = WHOLE_RUN, rows: ActingRows = "open",
+    model: ModelPatcher, sites: Iterable[Site], layer: Layer | Named, span: Span = WHOLE_RUN, rows: ActingRows = "open",
     depth: int = 0,
 ) -> ModelPatcher:  # fmt: skip
     """Returns a clone of `model` with one more layer on some attentions.
@@ -46,20 +54,29 @@ def add_attention_layer(
     At equal depth, the last added layer is the outermost.
     """
     model = model.clone()
-    order, sites = next_order(model), tuple(sites)
-    append(model, AttentionLayer(order=order, sites=sites, apply=layer, span=span, rows=rows, depth=depth))
+    apply = layer.apply if isinstance(layer, Named) else layer
+    entry = AttentionLayer(
+        order=next_order(model), sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth
+    )  # fmt: skip
+    append(model, entry)
+    if isinstance(layer, Named) and entry.sites:
+        watch(model, layer.name, span, entry.signs)
     install_layers(model)
-    if any(site.kind == "attn2" for site in sites):
+    if any(site.kind == "attn2" for site in entry.sites):
         install_wrapper(model, WrappersMP.CALC_COND_BATCH, each_prompt_alone, APART)
     return model
 
 
 def add_feature_layer(
-    model: ModelPatcher, site: FeatureSite, term: AddedTerm, span: Span = WHOLE_RUN
+    model: ModelPatcher, site: FeatureSite, term: AddedTerm | Named, span: Span = WHOLE_RUN
 ) -> ModelPatcher:  # fmt: skip
     """Returns a clone of `model` with one more term on the features of a site. Terms do not see each other."""
     model = model.clone()
-    append(model, FeatureLayer(order=next_order(model), site=site, apply=term, span=span))
+    apply = term.apply if isinstance(term, Named) else term
+    entry = FeatureLayer(order=next_order(model), site=site, apply=apply, span=span)
+    append(model, entry)
+    if isinstance(term, Named):
+        watch(model, term.name, span, entry.signs)
     install_layers(model)
     return model
 

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .entries import Entry, append, entries, install_wrapper, next_order
+from .entries import Entry, Signs, append, entries, install_wrapper, next_order
 from .run import Run, run_of, start_run
 
 Args = dict[str, Any]  # what the host hands to its sampler functions
@@ -84,11 +84,19 @@ def put_first(model: ModelPatcher, function: PostCFG) -> None:
     model.model_options[POST_CFG] = [function, *model.model_options.get(POST_CFG, [])]
 
 
-def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG) -> None:
-    """Appends a function to those that a clone's result (b, c, h, w) goes through. `name` is for people."""
+def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG, signs: Signs | None = None) -> None:
+    """Appends a function to those that a clone's result (b, c, h, w) goes through. `name` is for people.
+
+    The signs tell whether it was called, and whether it changed the result in a step in which it made one.
+    """
 
     def noted(args: Args) -> Tensor:
         result = function(args)
+        if signs is not None:
+            signs.called = True
+        if signs is not None and result is not args["denoised"]:
+            changed = (result != args["denoised"]).any()
+            signs.changed = changed if signs.changed is None else signs.changed | changed
         for scope in entries(args["model_options"]["transformer_options"], Scope):
             _note(scope.record, name, result, args["denoised"])
         return result

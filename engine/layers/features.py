@@ -81,9 +81,9 @@ def patches_with_layers(
     acting = [entry for entry in entries(options, FeatureLayer) if in_span(entry.span)]
     if not acting:
         return None
-    by_site: dict[FeatureSite, list[AddedTerm]] = {}
+    by_site: dict[FeatureSite, list[FeatureLayer]] = {}
     for entry in acting:
-        by_site.setdefault(entry.site, []).append(entry.apply)
+        by_site.setdefault(entry.site, []).append(entry)
     embeddings: list[Tensor] = []
     known, network = options[CHUNKS], options[NETWORK]
 
@@ -92,16 +92,18 @@ def patches_with_layers(
         return embedding
 
     def add(feature: Tensor, options: Mapping[str, Any]) -> Tensor:
-        terms = by_site.get(options.get("block") or not_told("block"))
-        if not terms:
+        layers = by_site.get(options.get("block") or not_told("block"))
+        if not layers:
             return feature
+        for layer in layers:
+            layer.signs.called = True
         embedding = embeddings[-1] if embeddings else None
         chunks = chunks_at(options.get(CHUNKS, known), options, len(feature))
         call = FeatureCall(
             feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks, options=options,
             **network._asdict(),
         )  # fmt: skip
-        return _on_open_rows(call, partial(_sum, terms))
+        return _on_open_rows(call, partial(_sum, [layer.apply for layer in layers]))
 
     def add_before_skip(feature: Tensor, skip: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return add(feature, options), skip

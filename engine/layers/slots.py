@@ -20,7 +20,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ..entries import Entry, entries
+from ..entries import Entry, Signs, entries
 from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..rows.groups import GROUPS
 from ..rows.names import LABELS, UUIDS
@@ -32,6 +32,7 @@ from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
 TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
+SignedLayer = tuple[Signs, Layer]
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
 
 
@@ -65,9 +66,9 @@ def slots_with_layers(
     return slots
 
 
-def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[Layer]]:
+def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[SignedLayer]]:
     marks = {chunk.mark for chunk in options[CHUNKS]}
-    by_site: dict[Site, list[Layer]] = {}
+    by_site: dict[Site, list[SignedLayer]] = {}
     for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
             layer = _on_rows(entry) if GROUPS in options else entry.apply
@@ -76,7 +77,7 @@ def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool])
         else:
             continue
         for site in entry.sites:
-            by_site.setdefault(site, []).append(layer)
+            by_site.setdefault(site, []).append((entry.signs, layer))
     return by_site
 
 
@@ -135,7 +136,7 @@ class AttentionSlot(NamedTuple):
 def _slot(
     slot: AttentionSlot,
     occupant: Callable[..., Tensor] | None,
-    layers: Sequence[Layer],
+    layers: Sequence[SignedLayer],
     around: AroundAttentions | None,
 ) -> Callable[..., Tensor]:
     """Returns the function that the host calls for one attention in one call of the network."""
@@ -146,8 +147,8 @@ def _slot(
         return attend(call.q, call.k, call.v, call.options)
 
     chain = below
-    for layer in layers:
-        chain = _stacked(layer, chain)
+    for signs, layer in layers:
+        chain = _stacked(signs, layer, chain)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         options = slot.completed(q, options)
@@ -167,8 +168,12 @@ def _grid_of(tokens: int, latent: Sequence[int] | None) -> tuple[int, int]:
     return (h, w) if h * w == tokens else not_told(SHAPE)
 
 
-def _stacked(layer: Layer, below: Attend) -> Attend:
-    return lambda call: layer(call, below)
+def _stacked(signs: Signs, layer: Layer, below: Attend) -> Attend:
+    def attend(call: Call) -> Tensor:
+        signs.called = True
+        return layer(call, below)
+
+    return attend
 
 
 def _is_over_time(q: Tensor, options: Mapping[str, Any], frames: int | None, earlier_calls: int) -> bool:
@@ -185,6 +190,7 @@ class AroundAttentions:
 
     layers: Mapping[Site, Sequence[AroundAttention]]
     attentions: Mapping[Site, nn.Module]
+    signs: Sequence[Signs]
     states: dict[Site, AttentionState] = field(default_factory=dict)
 
     def attend(self, call: Call, below: Attend) -> Tensor:
@@ -193,6 +199,8 @@ class AroundAttentions:
         if state is None:
             raise self._lost(call.site)
         state.call = call
+        for signs in self.signs:
+            signs.called = True
         for layer in self.layers[call.site]:
             call = layer.project(state, call)
         state.attended = below(call)
@@ -246,12 +254,14 @@ def around_attentions(options: Mapping[str, Any], unet: UNetModel) -> AroundAtte
     """Returns the layers around whole attentions that act in this call. None if there are none."""
     layers: dict[Site, list[AroundAttention]] = {}
     attentions: dict[Site, nn.Module] = {}
+    signs: list[Signs] = []
     for entry in entries(options, ProjectionLayer):
         if entry.around.acts(options[CHUNKS]):
+            signs.append(entry.signs)
             for site, path in entry.sites.items():
                 layers.setdefault(site, []).append(entry.around)
                 attentions[site] = unet.get_submodule(path)
-    return AroundAttentions(layers, attentions) if layers else None
+    return AroundAttentions(layers, attentions, signs) if layers else None
 
 
 def _text_of(site: Site) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...engine.layers.features import FeatureCall, FeatureSite
 from ...engine.loading import load_with
-from ...engine.network import add_feature_layer
+from ...engine.network import Named, add_feature_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.conds import Area
 from ...engine.rows.images import clamped
@@ -189,7 +189,7 @@ class Hint:
 
 def add_hint(model: ModelPatcher, hint: Hint, site: FeatureSite, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that follows a hint."""
-    return load_with(add_feature_layer(model, site, hint, span), hint.control.network)
+    return load_with(add_feature_layer(model, site, Named("The hint of ControlNeXt", hint), span), hint.control.network)
 
 
 def stretched(image: Tensor, h: int, w: int) -> Tensor:

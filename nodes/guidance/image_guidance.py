@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional
 
+from ...engine.effects import watch
 from ...engine.guidance import in_span, install_guidance
 from ...engine.rows.images import clamped
 from ...engine.run import run_of
@@ -131,7 +132,7 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
         return denoised - scale * target.carried_back(loss_gradient(shown, reference, loss))
 
     model = model.clone()
-    add_post_cfg(model, f"image: {loss}", move)
+    add_post_cfg(model, f"image: {loss}", move, watch(model, "Image Guidance", span))
     install_guidance(model)
     return model
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...engine.entries import append, next_order
 from ...engine.layers.attention import Attend, Call, only_on
 from ...engine.layers.texts import OwnTexts
-from ...engine.network import add_attention_layer
+from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
@@ -194,7 +194,7 @@ def is_positive(chunk: Chunk) -> bool:
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is guided away from these texts in its text attention."""
-    model = add_attention_layer(model, guidance.paths, guidance, span, depth=DEPTH)
+    model = add_attention_layer(model, guidance.paths, Named("NAG", guidance), span, depth=DEPTH)
     texts = tuple(text.text for text in guidance.texts)
     append(model, OwnTexts(order=next_order(model), sites=frozenset(guidance.paths), texts=texts, span=span))
     return model

@@ -7,7 +7,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...engine.effects import watch
 from ...engine.scope import Args, add_post_cfg
+from ...engine.span import WHOLE_RUN
 from ...models.guidance.rescale import rescale_guidance
 from ..inputs.schema import make_input, model_input, model_output, schema
 
@@ -49,5 +51,5 @@ def add_rescale(model: ModelPatcher, rescale: float) -> ModelPatcher:
         return offset + rescale_guidance(args["denoised"] - offset, args["cond_denoised"] - offset, rescale)
 
     model = model.clone()
-    add_post_cfg(model, "Rescale", rescale_result)
+    add_post_cfg(model, "Rescale", rescale_result, watch(model, "Guidance Rescale", WHOLE_RUN, needs_cfg=True))
     return model

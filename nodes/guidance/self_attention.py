@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 
+from ...engine.effects import watch
 from ...engine.guidance import Args, current_step, in_span, install_guidance, plain_predictions
 from ...engine.layers.attention import Attend, Call
 from ...engine.network import add_attention_layer, options_of_call
@@ -100,7 +101,7 @@ def add_self_attention_guidance(model: ModelPatcher, site: Site, settings: BlurS
 
     model = add_attention_layer(model, [site], note_attention, settings.span, rows="sampled")
     install_guidance(model)
-    add_post_cfg(model, "SAG", add_to_result)
+    add_post_cfg(model, "SAG", add_to_result, watch(model, "SAG", settings.span))
     return model
 
 

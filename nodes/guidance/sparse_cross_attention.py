@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call, Layer
-from ...engine.network import add_attention_layer
+from ...engine.network import Named, add_attention_layer
 from ...engine.span import Span
 from ...engine.unet import Site, find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
@@ -53,7 +53,7 @@ class SparseCrossAttention(io.ComfyNode):
 
 def add_sparse_attention(model: ModelPatcher, sites: Iterable[Site], scale: float, span: Span) -> ModelPatcher:
     """Returns a clone of `model` with sparse attention at these text attentions."""
-    return add_attention_layer(model, sites, sparse_attention(scale), span, depth=DEPTH)
+    return add_attention_layer(model, sites, Named("PLADIS", sparse_attention(scale)), span, depth=DEPTH)
 
 
 def sparse_attention(scale: float) -> Layer:

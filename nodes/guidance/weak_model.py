@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...engine.effects import watch
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
 from ...engine.guidance import current_step, in_span, install_guidance, plain_predictions
 from ...engine.loading import load_with
@@ -131,7 +132,7 @@ def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: 
     networks = additional if is_shared else [weak, *additional]
     model = load_with(model, *networks) if networks else model.clone()
     append(model, entry)
-    add_post_cfg(model, "weak model", add_to_result)
+    add_post_cfg(model, "weak model", add_to_result, watch(model, "Weak Model Guidance", span))
     install_guidance(model)
     install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_shared_weights, WRAPPER)
     return model

@@ -23,6 +23,7 @@ from comfy.samplers import KSAMPLER
 from einops import rearrange
 from torch import Tensor
 
+from ...engine.effects import watch
 from ...engine.entries import append, entries, next_order
 from ...engine.guidance import ExtraPrediction, current_step, in_span, install_guidance, plain_predictions, predictions
 from ...engine.layers.features import FeatureCall, FeatureLayer
@@ -185,7 +186,8 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
     """Returns a clone of `model` whose h is edited while it samples."""
     model = load_with(model, edit.direction.network) if isinstance(edit.direction, BlockDirection) else model.clone()
     order = next_order(model)
-    for entry in [*entries_of(edit), POSITIVE, NEGATIVE]:
+    layer, *prompts = entries_of(edit)
+    for entry in [layer, *prompts, POSITIVE, NEGATIVE]:
         append(model, replace(entry, order=order))
 
     def add_to_result(args: Args) -> Tensor:
@@ -196,6 +198,7 @@ def add_edit(model: ModelPatcher, edit: Edit) -> ModelPatcher:
         return args["denoised"] + _step_factor(args) * _change(args, acting)
 
     add_post_cfg(model, "H-Space Edit", add_to_result)
+    watch(model, "H-Space Edit", edit.span, layer.signs)
     install_layers(model)
     install_guidance(model)
     return model

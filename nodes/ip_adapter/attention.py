@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call
-from ...engine.network import add_attention_layer
+from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import Chunk, add, pick
 from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
@@ -215,4 +215,4 @@ class ImagePrompt:
 
 def add_image_prompt(model: ModelPatcher, prompt: ImagePrompt, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is prompted with images too."""
-    return add_attention_layer(model, prompt.sites, prompt, span)
+    return add_attention_layer(model, prompt.sites, Named("IP-Adapter", prompt), span)

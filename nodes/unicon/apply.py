@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...engine.effects import watch
 from ...engine.entries import append, entries, next_order
 from ...engine.guidance import AttentionTerm, add_term
 from ...engine.layers.attention import Attend, Call
@@ -121,7 +122,9 @@ def _add(
     partner = replace(partner, off=off, order=next_order(model))
     around = SideBySide(unicon.network.model, partner.id, numbers, strengths.strength_x, strengths.strength_y)
     append(model, partner)
-    append(model, ProjectionLayer(order=next_order(model), sites=numbers.paths, around=around))
+    layer = ProjectionLayer(order=next_order(model), sites=numbers.paths, around=around)
+    append(model, layer)
+    watch(model, partner.method, partner.span, layer.signs)
     install_layers(model)
     install_partners(model)
     if off is not None:

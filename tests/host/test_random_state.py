@@ -6,10 +6,10 @@ import comfy.sample
 import pytest
 import torch
 from reins.engine.noise import seeded_noise
+from reins.nodes.h_space import direction_node
+from reins.nodes.h_space.direction_node import HDirectionCapture
 from reins.tests.helpers import h_space, prompt_diffusion, tiny_models, unicon
 from reins.tests.helpers.methods import METHODS
-from reins.tests.host.test_h_space_files import METHODS as WAYS
-from reins.tests.host.test_h_space_files import capture
 
 
 @pytest.fixture
@@ -28,9 +28,11 @@ def test_a_method_moves_no_global_state(name, sd15):
 
 
 @pytest.mark.usefixtures("unmoved")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", direction_node.METHODS)
 def test_a_capture_moves_no_global_state(way, sd15):
-    capture(sd15, method=way)
+    prompts = {} if way == direction_node.METHODS[1] else {"source": h_space.SOURCE, "target": h_space.TARGET}
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    HDirectionCapture.execute(sd15, tiny_models.text(1), latent, 3, 2, method=way, **prompts)
 
 
 @pytest.mark.usefixtures("unmoved")

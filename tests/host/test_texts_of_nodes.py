@@ -36,6 +36,10 @@ def schema(request: pytest.FixtureRequest) -> io.Schema:
     return NODES[request.param].define_schema()
 
 
+SEEN_IN_PLACE = ("IMAGE", "LATENT", "MASK")  # inputs that lie on the picture that is sampled, place by place
+NOT_IN_PLACE = ("Reins_UniConApplyJoint",)  # it reads a number beside its latent
+
+
 def options_of(socket: io.Input) -> list[str]:
     """The strings to choose from, without files."""
     options = getattr(socket, "options", None) or ()
@@ -52,6 +56,15 @@ def test_a_node_has_a_description_and_its_inputs_and_outputs_have_tooltips(schem
     assert schema.display_name
     assert schema.description
     assert all(socket.tooltip for socket in [*schema.inputs, *schema.outputs])
+
+
+def test_the_help_page_of_what_lies_on_the_picture_says_what_becomes_of_tiles_of_upscalers(schema):
+    kinds = {socket.get_io_type() for socket in schema.inputs}
+    steers = [output.get_io_type() for output in schema.outputs] == ["MODEL"]
+    if steers and kinds & {*SEEN_IN_PLACE} and schema.node_id not in NOT_IN_PLACE:
+        docs = ROOT / reins.WEB_DIRECTORY / "docs"
+        for page in [docs / f"{schema.node_id}.md", *docs.glob(f"{schema.node_id}/*.md")]:
+            assert "UltimateSDUpscale" in page.read_text(encoding="utf-8"), page.name
 
 
 def test_a_node_has_a_help_page_in_the_folder_that_the_host_serves(schema):
