@@ -14,10 +14,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .effects import watch
-from .guidance import current_step, in_span, install_guidance
+from .guidance import install_guidance
 from .run import Run, run_of
 from .scope import Args, add_post_cfg
 from .span import Span
+from .step import current_step, in_span
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import NamedTuple
 from uuid import uuid5
 
 import comfy.samplers
@@ -30,10 +29,11 @@ from .run import RUN, ExtraChunk, Step, run_of, start_run
 from .scope import Args, add_post_cfg
 from .shared_control import sharing_controls
 from .span import Span, percent_at
+from .step import PRE_CFG, current_step, in_span, note_plain, note_step, plain_predictions, to_sigma
 from .unet import Depth
 
 CondsOf = tuple["ExtraPrediction | None", list[dict] | None]  # conds, and the extra prediction that they are for
-SLOT, PRE_CFG = "sampler_calc_cond_batch_function", "sampler_pre_cfg_function"
+SLOT = "sampler_calc_cond_batch_function"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,7 +80,7 @@ class Term(ExtraPrediction):
             return 0.0
         if self.fade is None:
             return self.scale
-        percent = percent_at(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
+        percent = percent_at(current_step(args).sigma, run_of(args["model_options"]), to_sigma(args))
         return self.scale * self.fade(percent, *self.span)
 
 
@@ -96,20 +96,6 @@ class AttentionTerm(PerturbedLayers, Term):
     @property
     def first_change(self) -> Depth | None:
         return min(site.depth for site in self.sites) if self.share and self.sites else None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class CFGSpan(Entry):
-    """The range of the run in which CFG acts. Outside of it the negative is neither computed nor used."""
-
-    span: Span
-
-
-class Plain(NamedTuple):
-    """The predictions for positive and negative, (b, c, h, w) each, before any pre-CFG function changes them."""
-
-    positive: Tensor
-    negative: Tensor | None
 
 
 def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
@@ -144,59 +130,6 @@ def with_slot(model_options: Args) -> Args:
     return model_options if getattr(occupant, "is_reins", False) else {**model_options, SLOT: _batch_with(occupant)}
 
 
-def in_span(span: Span, args: Args) -> bool:
-    """Whether this step lies in a range of percents."""
-    return span.contains(current_step(args).sigma, run_of(args["model_options"]), _to_sigma(args))
-
-
-def current_step(args: Args) -> Step:
-    """Returns what is noted about this call of the model. It is noted now if a guider skipped the host's slot."""
-    return _noted_step(args) or _note_step(args, args["cond"], args["uncond"])
-
-
-def note_plain(args: Args) -> list[Tensor]:
-    """Pre-CFG function before all others: notes the predictions (b, c, h, w), and returns them as they are."""
-    positive, *others = args["conds"]
-    step = _noted_step(args) or _note_step(args, positive, others[0] if others else None)
-    plain = args["conds_out"]
-    if len(args["model_options"].get(PRE_CFG, [])) > 1:  # which may change tensors in place
-        plain = [None if prediction is None else prediction.clone() for prediction in plain]
-    step.plain = tuple(plain)
-    return args["conds_out"]
-
-
-def plain_predictions(args: Args) -> Plain:
-    """Returns what the model predicted in this step, for a post-CFG function.
-
-    Pre-CFG functions of other packs change the positive and the negative, but not the extra predictions. So a
-    prediction may only be subtracted from one of these. A guider that calls no pre-CFG functions has not changed its
-    predictions.
-    """
-    plain = current_step(args).plain
-    if plain is None:
-        return Plain(args["cond_denoised"], args["uncond_denoised"])
-    return Plain(plain[0], plain[1] if len(plain) > 1 else None)
-
-
-def _noted_step(args: Args) -> Step | None:
-    step = run_of(args["model_options"]).step
-    is_this = step is not None and step.x is args["input"] and step.timestep is args["sigma"]
-    return step if is_this else None
-
-
-def _note_step(args: Args, cond: list | None, uncond: list | None) -> Step:
-    run = run_of(args["model_options"])
-    step = Step(x=args["input"], timestep=args["sigma"], sigma=run.sigma(args["sigma"]), cond=cond, uncond=uncond)
-    run.step = step
-    spans = [entry.span for entry in entries(args["model_options"]["transformer_options"], CFGSpan)]
-    step.guided = uncond is not None and all(span.contains(step.sigma, run, _to_sigma(args)) for span in spans)
-    return step
-
-
-def _to_sigma(args: Args) -> Callable[[float], float]:
-    return args["model"].model_sampling.percent_to_sigma
-
-
 def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Args], list[Tensor]]:
     """Returns a function for the host's slot. It predicts the host's conds and ours in one batch.
 
@@ -206,7 +139,7 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
     def calc_cond_batch(args: Args) -> list[Tensor]:
         conds, options = list(args["conds"]), args["model_options"]
         uncond = conds[1] if len(conds) > 1 else None
-        step = _note_step(args, conds[0], uncond)
+        step = note_step(args, conds[0], uncond)
         # The flag is set by nodes that need the negative in any case.
         skipped = uncond is not None and not step.guided and not options.get("disable_cfg1_optimization")
         if skipped:

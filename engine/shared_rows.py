@@ -18,7 +18,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from .layers.call import NETWORK
-from .layers.others import depths_of_patches, others_wrap_network
+from .layers.others import leave_alike
 from .rows.chunk import CHUNKS, PER_CHUNK, Chunk, of_chunks
 from .rows.groups import GROUPS
 from .rows.names import NAMES_BY_NUMBER
@@ -41,7 +41,7 @@ def sharing_forward(
         return None
     if NAMES_BY_NUMBER in options or len({(chunk.uuid, chunk.label) for chunk in chunks}) < len(chunks):
         return None
-    if any(seen < max(first_changes.values()) for seen in depths_of_patches(without_layers)):
+    if not leave_alike(without_layers, max(first_changes.values())):
         return None
     if control is not None and not all(uuid in step.controlled for uuid in step.first_changes()):
         return None
@@ -50,9 +50,9 @@ def sharing_forward(
 
 
 def _is_plain(executor: Any, unet: UNetModel, options: Mapping[str, Any]) -> bool:
-    """Whether nobody else is around the host's own forward, no partners take part, and the rows are no video."""
+    """Whether it is the host's own forward, no partners take part, and the rows are no video."""
     is_hosts = getattr(executor.original, "__func__", None) is UNetModel._forward
-    return is_hosts and not others_wrap_network(options) and GROUPS not in options and not unet.use_temporal_resblocks
+    return is_hosts and GROUPS not in options and not unet.use_temporal_resblocks
 
 
 def _first_changes(step: Step | None, chunks: Sequence[Chunk]) -> dict[UUID, Depth]:

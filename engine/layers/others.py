@@ -6,7 +6,7 @@ only if other packs act on all chunks of a call alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -23,14 +23,19 @@ BY_LABEL = "Attn2Replace"  # slots of this class, in packs for image prompts, as
 FIRST_DEPTHS = {"middle_block_after_patch": Depth(1, 1, 0), "output_block_patch": Depth(2, 0, 0)}
 
 
-def depths_of_patches(options: Mapping[str, Any]) -> Iterator[Depth]:
-    """Yields the depth from which each kind of patch and each slot acts. `options` are those without our layers."""
-    for kind, patches in options.get("patches", {}).items():
-        if patches and kind != KEY:  # ours are networks to load
-            yield FIRST_DEPTHS.get(kind, Depth(0, 0, 0))
-    for slots in options.get("patches_replace", {}).values():
-        for block, number, *_ in slots:
-            yield Depth(ORDER.get(block, 0), number, 1)
+def leave_alike(options: Mapping[str, Any], until: Depth) -> bool:
+    """Whether chunks that are alike stay so up to a depth, whatever other packs do.
+
+    `options` are those without our layers. Wrappers around the network may tell chunks apart anywhere.
+    """
+    around = [options.get("wrappers", {}).get(kind, {}) for kind in AROUND_NETWORK]
+    if any(wrappers and key != KEY for by_key in around for key, wrappers in by_key.items()):
+        return False
+    patches = options.get("patches", {})
+    first = [FIRST_DEPTHS.get(kind, Depth(0, 0, 0)) for kind in patches if patches[kind] and kind != KEY]
+    slots = [place for of_kind in options.get("patches_replace", {}).values() for place in of_kind]
+    first += [Depth(ORDER.get(block, 0), number, 1) for block, number, *_ in slots]
+    return all(depth >= until for depth in first)
 
 
 def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
@@ -64,9 +69,3 @@ def _acts_on_all_rows(patch: Any) -> bool:
     if code is None:
         return type(patch).__name__ == BY_LABEL
     return code.co_filename.replace("\\", "/").endswith(ON_ALL_ROWS)
-
-
-def others_wrap_network(options: Mapping[str, Any]) -> bool:
-    """Whether another pack wraps the call of the network."""
-    around = [options.get("wrappers", {}).get(kind, {}) for kind in AROUND_NETWORK]
-    return any(wrappers and key != KEY for by_key in around for key, wrappers in by_key.items())

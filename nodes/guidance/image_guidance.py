@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...engine.effects import watch
-from ...engine.guidance import in_span, install_guidance
+from ...engine.guidance import install_guidance
 from ...engine.rows.images import clamped
 from ...engine.run import run_of
 from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
+from ...engine.step import in_span
 from ...models.guidance.image_loss import LOSSES, Loss, loss_gradient
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import checked_image, checked_latent

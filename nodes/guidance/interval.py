@@ -7,9 +7,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.entries import append, next_order
-from ...engine.guidance import Args, CFGSpan, in_span, install_guidance
+from ...engine.guidance import Args, install_guidance
 from ...engine.scope import put_first
 from ...engine.span import Span
+from ...engine.step import CFGSpan, in_span
 from ..inputs.schema import model_input, model_output, percent_inputs, schema
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...engine.effects import watch
-from ...engine.guidance import Args, current_step, in_span, install_guidance, plain_predictions
+from ...engine.guidance import Args, install_guidance
 from ...engine.layers.attention import Attend, Call
 from ...engine.network import add_attention_layer, options_of_call
 from ...engine.rows.chunk import Chunk
@@ -24,6 +24,7 @@ from ...engine.rows.images import images_of_window
 from ...engine.run import Step
 from ...engine.scope import add_post_cfg
 from ...engine.span import Span
+from ...engine.step import current_step, in_span, plain_predictions
 from ...engine.unet import Site, find_sites
 from ...models.guidance.self_attention import attention_received, degrade, enlarge, kernel_length
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from ...engine.effects import watch
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
-from ...engine.guidance import current_step, in_span, install_guidance, plain_predictions
+from ...engine.guidance import install_guidance
 from ...engine.loading import load_with
 from ...engine.run import STEP, Run, Step, options_in_run, run_of
 from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
+from ...engine.step import current_step, in_span, plain_predictions
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
 WRAPPER = "reins_weak_model"

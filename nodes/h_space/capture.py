@@ -18,12 +18,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...engine.entries import append
-from ...engine.guidance import Args, current_step, install_guidance
+from ...engine.guidance import Args, install_guidance
 from ...engine.layers.features import FeatureCall
 from ...engine.network import add_feature_layer
 from ...engine.noise import seeded_noise
 from ...engine.run import Step
 from ...engine.span import WHOLE_RUN
+from ...engine.step import current_step
 from ...engine.unet import family_of, unet_of
 from ...models.h_space.files import sort_directions
 from ...models.h_space.steps import principal_direction

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...engine.effects import watch
 from ...engine.entries import append, entries, next_order
-from ...engine.guidance import ExtraPrediction, current_step, in_span, install_guidance, plain_predictions, predictions
+from ...engine.guidance import ExtraPrediction, install_guidance, predictions
 from ...engine.layers.features import FeatureCall, FeatureLayer
 from ...engine.loading import load_with
 from ...engine.network import install_layers
@@ -34,6 +34,7 @@ from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run, Step, run_of
 from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
+from ...engine.step import current_step, in_span, plain_predictions
 from ...engine.unet import Depth
 from ...models.h_space.steps import effective_factor, following_level, levels_of_step, scaled_to
 from .direction import SITE, BlockDirection, EditedRows, HDirection, PromptDirection, note_h
