@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isclose
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -31,6 +32,12 @@ class GuidedStep:
     cfg: float
     sigma: float
     run: Run
+    sampling: Any  # the model's
+
+    @property
+    def is_from_noise(self) -> bool:
+        """Whether the run starts from noise alone."""
+        return self.run.is_from_noise(float(self.sampling.sigma_max))
 
 
 def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable[[GuidedStep], Tensor]) -> ModelPatcher:
@@ -44,7 +51,7 @@ def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable
             return args["denoised"]
         step = GuidedStep(
             args["input"], args["cond_denoised"], args["uncond_denoised"], args["cond_scale"],
-            current_step(args).sigma, run_of(args["model_options"]),
+            current_step(args).sigma, run_of(args["model_options"]), args["model"].model_sampling,
         )  # fmt: skip
         return args["denoised"] + correct(step)
 

@@ -75,6 +75,7 @@ class Run:
         self.names: Mapping[UUID, str] = {}  # what the guider calls the list of each cond
         self.sampler: Sampler | None = None
         self.sigmas: tuple[float, ...] = ()  # of the steps, the last one included
+        self.start: tuple[Tensor, Tensor] | None = None  # noise and latent (b, c, h, w) that the run starts from
         self.seed = 0
         self.is_hooked = False  # whether weights may change within the run
         self.forget()
@@ -116,6 +117,16 @@ class Run:
         """Returns the number of the step that a noise level belongs to: the last that starts at this level or above."""
         return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
 
+    def is_from_noise(self, largest: float) -> bool:
+        """Returns whether the run starts from noise alone. `largest` is the greatest noise level of the model.
+
+        A second pass, a refiner and image to image start lower, with a latent that is not empty. Some schedules start
+        lower with an empty one. The device is read once in a run.
+        """
+        if not self.sigmas or self.sigmas[0] >= largest * (1 - 1e-5):
+            return True
+        return self.once(Run.is_from_noise, lambda: _is_noise(self.start))
+
     def at_end(self, close: Callable[[], None]) -> None:
         """Notes a function to be called when the run is over, whatever ends it."""
         self._closers.append(close)
@@ -124,13 +135,20 @@ class Run:
         """Calls the functions noted for the end, and clears the caches and the step."""
         while self._closers:
             self._closers.pop()()
-        self.step = self._sigma = None
+        self.step = self._sigma = self.start = None
         self._made.clear()
         self._at.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:
         """A model cloned in the middle of a run starts empty: tensors of a run are never copied."""
         return Run()
+
+
+def _is_noise(start: tuple[Any, Any] | None) -> bool:
+    if start is None or not all(isinstance(part, Tensor) for part in start):
+        return False
+    noise, latent = start
+    return bool(noise.any()) and not latent.any()
 
 
 def run_of(model_options: dict[str, Any]) -> Run:
@@ -180,7 +198,7 @@ def start_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if RUN in options["transformer_options"]:
         return executor(*args, **kwargs)
     run = Run()
-    run.sampler, sigmas = args[2:4]
+    run.start, (run.sampler, sigmas) = args[:2], args[2:4]
     run.sigmas = tuple(sigmas.tolist())
     run.seed = (args[7] if len(args) > 7 else kwargs.get("seed")) or 0
     conds = [(name, cond) for name, of_list in getattr(guider, "conds", {}).items() for cond in of_list]

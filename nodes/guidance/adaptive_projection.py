@@ -84,7 +84,7 @@ class Momentum:
         kept: dict[int, StepGuidance] = run.once(self.id, dict)
         position = run.position(sigma)
         before = kept.get(position - 1)
-        if before is not None:
+        if before is not None and before.guidance.shape == guidance.shape:  # a sampler may enlarge the latent
             guidance = guidance + self.weight * before.guidance
         is_first = sigma in run.sigmas
         if is_first or position not in kept or not kept[position].is_first:

@@ -29,7 +29,7 @@ class CFGZeroStar(io.ComfyNode):
                 make_input(
                     io.Int, "zero_init_steps", default=0, min=0, max=100,
                     tooltip="How many of the sampler's first steps hold still. What other nodes add still moves them. "
-                    "1 for flow models, 0 for all others.",
+                    "1 for flow models, 0 for all others. A second pass and image to image have no such steps.",
                 ),
                 *percent_inputs(),
             ],
@@ -47,12 +47,13 @@ class CFGZeroStar(io.ComfyNode):
 def cfg_zero(zero_init_steps: int) -> Callable[[GuidedStep], Tensor]:
     """Returns what the method adds to CFG, as a velocity x - x0 of the sampler's own equation.
 
-    s v_u + cfg (v_c - s v_u) instead of v_u + cfg (v_c - v_u), and no velocity at all in the first steps.
+    s v_u + cfg (v_c - s v_u) instead of v_u + cfg (v_c - v_u), and no velocity at all in the first steps from
+    noise. A second pass does not start from noise.
     """
 
     def correct(step: GuidedStep) -> Tensor:
         v_c, v_u = step.x - step.positive, step.x - step.negative
-        if step.run.position(step.sigma) < zero_init_steps:
+        if step.run.position(step.sigma) < zero_init_steps and step.is_from_noise:
             return v_u + step.cfg * (v_c - v_u)
         return (step.cfg - 1) * (optimal_scale(v_c, v_u) - 1) * v_u
 
