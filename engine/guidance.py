@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 from uuid import uuid5
 
 import comfy.samplers
@@ -148,7 +149,11 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
         wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
         _predict(args, step, {extra: of_extra for extra, of_extra in wanted.items() if extra.comes_first(args)})
         if occupant is None:
-            extras = [extra for extra in wanted if not extra.comes_first(args)] if _may_join(options, step) else []
+            extras = (
+                [extra for extra in wanted if not extra.comes_first(args)]
+                if _may_join(args["model"], options, step)
+                else []
+            )
             marked = [_marked(wanted[extra], extra, step) for extra in extras]
             shared = sharing_controls(conds + marked, step)
             out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
@@ -166,13 +171,15 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
     return calc_cond_batch
 
 
-def _may_join(model_options: Args, step: Step) -> bool:
+def _may_join(model: Any, model_options: Args, step: Step) -> bool:
     """Whether extra chunks may be in the host's batch.
 
     They may not if another pack regroups rows around the call, or acts on one positive of a call.
     """
     options = model_options["transformer_options"]
-    return RUN in options and AROUND not in model_options and not treat_chunks_apart(options, step.cond or ())
+    if RUN not in options or AROUND in model_options:
+        return False
+    return not treat_chunks_apart(options, step.cond or (), model.diffusion_model)
 
 
 def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, list]:
@@ -209,20 +216,21 @@ def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> 
     marked = {extra: _marked(conds, extra, alone) for extra, conds in wanted.items()}
     options = options_of_call(args["model_options"], alone)
     made: dict[ExtraPrediction | None, Tensor] = {}
-    for call in _calls(marked, step, options):
+    for call in _calls(marked, step, args):
         conds = sharing_controls([conds for _, conds in call], alone)
         out = comfy.samplers.calc_cond_batch(args["model"], conds, alone.x, alone.timestep, options)
         made.update(zip((extra for extra, _ in call), out, strict=True))
     return [made[extra] for extra in wanted]
 
 
-def _calls(marked: Mapping[ExtraPrediction, list[dict]], step: Step, options: Args) -> list[list[CondsOf]]:
+def _calls(marked: Mapping[ExtraPrediction, list[dict]], step: Step, args: Args) -> list[list[CondsOf]]:
     """Returns the lists of conds of each call, with the extra predictions that they are for.
 
     It is one call with all extra predictions. If another pack acts on the first positive of a call alone, it is a call
     for each, with one positive and one negative as the sampler itself makes them. Windows have calls for themselves.
     """
-    if not treat_chunks_apart(options["transformer_options"], step.cond or ()):
+    options = args["model_options"]["transformer_options"]
+    if not treat_chunks_apart(options, step.cond or (), args["model"].diffusion_model):
         # Extra chunks are shown with label 0 or 1 (rows/order.py). Label 1 counts as negative only if there is a list 1
         # (rows/conds.py), so the place of list 0 stays empty.
         return [[(None, None), *marked.items()]]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
+from torch import nn
 
 from ..entries import KEY
 from ..unet import ORDER, Depth
@@ -38,18 +39,18 @@ def leave_alike(options: Mapping[str, Any], until: Depth) -> bool:
     return all(depth >= until for depth in first)
 
 
-def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:
+def treat_chunks_apart(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]], network: nn.Module) -> bool:
     """Whether other packs may act on the first positive of a call alone, or know no call with two.
 
-    Packs for regional prompts and a node of ComfyUI itself do so, by patches on the output of attentions or in the
-    slots of text attentions. Nothing tells what they do, so only those that are known to act on all rows alike do not
-    count. `options` are those of a model, without our layers.
+    Packs for regional prompts and a node of ComfyUI itself do so, by patches on the output of attentions, in the slots
+    of text attentions, or by another forward of the network. Nothing tells what they do, so only those that are known
+    to act on all rows alike do not count. `options` are those of a model, without our layers.
     """
     added = _added_options(options, conds)
     patches = [of_one.get("patches", {}) for of_one in added]
     acting = [patch for of_one in patches for kind in OUTPUT_PATCHES for patch in of_one.get(kind, ())]
     acting += [slot for of_one in added for slot in of_one.get("patches_replace", {}).get("attn2", {}).values()]
-    return not all(map(_acts_on_all_rows, acting))
+    return "forward" in vars(getattr(network, "_orig_mod", network)) or not all(map(_acts_on_all_rows, acting))
 
 
 def may_add_rows(options: Mapping[str, Any], conds: Iterable[Mapping[str, Any]]) -> bool:

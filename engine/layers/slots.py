@@ -144,6 +144,8 @@ def _slot(
     attend = occupant or host_attention
 
     def below(call: Call) -> Tensor:
+        if occupant is None and len(call.k) != len(call.q):
+            call.check_rows()  # raises
         return attend(call.q, call.k, call.v, call.options)
 
     chain = below

@@ -76,6 +76,11 @@ class PatchedTexts:
                 f"A negative text of {rows} rows should keep them, but another pack makes {len(context)} of them in "
                 f"the text attention (regional prompts, attention couple). Remove that pack from the model."
             )
+        if context.shape[1] != value.shape[1]:
+            raise RuntimeError(
+                f"A negative text of {text.shape[1]} tokens should have as many keys as values, but another pack makes "
+                f"{context.shape[1]} and {value.shape[1]} of it. Encode it with the CLIP that the other prompts have."
+            )
         return PatchedText(context, value)
 
 
