@@ -220,9 +220,7 @@ def test_a_bad_hint_is_refused_and_the_model_stays(name, sd15):
     assert str(sd15.model_options) == before and not sd15.patches
 
 
-@pytest.mark.parametrize(
-    "mask", [torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan), torch.ones(3)], ids=["0", "nan", "1d"]
-)
+@pytest.mark.parametrize("mask", [torch.full((1, 8, 8), torch.nan), torch.ones(3)], ids=["nan", "1d"])
 def test_a_bad_mask_is_refused(mask, sd15):
     with pytest.raises(ValueError, match="mask should"):
         apply(sd15, controlnext.control(sd15), mask=mask)

@@ -359,9 +359,7 @@ def test_another_socket_is_refused(sd15):
                 node(wrong)
 
 
-@pytest.mark.parametrize(
-    "mask", [torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan), torch.ones(3)], ids=["0", "nan", "1d"]
-)
+@pytest.mark.parametrize("mask", [torch.full((1, 8, 8), torch.nan), torch.ones(3)], ids=["nan", "1d"])
 def test_a_bad_mask_is_refused_and_the_model_stays(mask, sd15):
     options = str(sd15.model_options)
     with pytest.raises(ValueError, match="mask should"):

@@ -14,6 +14,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from reins.engine.entries import entries
+from reins.engine.layers.attention import AttentionLayer
 from reins.engine.layers.slots import host_attention
 from reins.engine.rows.chunk import REGIONAL
 from reins.engine.unet import find_sites
@@ -105,7 +107,7 @@ def test_adapters_add_up_in_any_order(model):
 def test_a_clones_share_the_adapters_weights(sd15):
     made = ip_adapter.adapter(sd15)
     steered = apply(sd15, made, ip_adapter.tokens(made))
-    (entry,) = steered.clone().clone().model_options["transformer_options"]["reins"]
+    (entry,) = entries(steered.clone().clone().model_options["transformer_options"], AttentionLayer)
     assert entry.apply.adapter is made
     assert entry.apply.adapter.layers.model is made.layers.model
 
