@@ -168,6 +168,40 @@ def positive_of(model: ModelPatcher, x: Tensor) -> Tensor:
     return denoise(model, x, 3.0, **CONDS, cfg=5.0)
 
 
+def guiding_last_rows(model: ModelPatcher) -> ModelPatcher:
+    """A pack with a forward of its own that acts on the last rows of a call, as ComfyUI-NAG does."""
+    model, unet = model.clone(), model.model.diffusion_model
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = type(unet).forward(unet, x, *args, **kwargs).clone()
+        out[-2:] *= 1.5
+        return out
+
+    model.add_object_patch("diffusion_model.forward", forward)
+    return model
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("name", ["pag", "seg"])
+def test_a_forward_that_acts_on_the_last_rows_acts_on_each_prediction(name, cfg, model):
+    steer = {"pag": pag, "seg": seg}[name]
+    x, negative = 3 * noise(b=2), CONDS["negative"] if cfg > 1 else None
+    other = guiding_last_rows(model)
+    perturbed = other.clone()
+    if name == "pag":
+        perturbed.set_model_attn1_replace(lambda q, k, v, options: v, "middle", 0, 0)
+    else:  # an infinite blur is the mean of the queries
+        perturbed.set_model_attn1_replace(
+            lambda q, k, v, options: optimized_attention(
+                q.mean(1, keepdim=True).expand_as(q), k, v, options["n_heads"]
+            ),
+            "middle", 0, 0,
+        )  # fmt: skip
+    positive, weak = (denoise(of_one, x, 3.0, CONDS["positive"], None, 1.0) for of_one in (other, perturbed))
+    expected = denoise(other, x, 3.0, CONDS["positive"], negative, cfg) + 3.0 * (positive - weak)
+    assert nearly(denoise(steer(other), x, 3.0, CONDS["positive"], negative, cfg), expected)
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_perturbed_prediction_has_the_hosts_nag_too(order, model):
     def perturb(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
@@ -298,3 +332,10 @@ def one_prompt_a_call(apply_model: Callable[..., Tensor], args: dict[str, Any]) 
         x, t = (args[name].chunk(len(labels))[i] for name in ("input", "timestep"))
         outs.append(apply_model(x, t, **conds))
     return torch.cat(outs)
+
+
+def test_a_negative_text_that_another_pack_cannot_halve_is_refused(model):
+    patched = model.clone()
+    patched.set_model_attn2_patch(signed)
+    with pytest.raises(RuntimeError, match="should have as many keys as values, but another pack makes 3 and 2 of it"):
+        sample(nag(patched, negative=text(3)), positive=in_turn(1), negative=in_turn(2))
