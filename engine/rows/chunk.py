@@ -16,7 +16,7 @@ from torch import Tensor
 from ..run import STEP
 from .conds import CONDS, NEGATIVE_LABEL, NEGATIVES, ChunkInfo, check_named
 from .groups import GROUPS, Group
-from .images import images_of_chunks
+from .images import images_in_window, images_of_chunks
 from .names import BATCH_ROWS, IMAGES, LABELS, UUIDS, names_in
 
 CHUNKS = "reins_chunks"
@@ -72,7 +72,7 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
 
 def _is_part(options: Mapping[str, Any], rows: int) -> bool:
     """Whether a chunk has not all rows that the host gives it, nor as many tiles of each, and it is not known which."""
-    batch = options.get(BATCH_ROWS)
+    batch = options.get(BATCH_ROWS) if images_in_window(options, rows) is None else None
     return batch is not None and rows % batch > 0 and GROUPS not in options and IMAGES not in options
 
 

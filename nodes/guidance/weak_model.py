@@ -25,6 +25,7 @@ from torch import Tensor
 from ...engine.effects import watch
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
 from ...engine.guidance import install_guidance
+from ...engine.layers.others import treat_chunks_apart
 from ...engine.loading import load_with
 from ...engine.run import STEP, Run, Step, options_in_run, run_of
 from ...engine.scope import Args, add_post_cfg
@@ -33,6 +34,7 @@ from ...engine.step import current_step, in_span, plain_predictions
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
 WRAPPER = "reins_weak_model"
+SAMPLED_AT = (0.0, 0.1, 0.5, 0.9)  # percents at which two schedules are compared
 RESIDUAL_SETTINGS = ("model_channels", "channel_mult", "num_res_blocks")  # they decide which residuals fit a UNet
 
 
@@ -69,20 +71,31 @@ class WeakModelGuidance(io.ComfyNode):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WeakModel(Entry):
-    """Another model of the same latents, and whether it is a patcher of the same network."""
+    """Another model of the same latents.
+
+    `is_shared` tells whether it is a patcher of the same network, and `is_sampled_alike` whether both models had the
+    same sampling when the node ran.
+    """
 
     model: ModelPatcher
     is_shared: bool
+    is_sampled_alike: bool
 
     def predict(self, args: Args) -> Tensor:
-        """Returns its prediction (b, c, h, w) for the positive."""
-        run = run_of(args["model_options"])
+        """Returns its prediction (b, c, h, w) for the positive.
+
+        The negative is in the call if other packs on the weak model may act on a positive beside it alone.
+        """
+        run, step = run_of(args["model_options"]), current_step(args)
         options = run.once((self, "options"), lambda: self._prepared(args, run))
-        key = (self, "conds", tuple(cond["uuid"] for cond in args["cond"]))
-        conds = run.once(key, lambda: self._conds(args))
-        now = Step(x=args["input"], timestep=args["sigma"], sigma=current_step(args).sigma)
+        lists = [args["cond"]]
+        if treat_chunks_apart(options["transformer_options"], args["cond"], self.model.model.diffusion_model):
+            lists.append(step.uncond)
+        key = (self, "conds", tuple(cond["uuid"] for of_list in lists for cond in of_list or ()))
+        conds = run.once(key, lambda: [of_list and self._conds(args, of_list) for of_list in lists])
+        now = Step(x=args["input"], timestep=args["sigma"], sigma=step.sigma)
         options = {**options, "transformer_options": {**options["transformer_options"], STEP: now}}
-        return comfy.samplers.calc_cond_batch(self.model.model, [conds], args["input"], args["sigma"], options)[0]
+        return comfy.samplers.calc_cond_batch(self.model.model, conds, args["input"], args["sigma"], options)[0]
 
     def _prepared(self, args: Args, run: Run) -> Args:
         options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
@@ -98,11 +111,11 @@ class WeakModel(Entry):
             run.at_end(self.model.cleanup)
         return options
 
-    def _conds(self, args: Args) -> list[dict]:
-        """Returns the positive as this model takes it. Drops hooks and ControlNets that belong to the other model."""
+    def _conds(self, args: Args, of_list: list[dict]) -> list[dict]:
+        """Returns conds as this model takes them. Drops hooks and ControlNets that belong to the other model."""
         model, x = self.model.model, args["input"]
         dropped = ("hooks",) if same_shape(model, args["model"]) else ("hooks", "control")
-        conds = [{key: value for key, value in cond.items() if key not in dropped} for cond in args["cond"]]
+        conds = [{key: value for key, value in cond.items() if key not in dropped} for cond in of_list]
         if type(model) is type(args["model"]):
             return conds
         return comfy.samplers.encode_model_conds(model.extra_conds, conds, x, x.device, "positive")
@@ -122,7 +135,8 @@ def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: 
     is_shared = model.is_clone(weak) and _same_weights(model, weak)
     if model.is_clone(weak) and not is_shared:
         weak = with_own_network(weak)
-    entry = WeakModel(model=weak, is_shared=is_shared, order=next_order(model))
+    alike = _same_sampling(model, weak)
+    entry = WeakModel(model=weak, is_shared=is_shared, is_sampled_alike=alike, order=next_order(model))
 
     def add_to_result(args: Args) -> Tensor:
         if args["cond"] is None or not in_span(span, args):
@@ -135,22 +149,39 @@ def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: 
     append(model, entry)
     add_post_cfg(model, "weak model", add_to_result, watch(model, "Weak Model Guidance", span))
     install_guidance(model)
-    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_shared_weights, WRAPPER)
+    install_wrapper(model, WrappersMP.PREPARE_SAMPLING, check_models, WRAPPER)
     return model
 
 
-def check_shared_weights(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
-    """Checks the weights of a network that two models share, as a PREPARE_SAMPLING wrapper.
+def check_models(executor: Any, model: ModelPatcher, *args: Any, **kwargs: Any) -> Any:
+    """PREPARE_SAMPLING wrapper: checks again what nodes after Weak Model Guidance may have changed on the model alone.
 
-    Raises ValueError if the weights were changed for one of the models.
+    Raises ValueError if the two models differ in kind, in sampling, or in the weights of a network that they share.
     """
     for entry in entries(model.model_options["transformer_options"], WeakModel):
+        _check_same_kind(model, entry.model)
+        if entry.is_sampled_alike and not _same_sampling(model, entry.model):
+            raise ValueError(
+                "The weak model should be sampled as the model is, but a node after Weak Model Guidance changes the "
+                "sampling of the model alone (ModelSamplingDiscrete and the like). Put it before that node, on both "
+                "models."
+            )
         if entry.is_shared and not _same_weights(model, entry.model):
             raise ValueError(
                 "The weak model should have the weights it had at Weak Model Guidance, but a LoRA or another change of "
                 "the weights comes after that node. Put it before the node, on the way to model."
             )
     return executor(model, *args, **kwargs)
+
+
+def _same_sampling(model: ModelPatcher, other: ModelPatcher) -> bool:
+    """Returns whether two models predict the same kind of thing at the same noise levels."""
+    samplings = [patcher.get_model_object("model_sampling") for patcher in (model, other)]
+    kinds = [[base.__name__ for base in type(sampling).__mro__[1:]] for sampling in samplings]
+    levels = [
+        [float(sampling.percent_to_sigma(percent)) for percent in SAMPLED_AT] for sampling in samplings
+    ]  # fmt: skip
+    return kinds[0] == kinds[1] and levels[0] == levels[1]
 
 
 def _same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:

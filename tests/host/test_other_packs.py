@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from reins.engine.unet import find_transformers, unet_of
 from reins.tests.helpers import tiny_models
-from reins.tests.helpers.methods import METHODS, nag, pag, pladis, seg
+from reins.tests.helpers.methods import COVERED, METHODS, nag, pag, pladis, seg
 from reins.tests.helpers.other_packs import regrouped
 from reins.tests.helpers.references import nag_by_the_paper
 from reins.tests.helpers.tiny_models import cond, denoise, nearly, noise, sample, text
@@ -59,6 +59,35 @@ def test_tiles_in_one_call_are_those_of_a_call_each(name, per_call, cfg, model):
     )
     assert nearly(together, alone)
     assert not nearly(alone, plain, 1e-3)
+
+
+# --- windows of other packs ------------------------------------------------------------------------------------------
+
+
+def in_windows(model: ModelPatcher) -> ModelPatcher:
+    """A pack that evaluates parts of the batch, as AnimateDiff-Evolved does with its context windows."""
+
+    def windows(executor: Any, network: Any, conds: list, x: Tensor, t: Tensor, model_options: dict) -> list[Tensor]:
+        outs = []
+        for images in ([0, 1], [2, 3]):
+            told = {"sub_idxs": images, "full_length": len(x)}
+            options = {**model_options["transformer_options"], "ad_params": told}
+            outs.append(
+                executor(network, conds, x[images], t[images], {**model_options, "transformer_options": options})
+            )
+        return [torch.cat(of_list) for of_list in zip(*outs, strict=True)]
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "another pack", windows)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in COVERED if name not in ("sag", "unicon")])
+def test_windows_of_another_pack_may_stand_before_and_after(name, model):
+    steer = METHODS[name]
+    before, after = sample(steer(in_windows(model)), batch=4), sample(in_windows(steer(model)), batch=4)
+    assert nearly(after, before)
+    assert nearly(after, sample(steer(model), batch=4))  # no method sees other images
 
 
 # --- chunks in other groups ------------------------------------------------------------------------------------------

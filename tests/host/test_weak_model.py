@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras import nodes_model_advanced
 from reins.nodes.guidance.weak_model import with_own_network
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import weak, weaker
@@ -62,3 +63,32 @@ def test_the_weak_model_is_let_go_when_the_run_is_over(sd15):
     other = tiny_models.sd15(5, dtype=torch.float64)
     sample(weak(sd15, other), steps=2)
     assert other.model.current_patcher is None
+
+
+def zsnr(model: ModelPatcher) -> ModelPatcher:
+    node = nodes_model_advanced.ModelSamplingDiscrete
+    if hasattr(node, "execute"):
+        return node.execute(model, "v_prediction", True).result[0]
+    return node().patch(model, "v_prediction", True)[0]
+
+
+@pytest.mark.parametrize("kind", ["own network", "shared network"])
+def test_a_sampling_that_is_changed_after_the_node_is_refused(kind, sd15):
+    weak_model = weaker(sd15) if kind == "own network" else sd15.clone()
+    both = sample(weak(zsnr(sd15), zsnr(weak_model)), cfg=1.0)
+    assert both.isfinite().all() and both.abs().max() < 1e3
+    with pytest.raises(ValueError, match=r"changes the sampling of the model alone.*Put it before that node"):
+        sample(zsnr(weak(sd15, weak_model)), cfg=1.0)
+    assert torch.equal(sample(weak(sd15, weak_model)), sample(weak(sd15, weak_model)))
+
+
+def test_models_that_were_sampled_differently_from_the_start_stay_allowed(sd15):
+    assert sample(weak(zsnr(sd15), weaker(sd15)), cfg=1.0).isfinite().all()
+
+
+def test_a_weak_model_has_the_hosts_nag_beside_its_negative(sd15):
+    """With an equal weak model the term is nothing, although that NAG acts on a positive beside a negative alone."""
+    nag = pytest.importorskip("comfy_extras.nodes_nag", reason="this host has no NAG").NAGuidance
+    model = nag.execute(sd15, 5.0, 0.5, 2.5).result[0]
+    assert nearly(sample(weak(model, model.clone())), sample(model))
+    assert not nearly(sample(model), sample(sd15), 1e-2)
