@@ -145,6 +145,7 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
         skipped = uncond is not None and not step.guided and not options.get("disable_cfg1_optimization")
         if skipped:
             conds[1] = step.uncond = None
+        step.asked = tuple(conds)
         options = options_of_call(options, step)
         wanted = _wanted(args, conds) if conds[0] is not None and RUN in options["transformer_options"] else {}
         _predict(args, step, {extra: of_extra for extra, of_extra in wanted.items() if extra.comes_first(args)})

@@ -41,6 +41,7 @@ class Step:
     cond: list | None = None
     uncond: list | None = None  # None if the negative takes no part
     guided: bool = False  # whether the negative takes part
+    asked: tuple[list | None, ...] = ()  # lists of conds that the host was asked for with this step in its options
     extras: dict[UUID, ExtraChunk] = field(default_factory=dict)  # by the uuid of the chunk
     controlled: set[UUID] = field(default_factory=set)  # chunks that were given the same residuals as their originals
     predictions: dict[UUID, Tensor] = field(default_factory=dict)  # extra prediction -> denoised (b, c, h, w)

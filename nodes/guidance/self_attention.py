@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isclose
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import comfy.samplers
 import torch
@@ -20,8 +20,7 @@ from ...engine.guidance import Args, install_guidance
 from ...engine.layers.attention import Attend, Call
 from ...engine.network import add_attention_layer, options_of_call
 from ...engine.rows.chunk import Chunk
-from ...engine.rows.images import images_of_window
-from ...engine.run import Step
+from ...engine.run import Run, Step, run_of
 from ...engine.scope import add_post_cfg
 from ...engine.span import Span
 from ...engine.step import current_step, in_span, plain_predictions
@@ -110,19 +109,32 @@ class AttentionMap(NamedTuple):
     """How much the cells of one chunk were attended, (b, h, w).
 
     `label` is the chunk's place among the conds, because positive and negative may share a uuid. `size` is that of the
-    latent in the call, and `window` the context window, if there are any.
+    latent in the call, and `images` tells the place in the batch of each row.
     """
 
     chunk: UUID | None
     label: int
     received: Tensor
     size: tuple[int, int]
-    window: Any
+    images: tuple[int, ...]
 
 
-def maps_of(step: Step) -> list[AttentionMap]:
-    """Returns the list of the maps of a step, to read it or to add to it."""
-    return step.notes.setdefault(AttentionMap, [])
+@dataclass
+class Seen:
+    """What was seen of the attention in a step: its maps, and whether some rows were no whole pictures."""
+
+    maps: list[AttentionMap] = field(default_factory=list)
+    in_parts: bool = False
+
+    def of(self, conds: Sequence[dict], label: int) -> list[AttentionMap]:
+        """Returns the maps of these conds."""
+        ours = {(cond["uuid"], label) for cond in conds}
+        return [attention for attention in self.maps if (attention.chunk, attention.label) in ours]
+
+
+def seen_in(step: Step) -> Seen:
+    """Returns what was seen in a step, to read it or to add to it."""
+    return step.notes.setdefault(Seen, Seen())
 
 
 def note_attention(call: Call, below: Attend) -> Tensor:
@@ -130,19 +142,20 @@ def note_attention(call: Call, below: Attend) -> Tensor:
 
     Chunks of extra predictions are left out.
     """
-    if call.step is not None and _rows_are_whole_pictures(call, call.step):
-        plain = [chunk.index for chunk in call.chunks if chunk.mark is None]
-        if plain:
+    plain = [chunk.index for chunk in call.chunks if chunk.mark is None]
+    if call.step is not None and plain:
+        if _rows_are_whole_pictures(call):
             _note_maps(call.only(plain), call.step)
+        else:
+            seen_in(call.step).in_parts = True
     return below(call)
 
 
-def _rows_are_whole_pictures(call: Call, step: Step) -> bool:
-    """Returns whether each chunk has a row per picture. Other packs may cut pictures into tiles, or split batches."""
-    chunks = len({chunk.group.chunk for chunk in call.chunks})
-    # Host 0.33 may put one more picture before a window, as an anchor.
-    per_chunk = (len(step.x),) if call.window is None else (count := len(call.window.index_list), count + 1)
-    return len(call.q) == len(call.k) and len(call.k) in [rows * chunks for rows in per_chunk]
+def _rows_are_whole_pictures(call: Call) -> bool:
+    """Returns whether each row is another picture of its chunk. Other packs may cut pictures into tiles."""
+    images = [chunk.images for chunk in call.chunks]
+    rows = sum(len(of_chunk) for of_chunk in images)
+    return len(call.q) == len(call.k) == rows and all(len({*of_chunk}) == len(of_chunk) for of_chunk in images)
 
 
 def _note_maps(call: Call, step: Step) -> None:
@@ -153,9 +166,10 @@ def _note_maps(call: Call, step: Step) -> None:
     for chunk, rows in zip(call.chunks, call.split(rearrange(received, "b (h w) -> b h w", h=h, w=w)), strict=True):
         parts.setdefault(chunk.group.chunk, []).append(rows)
         first_chunks.setdefault(chunk.group.chunk, chunk)  # of two branches the first is named as the conditioning
-    for number, rows in parts.items():
-        uuid, label = first_chunks[number].uuid, first_chunks[number].label
-        maps_of(step).append(AttentionMap(uuid, label, torch.cat(rows), call.size, call.window))
+    for number, of_branches in parts.items():
+        first, rows = first_chunks[number], torch.cat(of_branches)
+        images = first.images if len(of_branches) == 1 else tuple(range(len(rows)))
+        seen_in(step).maps.append(AttentionMap(first.uuid, first.label, rows, call.size, images))
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,8 @@ class _Degraded:
         sampling, x = args["model"].model_sampling, args["input"]
         # Only the part of the picture in x changes, whose factor is 1 for eps, v and EDM, and 1 - sigma for flow.
         x = x + sampling.noise_scaling(args["sigma"], torch.zeros_like(x), self.change)
-        return comfy.samplers.calc_cond_batch(args["model"], self.conds, x, args["sigma"], args["model_options"])[-1]
+        conds = _renamed(self.conds, run_of(args["model_options"]))
+        return comfy.samplers.calc_cond_batch(args["model"], conds, x, args["sigma"], args["model_options"])[-1]
 
 
 def _degraded(args: Args, settings: BlurSettings) -> _Degraded | None:
@@ -190,14 +205,38 @@ def _degraded(args: Args, settings: BlurSettings) -> _Degraded | None:
 
 def _received(conds: list[Any], step: Step, args: Args) -> Tensor | None:
     """Returns how much each cell of the latent is attended in a prediction, (b, h, w), or None if no cond is active."""
-    label, x, timestep = len(conds) - 1, args["input"], args["sigma"]
-    ours = {(cond["uuid"], label) for cond in conds[-1]}
-    maps = [attention for attention in maps_of(step) if (attention.chunk, attention.label) in ours]
+    label, x, timestep, run = len(conds) - 1, args["input"], args["sigma"], run_of(args["model_options"])
+    was_asked = any(conds[-1] is of_list for of_list in step.asked)
+    maps = _seen_or_last(conds[-1], label, step, run) if was_asked else []
     if not maps:
+        conds = _renamed(conds, run)
         options = options_of_call(args["model_options"], step.for_another_call())
         comfy.samplers.calc_cond_batch(args["model"], conds, x, timestep, options)
-        maps = [attention for attention in maps_of(step) if (attention.chunk, attention.label) in ours]
-    return combine_maps(maps, conds[-1], x, timestep)
+        maps = _seen_or_last(conds[-1], label, step, run)
+    return combine_maps(maps, conds[-1], x, timestep, seen_in(step).in_parts)
+
+
+def _seen_or_last(conds: Sequence[dict], label: int, step: Step, run: Run) -> list[AttentionMap]:
+    """Returns the maps of conds in this step. A cond whose prediction came from a cache has those of its last call."""
+    last: dict[tuple[UUID, int, torch.Size], list[AttentionMap]] = run.once(_seen_or_last, dict)
+    seen, found = seen_in(step), []
+    for cond in conds:
+        key = (cond["uuid"], label, step.x.shape)  # a sampler may change the size in mid-run
+        maps = seen.of([cond], label)
+        if maps:
+            last[key] = maps
+        elif not seen.in_parts:
+            maps = last.get(key, [])
+        found += maps
+    return found
+
+
+def _renamed(conds: list[Any], run: Run) -> list[Any]:
+    """Returns conds under uuids that only this node uses, because caches of other packs go by the uuid."""
+    renamed = [of_list and [{**cond, "uuid": uuid5(cond["uuid"], "SAG")} for cond in of_list] for of_list in conds]
+    pairs = [(old["uuid"], new["uuid"]) for old, new in zip(conds[-1], renamed[-1], strict=True)]
+    run.names = {**run.names, **{new: run.names[old] for old, new in pairs if old in run.names}}
+    return renamed
 
 
 TILED = (
@@ -206,12 +245,14 @@ TILED = (
 )
 
 
-def combine_maps(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
+def combine_maps(
+    maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor, timestep: Tensor, in_parts: bool = True
+) -> Tensor | None:  # fmt: skip
     """Returns how much each cell of the latent x (b, c, h, w) is attended, (b, h, w), or None if no cond is active.
 
     The maps have weights of areas, masks and strengths as the host's predictions have, so the order of conds has no
     effect. The map is 0 in places without a prediction.
-    Raises RuntimeError if the network saw the whole picture of none of the conds.
+    Raises RuntimeError if there is no map of any of the conds. `in_parts` tells whether the network saw parts instead.
     """
     total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     rest: Tensor | None = None
@@ -231,8 +272,14 @@ def combine_maps(maps: Sequence[AttentionMap], conds: Sequence[dict], x: Tensor,
         )
         total[:, top : top + h, left : left + w] += received * (mult * has_map)
         weights[:, top : top + h, left : left + w] += mult * has_map
-    if active and not maps:
+    if active and not maps and in_parts:
         raise RuntimeError(TILED)
+    if active and not maps:
+        raise RuntimeError(
+            "Self-Attention Guidance needs to see where the network looks in its middle block, but that block has not "
+            "run yet: another pack leaves it out or answers from a cache (FBCache, DeepCache). Let the cache begin "
+            "later, or remove it."
+        )
     return total / weights.clamp_min(1e-37) if active else None
 
 
@@ -242,8 +289,7 @@ def _over_windows(maps: Sequence[AttentionMap], x: Tensor, size: tuple[int, int]
     for attention in maps:
         if attention.size != size:
             raise RuntimeError(TILED)
-        whole = attention.window is None
-        rows = range(len(x)) if whole else images_of_window(attention.window, len(attention.received))
-        received[list(rows)] += enlarge(attention.received.to(x), size)
-        counts[list(rows)] += 1
+        rows = list(attention.images)
+        received[rows] += enlarge(attention.received.to(x), size)
+        counts[rows] += 1
     return received / counts.clamp_min(1), (counts > 0).to(x)

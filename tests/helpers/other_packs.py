@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import comfy.hooks
 import comfy.samplers
@@ -181,3 +182,51 @@ def windows(model: ModelPatcher, length: int = 4, overlap: int = 1) -> ModelPatc
     }  # fmt: skip
     known = inspect.signature(node.execute).parameters
     return node.execute(model, **{key: value for key, value in settings.items() if key in known}).result[0]
+
+
+def motion_windows(model: ModelPatcher, length: int = 3) -> ModelPatcher:
+    """A pack that predicts a few pictures of the batch at a time, as AnimateDiff-Evolved does.
+
+    It skips the host's slot and its pre-CFG functions, and stands in for the host's function until CFG is over.
+    """
+    whole = comfy.samplers.calc_cond_batch
+
+    def in_windows(inner: Any, conds: list, x: Tensor, t: Tensor, model_options: dict[str, Any]) -> list[Tensor]:
+        totals, counts = [torch.zeros_like(x) for _ in conds], x.new_zeros((len(x), 1, 1, 1))
+        for start in sorted({min(i, len(x) - length) for i in range(0, len(x), length - 1)}):
+            images = list(range(start, start + length))
+            told = {**model_options["transformer_options"], "ad_params": {"sub_idxs": images, "full_length": len(x)}}
+            options = {**model_options, "transformer_options": told}
+            for total, part in zip(totals, whole(inner, conds, x[images], t[images], options), strict=True):
+                total[images] += part
+            counts[images] += 1
+        return [total / counts for total in totals]
+
+    def predict(executor: Any, x: Tensor, t: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Tensor:
+        guider = executor.class_obj
+        positive, negative = guider.conds["positive"], guider.conds["negative"]
+        with mock.patch.object(comfy.samplers, "calc_cond_batch", in_windows):
+            out = in_windows(guider.inner_model, [positive, negative], x, t, model_options)
+            return comfy.samplers.cfg_function(
+                guider.inner_model, *out, guider.cfg, x, t, model_options, positive, negative
+            )  # fmt: skip
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "motion", predict)
+    return model
+
+
+def cached(model: ModelPatcher, answers: Callable[[dict[str, Any]], bool]) -> ModelPatcher:
+    """A pack that answers some calls of the network with its last output for the same prompts, by the options."""
+    kept: dict[tuple, Tensor] = {}
+
+    def answer(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
+        options = arguments[-1]
+        key = tuple(options["uuids"])
+        if not answers(options):
+            kept[key] = executor(*arguments, **kwargs)
+        return kept.get(key, arguments[0])
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", answer)
+    return model

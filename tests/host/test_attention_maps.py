@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 import torch
+from reins.engine.rows.images import images_of_window
 from reins.nodes.guidance.self_attention import AttentionMap, combine_maps
 
 X, SIGMA = torch.zeros(2, 4, 16, 16), torch.tensor([3.0, 3.0])
@@ -16,9 +17,15 @@ def entry(**extra):
     return {"model_conds": {}, "uuid": uuid4(), **extra}
 
 
-def found(cond, rows=2, cells=4, size=(16, 16), window=None, seed=0):
+def found(cond, rows=2, cells=4, size=(16, 16), images=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return AttentionMap(cond["uuid"], 1, torch.rand(rows, cells, cells, generator=generator), size, window)
+    return AttentionMap(
+        cond["uuid"],
+        1,
+        torch.rand(rows, cells, cells, generator=generator),
+        size,
+        tuple(range(rows)) if images is None else images,
+    )
 
 
 def big(attention_map):
@@ -63,8 +70,11 @@ def test_overlapping_windows_are_averaged_and_missing_ones_have_no_weight():
     """The first cond is seen in the windows [0, 1] and [1, 2] of three pictures, the second one in the last alone."""
     x, sigma = torch.zeros(3, 4, 16, 16), torch.full((3,), 3.0)
     first, second = entry(), entry()
-    early, late = SimpleNamespace(index_list=[0, 1]), SimpleNamespace(index_list=[1, 2])
-    maps = [found(first, window=early, seed=1), found(first, window=late, seed=2), found(second, window=late, seed=3)]
+    maps = [
+        found(first, images=(0, 1), seed=1),
+        found(first, images=(1, 2), seed=2),
+        found(second, images=(1, 2), seed=3),
+    ]
     one, two, three = (big(m) for m in maps)
     middle = (one[1] + two[0]) / 2
     expected = torch.stack([one[0], (middle + three[0]) / 2, (two[1] + three[1]) / 2])
@@ -74,7 +84,7 @@ def test_overlapping_windows_are_averaged_and_missing_ones_have_no_weight():
 def test_a_window_with_an_anchor_counts_it_where_it_belongs():
     x, sigma = torch.zeros(3, 4, 16, 16), torch.full((3,), 3.0)
     cond, window = entry(), SimpleNamespace(index_list=[1, 2], causal_anchor_index=0)
-    maps = [found(cond, rows=3, window=window)]
+    maps = [found(cond, rows=3, images=images_of_window(window, 3))]
     torch.testing.assert_close(combine_maps(maps, [cond], x, sigma), big(maps[0]))
 
 
