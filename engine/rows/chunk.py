@@ -72,8 +72,10 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
 
 def _is_part(options: Mapping[str, Any], rows: int) -> bool:
     """Whether a chunk has not all rows that the host gives it, nor as many tiles of each, and it is not known which."""
-    batch = options.get(BATCH_ROWS) if images_in_window(options, rows) is None else None
-    return batch is not None and rows % batch > 0 and GROUPS not in options and IMAGES not in options
+    batch = options.get(BATCH_ROWS)
+    if batch is None or rows % batch == 0 or GROUPS in options or IMAGES in options:
+        return False
+    return images_in_window(options, rows) is None
 
 
 class OtherPacks(NamedTuple):

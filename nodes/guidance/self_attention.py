@@ -251,8 +251,8 @@ def combine_maps(
     """Returns how much each cell of the latent x (b, c, h, w) is attended, (b, h, w), or None if no cond is active.
 
     The maps have weights of areas, masks and strengths as the host's predictions have, so the order of conds has no
-    effect. The map is 0 in places without a prediction.
-    Raises RuntimeError if there is no map of any of the conds. `in_parts` tells whether the network saw parts instead.
+    effect. The map is 0 in places without a prediction. `in_parts` tells whether the network saw parts of pictures.
+    Raises RuntimeError if there is no map of any of the conds.
     """
     total, weights = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
     rest: Tensor | None = None
