@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from reins.engine import run as run_module
 from reins.engine.run import RUN, Run
-from reins.nodes.guidance.self_attention import maps_of
+from reins.nodes.guidance.self_attention import seen_in
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import METHODS, pag, sag
 from reins.tests.helpers.tiny_models import nearly, sample
@@ -55,7 +55,7 @@ def test_nothing_of_a_run_outlives_it(end, sd15):
     maps = []
 
     def stop(*_):
-        maps.extend(weakref.ref(found.received) for found in maps_of(runs[0].step))
+        maps.extend(weakref.ref(found.received) for found in seen_in(runs[0].step).maps)
         if fault:
             raise fault
 
@@ -91,7 +91,7 @@ def test_a_models_own_options_keep_nothing_when_they_are_sampled_unprepared(sd15
 def test_only_the_main_predictions_leave_maps(sd15):
     model, runs = watch_runs(sag(pag(sd15)))
     counts = []
-    sample(model, callback=lambda *_: counts.append(len(maps_of(runs[0].step))))
+    sample(model, callback=lambda *_: counts.append(len(seen_in(runs[0].step).maps)))
     assert counts == [2] * 2  # negative and positive
 
 
