@@ -22,6 +22,9 @@ from .span import Span
 from .step import current_step, in_span
 
 
+NEAR = 0.15  # percent of the run in which ddim_uniform, with eight steps or more, begins
+
+
 @dataclass(frozen=True)
 class GuidedStep:
     """A step with CFG: the noisy latent x and the two predictions, (b, c, h, w) each, and the guidance scale `cfg`."""
@@ -37,7 +40,7 @@ class GuidedStep:
     @property
     def is_from_noise(self) -> bool:
         """Whether the run starts from noise alone."""
-        return self.run.is_from_noise(float(self.sampling.sigma_max))
+        return self.run.is_from_noise(float(self.sampling.sigma_max), float(self.sampling.percent_to_sigma(NEAR)))
 
 
 def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable[[GuidedStep], Tensor]) -> ModelPatcher:

@@ -118,15 +118,15 @@ class Run:
         """Returns the number of the step that a noise level belongs to: the last that starts at this level or above."""
         return max(sum(level >= sigma for level in self.sigmas[:-1]) - 1, 0)
 
-    def is_from_noise(self, largest: float) -> bool:
-        """Returns whether the run starts from noise alone. `largest` is the greatest noise level of the model.
+    def is_from_noise(self, largest: float, near: float) -> bool:
+        """Returns whether the run starts from noise alone: at the greatest noise level of the model.
 
-        A second pass, a refiner and image to image start lower, with a latent that is not empty. Some schedules start
-        lower with an empty one. The device is read once in a run.
+        A second pass, a refiner and image to image start lower. Some schedules begin a little lower with an empty
+        latent, not below `near`. The device is read once in a run.
         """
         if not self.sigmas or self.sigmas[0] >= largest * (1 - 1e-5):
             return True
-        return self.once(Run.is_from_noise, lambda: _is_noise(self.start))
+        return self.sigmas[0] >= near and self.once(Run.is_from_noise, lambda: _is_noise(self.start))
 
     def at_end(self, close: Callable[[], None]) -> None:
         """Notes a function to be called when the run is over, whatever ends it."""
