@@ -21,7 +21,6 @@ from .scope import Args, add_post_cfg
 from .span import Span
 from .step import current_step, in_span
 
-
 NEAR = 0.15  # percent of the run in which ddim_uniform, with eight steps or more, begins
 
 
