@@ -22,13 +22,21 @@ class Signs:
     """What shows in a run that an entry acts (effects.py). Copies of the entry share them.
 
     `changed` () stays on the device. It tells whether the entry has changed the result. None if it made no result.
+    `compared` counts how many results it was asked for.
     """
 
     called: bool = False
     changed: Tensor | None = None
+    compared: int = 0
+
+    def compare(self, after: Tensor, before: Tensor) -> None:
+        """Notes whether a result (any, ...) was changed."""
+        changed = (after != before).any()
+        self.changed = changed if self.changed is None else self.changed | changed
+        self.compared += 1
 
     def clear(self) -> None:
-        self.called, self.changed = False, None
+        self.called, self.changed, self.compared = False, None, 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

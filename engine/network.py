@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .effects import watch
-from .entries import KEY, append, install_wrapper, next_order
+from .entries import KEY, Signs, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
 from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
@@ -39,10 +39,14 @@ from .unet import Site
 
 
 class Named(NamedTuple):
-    """A layer of a method that should act in each step of its span. `name` is for people."""
+    """A layer of a method that should act in each step of its span. `name` is for people.
+
+    A layer that notes itself whether it changes anything gives its `signs`.
+    """
 
     name: str
     apply: Layer | AddedTerm
+    signs: Signs | None = None
 
 
 def add_attention_layer(
@@ -54,13 +58,14 @@ def add_attention_layer(
     At equal depth, the last added layer is the outermost.
     """
     model = model.clone()
-    apply = layer.apply if isinstance(layer, Named) else layer
+    named = layer if isinstance(layer, Named) else None
+    apply, signs = (layer, Signs()) if named is None else (named.apply, named.signs or Signs())
     entry = AttentionLayer(
-        order=next_order(model), sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth
+        order=next_order(model), sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth, signs=signs
     )  # fmt: skip
     append(model, entry)
-    if isinstance(layer, Named) and entry.sites:
-        watch(model, layer.name, span, entry.signs)
+    if named is not None and entry.sites:
+        watch(model, named.name, span, signs)
     install_layers(model)
     if any(site.kind == "attn2" for site in entry.sites):
         install_wrapper(model, WrappersMP.CALC_COND_BATCH, each_prompt_alone, APART)

@@ -95,8 +95,7 @@ def add_post_cfg(model: ModelPatcher, name: str, function: PostCFG, signs: Signs
         if signs is not None:
             signs.called = True
         if signs is not None and result is not args["denoised"]:
-            changed = (result != args["denoised"]).any()
-            signs.changed = changed if signs.changed is None else signs.changed | changed
+            signs.compare(result, args["denoised"])
         for scope in entries(args["model_options"]["transformer_options"], Scope):
             _note(scope.record, name, result, args["denoised"])
         return result

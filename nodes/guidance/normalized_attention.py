@@ -8,7 +8,7 @@ the run. Layers below (sparse attention, another pack's) act on both texts. Laye
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...engine.entries import append, next_order
+from ...engine.entries import Signs, append, next_order
 from ...engine.layers.attention import Attend, Call, only_on
 from ...engine.layers.texts import OwnTexts
 from ...engine.network import Named, add_attention_layer
@@ -126,6 +126,7 @@ class NormalizedAttention:
     scale: float
     tau: float
     alpha: float
+    signs: Signs = field(default_factory=Signs)
 
     def __call__(self, call: Call, below: Attend) -> Tensor:
         texts = self._active(call)
@@ -141,6 +142,9 @@ class NormalizedAttention:
     def _guided(self, call: Call, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
         positive = below(call)
         negative = self._negative(call, below, texts, positive)
+        # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
+        if self.signs.compared < len(self.paths) or call.site == next(iter(self.paths)):
+            self.signs.compare(negative, positive)
         return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
 
     def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
@@ -194,7 +198,7 @@ def is_positive(chunk: Chunk) -> bool:
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is guided away from these texts in its text attention."""
-    model = add_attention_layer(model, guidance.paths, Named("NAG", guidance), span, depth=DEPTH)
+    model = add_attention_layer(model, guidance.paths, Named("NAG", guidance, guidance.signs), span, depth=DEPTH)
     texts = tuple(text.text for text in guidance.texts)
     append(model, OwnTexts(order=next_order(model), sites=frozenset(guidance.paths), texts=texts, span=span))
     return model

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
+from reins.engine.unet import find_transformers, unet_of
 from reins.tests.helpers import controlnext, h_space, inert, ip_adapter, tiny_models, unicon
 from reins.tests.helpers.methods import METHODS, OFF, apg, nag, pag, pladis, rescale, seg
 from reins.tests.helpers.tiny_models import reads_per_step, sample
@@ -152,3 +153,14 @@ def test_watching_reads_nothing_from_the_device_in_a_step(name, sd15, monkeypatc
                  if type(entry).__name__ != "Watched"]  # fmt: skip
     steered.model_options["transformer_options"]["reins"] = unwatched
     assert watched == reads_per_step(lambda steps: sample(steered, steps=steps))
+
+
+def test_nag_says_that_another_pack_gives_every_text_the_same_attention(sd15, told):
+    """Packs for regional prompts may hold the slots and read texts that only they know."""
+    other = sd15.clone()
+    for transformer in find_transformers(unet_of(sd15)):
+        other.set_model_attn2_replace(
+            lambda q, k, v, options: q, transformer.block, transformer.number, transformer.index
+        )  # fmt: skip
+    sample(nag(other))
+    assert told() == ["NAG"]
