@@ -15,6 +15,7 @@ from reins.engine.run import Run
 from reins.nodes.guidance.adaptive_projection import Momentum
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import COVERED, METHODS, apg, cfg_zero
+from reins.tests.helpers.predictions import in_one_run
 from reins.tests.helpers.tiny_models import nearly, noise, text
 from torch import Tensor
 
@@ -109,3 +110,19 @@ def test_the_average_of_apg_starts_anew_in_another_size():
     assert torch.equal(average(small, 3.0, steps), small)
     assert torch.equal(average(large, 2.0, steps), large)
     assert torch.equal(average(large, 1.0, steps), 1.5 * large)
+
+
+def test_a_picture_under_full_noise_counts_as_noise(sd15):
+    picture = 3 * noise(16, 16, 2, seed=9)
+    assert not nearly(run(cfg_zero(sd15, 2), picture), run(cfg_zero(sd15), picture), 1e-3)
+
+
+@pytest.mark.parametrize("sizes", [((16, 16), (24, 24)), ((16, 24), (24, 16))], ids=["larger", "turned"])
+def test_a_step_after_a_change_of_size_is_as_if_all_steps_had_that_size(method, sizes, sd15):
+    """Apart from APG, whose average starts anew, no step knows of the one before."""
+    if method is METHODS["unicon"]:
+        pytest.skip("a partner has a fixed size")
+    first, later = 9 * noise(*sizes[0]), 3 * noise(*sizes[1])
+    changed = in_one_run(method(sd15), [(first, 9.0), (later, 3.0)])[1]
+    (alone,) = in_one_run(method(sd15), [(later, 3.0)])
+    assert nearly(changed, alone)
