@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
+import comfy.model_management
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, 
 from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
+FAILURES = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
 SignedLayer = tuple[Signs, Layer]
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
@@ -141,7 +143,7 @@ def _slot(
 ) -> Callable[..., Tensor]:
     """Returns the function that the host calls for one attention in one call of the network."""
     calls = count()
-    attend = occupant or host_attention
+    attend = host_attention if occupant is None else _of_another_pack(occupant, slot.site)
 
     def below(call: Call) -> Tensor:
         if occupant is None and len(call.k) != len(call.q):
@@ -168,6 +170,24 @@ def _grid_of(tokens: int, latent: Sequence[int] | None) -> tuple[int, int]:
     while h * w > tokens:
         h, w = (h + 1) // 2, (w + 1) // 2
     return (h, w) if h * w == tokens else not_told(SHAPE)
+
+
+def _of_another_pack(occupant: Callable[..., Tensor], site: Site) -> Callable[..., Tensor]:
+    """Returns the function of another pack in a slot. It may fail on rows or texts that it does not know."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
+        try:
+            return occupant(q, k, v, options)
+        except comfy.model_management.OOM_EXCEPTION:
+            raise  # the host makes room and tries again
+        except FAILURES as error:
+            raise RuntimeError(
+                f"Another pack's function in the slot of {_text_of(site)} should take the {len(q)} rows of this call, "
+                f"but failed: {type(error).__name__} {error}. It may know one positive and one negative with their own "
+                f"texts alone. Remove that pack or the nodes of this one."
+            ) from error
+
+    return attend
 
 
 def _stacked(signs: Signs, layer: Layer, below: Attend) -> Attend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -368,3 +369,33 @@ def test_a_negative_text_that_another_pack_cannot_halve_is_refused(model):
     patched.set_model_attn2_patch(signed)
     with pytest.raises(RuntimeError, match="should have as many keys as values, but another pack makes 3 and 2 of it"):
         sample(nag(patched, negative=text(3)), positive=in_turn(1), negative=in_turn(2))
+
+
+# --- functions of other packs in the slots ---------------------------------------------------------------------------
+
+
+def knows_two_chunks(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
+    """A function that knows one positive and one negative, with texts of one length."""
+    assert len(options["cond_or_uncond"]) in (1, 2)
+    return optimized_attention(q, k, v.expand(-1, 5, -1) + torch.zeros(5, 1).to(v), options["n_heads"])
+
+
+@pytest.mark.parametrize("name", ["unicon", "nag"])
+def test_a_function_in_a_slot_that_fails_on_our_rows_is_named(name, model):
+    other = model.clone()
+    other.set_model_attn2_replace(knows_two_chunks, "input", 1)
+    sample(other, steps=1)
+    steer = METHODS["unicon"] if name == "unicon" else lambda model: nag(model, negative=text(3, 7))
+    with pytest.raises(RuntimeError, match=r"attn2 of input 1 should take the \d rows of this call, but failed"):
+        sample(steer(other), steps=1)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, comfy.model_management.InterruptProcessingException])
+def test_memory_and_interrupts_pass_through_a_slot_as_they_are(error, model):
+    def fails(*_: Any) -> Tensor:
+        raise error
+
+    other = model.clone()
+    other.set_model_attn2_replace(fails, "input", 1)
+    with pytest.raises(error):
+        sample(nag(other), steps=1)
