@@ -16,11 +16,13 @@ MANY = 2  # cases of one test
 OF_NEWEST = 16  # one in so many
 OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
+OF_PACKS = 4  # the same for cases beside other packs
 OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
     "test_controlnext", "test_h_space", "test_ip_adapter", "test_methods", "test_prompt_diffusion", "test_unicon",
     "test_unicon_with_others",
 )  # fmt: skip
+PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")
 TWICE = "test_an_example_runs_through_the_api"  # the browser's tests run each of them too
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
 
@@ -111,12 +113,13 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     """For the continuous run: of many cases a seeded sixteenth, of every law one or more for each method.
 
     How rows are grouped (test_batch) is shown for a third of the methods in each test.
+    Beside other packs a quarter of the cases of each test is tried.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
     by_method: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        many = item.path.stem in LONG or "pair" in params or getattr(item, "originalname", "") == TWICE
+        many = item.path.stem in (*LONG, *PACKS) or "pair" in params or getattr(item, "originalname", "") == TWICE
         named = params.get("name", item) if item.path.stem == "test_laws" else item
         method = params.get("method", "" if many and "combinations" not in item.path.stem else named)
         by_method.setdefault((item.path, getattr(item, "originalname", item.name), method), []).append(item)
@@ -127,7 +130,8 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
         is_first = first_method.setdefault((path, test), key) == key
         if path.stem == "test_batch" and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
             continue
-        chosen |= set(_few(cases) if len(cases) <= MANY else _some(cases, OF_NEWEST))
+        each = OF_PACKS if path.stem in PACKS else OF_NEWEST
+        chosen |= set(_few(cases) if len(cases) <= MANY else _some(cases, each))
     return chosen
 
 
