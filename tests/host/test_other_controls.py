@@ -122,5 +122,5 @@ def test_tokens_of_a_reference_are_attended_to(sd15):
 
 def test_identity_attention_refuses_tokens_of_a_reference(sd15):
     tokens = torch.randn((1, 3, 64), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="needs one query per value"):
+    with pytest.raises(RuntimeError, match="adds tokens of other pictures"):
         sample(careless(pag(sd15), ("attn_precision",), tokens))
