@@ -47,7 +47,15 @@ class PatchedTexts:
     made: dict[tuple[Site, int], PatchedText] = field(default_factory=dict)
 
     def at(self, site: Site, text: Tensor) -> PatchedText:
-        """Returns a text (1 or n, tokens, c) of one of the methods as it reaches the projections of an attention."""
+        """Returns a text (1 or n, tokens, c) of one of the methods as it reaches the projections of an attention.
+
+        Raises RuntimeError if the patches before this attention were not called.
+        """
+        if (site, id(text)) not in self.made:
+            raise RuntimeError(
+                f"A text attention ({site.block} {site.number}) should be called behind the patches that change its "
+                f"texts, but another pack calls it without them. Remove that pack from the model."
+            )
         return self.made[site, id(text)]
 
     def lists(self, options: Mapping[str, Any]) -> dict[str, list]:

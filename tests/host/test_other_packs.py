@@ -11,7 +11,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from reins.engine.unet import find_transformers, unet_of
+from reins.engine.layers.texts import PatchedTexts
+from reins.engine.unet import find_sites, find_transformers, unet_of
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import COVERED, METHODS, nag, pag, pladis, seg
 from reins.tests.helpers.other_packs import regrouped
@@ -399,3 +400,9 @@ def test_memory_and_interrupts_pass_through_a_slot_as_they_are(error, model):
     other.set_model_attn2_replace(fails, "input", 1)
     with pytest.raises(error):
         sample(nag(other), steps=1)
+
+
+def test_a_text_attention_that_is_called_past_its_patches_is_refused(model):
+    site, own = find_sites(model, "attn2")[0], text(3)[0][0]
+    with pytest.raises(RuntimeError, match="another pack calls it without them"):
+        PatchedTexts((mixed,), ()).at(site, own)
