@@ -75,9 +75,10 @@ class ControlNeXtApply(io.ComfyNode):
                 f"reference_model is for a UNet file, but {control.name} was loaded without one. Choose one in Load "
                 f"ControlNeXt, or disconnect reference_model."
             )
-        if hides_all(mask, "mask", "ControlNeXt Apply"):
+        adds_weights = control.unet is not None and unet_strength != 0
+        if not (adds_weights or strength) or hides_all(mask, "mask", "ControlNeXt Apply"):
             return io.NodeOutput(model)
-        if control.unet is not None and unet_strength:
+        if adds_weights:
             model = add_unet_weights(model, control.unet, unet_strength, reference_model)
         if strength:
             hint = Hint(control, variant, image[..., :3].movedim(-1, 1).float().clamp(0, 1), strength, uncond, mask)

@@ -73,8 +73,10 @@ class NormalizedAttentionGuidance(io.ComfyNode):
                 "Normalized Attention Guidance needs text attention, but this model has none. Remove the node."
             )
         texts = [_negative_text(*entry, blocks[0].context) for entry in _checked_negative(negative)]
+        if scale == 0 or alpha == 0:
+            return io.NodeOutput(model)
         texts = [text for text in texts if not hides_all(text.mask, "The mask of negative", "A text of NAG's negative")]
-        if scale == 0 or alpha == 0 or not texts:
+        if not texts:
             return io.NodeOutput(model)
         paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
         guidance = NormalizedAttention(texts, paths, scale, tau, alpha)

@@ -64,7 +64,7 @@ class HSpaceEdit(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         direction, mask = as_direction(direction), checked_mask(mask, "mask")
         check_direction(direction, model)
-        if hides_all(mask, "mask", "H-Space Edit"):
+        if not strength or hides_all(mask, "mask", "H-Space Edit"):
             return io.NodeOutput(model)
         edit = Edit(
             direction=direction,
@@ -75,7 +75,7 @@ class HSpaceEdit(io.ComfyNode):
             relative=relative,
             mask=mask,
         )
-        return io.NodeOutput(add_edit(model, edit) if strength else model)
+        return io.NodeOutput(add_edit(model, edit))
 
 
 class AsyrpSampler(io.ComfyNode):

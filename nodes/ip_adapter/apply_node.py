@@ -82,7 +82,7 @@ class IPAdapterApply(io.ComfyNode):
         if peer_compatible:
             by_place = {place: layer for place, layer in by_place.items() if place.block != "middle"}
         sites = match_layers(adapter, model, by_place)
-        if hides_all(mask, "mask", "IP-Adapter") or tokens.is_empty or weight == 0 or not sites:
+        if weight == 0 or not sites or tokens.is_empty or hides_all(mask, "mask", "IP-Adapter"):
             return io.NodeOutput(model)
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
         prompt = ImagePrompt(

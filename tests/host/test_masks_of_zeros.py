@@ -77,3 +77,18 @@ def test_a_file_that_does_not_fit_is_refused_before_its_mask_counts(sd15, sdxl):
         controlnext.ControlNeXtApply.execute(
             sd15, controlnext.control(sdxl, "sdxl"), controlnext.picture(), mask=NOTHING
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        lambda model: ip_adapter.apply(model, mask=NOTHING, weight=0.0),
+        lambda model: controlnext.apply(model, mask=NOTHING, strength=0.0, unet_strength=0.0),
+        lambda model: h_space.edit(model, mask=NOTHING, strength=0.0),
+        lambda model: nag(model, text(3, mask=NOTHING), scale=0.0),
+    ],
+    ids=["IP-Adapter", "ControlNeXt Apply", "H-Space Edit", "NAG"],
+)
+def test_a_node_that_is_off_says_nothing_of_its_mask(off, sd15, caplog):
+    assert torch.equal(sample(off(sd15)), sample(sd15))
+    assert not caplog.text
