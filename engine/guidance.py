@@ -29,9 +29,9 @@ from .rows.names import AROUND
 from .run import RUN, ExtraChunk, Step, run_of, start_run
 from .scope import Args, add_post_cfg
 from .shared_control import sharing_controls
+from .sites import Depth
 from .span import Span, percent_at
 from .step import PRE_CFG, current_step, in_span, note_plain, note_step, plain_predictions, to_sigma
-from .unet import Depth
 
 CondsOf = tuple["ExtraPrediction | None", list[dict] | None]  # conds, and the extra prediction that they are for
 SLOT = "sampler_calc_cond_batch_function"

@@ -34,8 +34,8 @@ from .rows.names import CondLists
 from .rows.order import SAMPLING, negatives_first
 from .run import RUN, STEP, Step, not_told, run_in, sigma_in, start_run
 from .shared_rows import sharing_forward
+from .sites import Site
 from .span import WHOLE_RUN, Span
-from .unet import Site
 
 
 class Named(NamedTuple):

@@ -16,7 +16,7 @@ from comfy.samplers import Sampler
 from torch import Tensor
 
 from .entries import KEY
-from .unet import Depth
+from .sites import Depth
 
 RUN, STEP = "reins_run", "reins_step"
 Made = TypeVar("Made")

@@ -1,13 +1,9 @@
-"""The attentions and transformer blocks of the host's UNet.
-
-A site names an attention as the host does: kind, block, number and index. A depth tells which of two places in the
-network comes first.
-"""
+"""The attentions and transformer blocks of the host's UNet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import comfy.model_base
 import comfy.supported_models
@@ -16,30 +12,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-AttentionKind = Literal["attn1", "attn2"]  # self-attention, text attention
-Block = Literal["input", "middle", "output"]
-ORDER: Mapping[Block, int] = {"input": 0, "middle": 1, "output": 2}
-
-
-class Depth(NamedTuple):
-    """How far a call of the network has come. Depths compare in execution order."""
-
-    block: int  # its number in ORDER
-    number: int
-    layer: int  # 0: where the block begins, 1: where its transformers do
-
-
-class Site(NamedTuple):
-    """One attention of the UNet."""
-
-    kind: AttentionKind
-    block: Block
-    number: int
-    index: int  # transformer inside the block
-
-    @property
-    def depth(self) -> Depth:
-        return Depth(ORDER[self.block], self.number, 1)
+from .sites import AttentionKind, Block, Site
 
 
 class Transformer(NamedTuple):

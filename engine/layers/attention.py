@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..entries import Entry
 from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick_each
+from ..sites import AttentionKind, Site
 from ..span import WHOLE_RUN, Span
-from ..unet import AttentionKind, Site
 from .call import LayerCall
 
 ActingRows = Literal["open", "sampled"]  # the rows that a layer acts on if partners take part

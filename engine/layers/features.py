@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..run import not_told
+from ..sites import ORDER, Depth
 from ..span import WHOLE_RUN, Span
-from ..unet import ORDER, Depth
 from .call import NETWORK, LayerCall
 
 

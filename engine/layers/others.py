@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import nn
 
 from ..entries import KEY
-from ..unet import ORDER, Depth
+from ..sites import ORDER, Depth
 
 AROUND_NETWORK = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 AROUND_TEXT = ("attn2_patch", "attn2_output_patch")

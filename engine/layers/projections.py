@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..entries import Entry
 from ..rows.chunk import Chunk
-from ..unet import Site
+from ..sites import Site
 from .attention import Call
 
 

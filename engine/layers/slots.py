@@ -11,7 +11,7 @@ what the model's own projections see, whatever other packs do there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..rows.groups import GROUPS
 from ..rows.names import LABELS, UUIDS
 from ..run import not_told
+from ..sites import AttentionKind, Site
 from ..span import Span
-from ..unet import AttentionKind, Site, attention_at
+from ..unet import attention_at
 from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK, NetworkCall
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
@@ -51,7 +52,7 @@ def slots_with_layers(
 
     The layers `around` an attention see q, k and v before the other layers do, and the result after them.
     """
-    by_site = _layers_by_site(options, in_span)
+    by_site = layers_by_site(options, in_span)
     chunks, network = options[CHUNKS], options[NETWORK]
     for site in around.layers if around else ():
         by_site.setdefault(site, [])
@@ -68,7 +69,8 @@ def slots_with_layers(
     return slots
 
 
-def _layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[SignedLayer]]:
+def layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[SignedLayer]]:
+    """Returns the layers that act in a call of the network, for each attention, the lowest first."""
     marks = {chunk.mark for chunk in options[CHUNKS]}
     by_site: dict[Site, list[SignedLayer]] = {}
     for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
@@ -150,9 +152,7 @@ def _slot(
             call.check_rows()  # raises
         return attend(call.q, call.k, call.v, call.options)
 
-    chain = below
-    for signs, layer in layers:
-        chain = _stacked(signs, layer, chain)
+    chain = stacked(layers, below)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         options = slot.completed(q, options)
@@ -190,7 +190,14 @@ def _of_another_pack(occupant: Callable[..., Tensor], site: Site) -> Callable[..
     return attend
 
 
-def _stacked(signs: Signs, layer: Layer, below: Attend) -> Attend:
+def stacked(layers: Iterable[SignedLayer], below: Attend) -> Attend:
+    """Returns an attention on which layers lie, the first of them lowest."""
+    for signs, layer in layers:
+        below = _on_top(signs, layer, below)
+    return below
+
+
+def _on_top(signs: Signs, layer: Layer, below: Attend) -> Attend:
     def attend(call: Call) -> Tensor:
         signs.called = True
         return layer(call, below)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, options_with
+from ..sites import Site
 from ..span import WHOLE_RUN, Span
-from ..unet import Site
 
 PATCH, KIND, SHAPE = "attn2_patch", "attn2", "activations_shape"
 NEGATIVE = 1  # the host's label

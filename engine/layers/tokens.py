@@ -14,7 +14,7 @@ from torch import Tensor
 from ..entries import Entry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..run import not_told
-from ..unet import Site
+from ..sites import Site
 from .call import NETWORK, LayerCall
 
 PATCH = "middle_patch"

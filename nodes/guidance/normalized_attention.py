@@ -23,8 +23,9 @@ from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
+from ...engine.sites import Site
 from ...engine.span import WHOLE_RUN, Span
-from ...engine.unet import Site, find_transformers, unet_of
+from ...engine.unet import find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import checked_mask, finite_tensor, hides_all, shape_text

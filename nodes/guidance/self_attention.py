@@ -22,9 +22,10 @@ from ...engine.network import add_attention_layer, options_of_call
 from ...engine.rows.chunk import Chunk
 from ...engine.run import Run, Step, run_of
 from ...engine.scope import add_post_cfg
+from ...engine.sites import Site
 from ...engine.span import Span
 from ...engine.step import current_step, in_span, plain_predictions
-from ...engine.unet import Site, find_sites
+from ...engine.unet import find_sites
 from ...models.guidance.self_attention import attention_received, degrade, enlarge, kernel_length
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...engine.layers.attention import Attend, Call, Layer
 from ...engine.network import Named, add_attention_layer
+from ...engine.sites import Site
 from ...engine.span import Span
-from ...engine.unet import Site, find_sites
+from ...engine.unet import find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 

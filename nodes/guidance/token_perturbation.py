@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...engine.guidance import Term, add_term
 from ...engine.layers.tokens import PerturbedTokens, TokenCall
+from ...engine.sites import Depth, Site
 from ...engine.span import Span
-from ...engine.unet import Depth, Site, find_sites
+from ...engine.unet import find_sites
 from ..inputs.layers import parse_layers
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
 

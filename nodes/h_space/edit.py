@@ -33,9 +33,9 @@ from ...engine.rows.chunk import Chunk
 from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run, Step, run_of
 from ...engine.scope import Args, add_post_cfg
+from ...engine.sites import Depth
 from ...engine.span import Span
 from ...engine.step import current_step, in_span, plain_predictions
-from ...engine.unet import Depth
 from ...models.h_space.steps import effective_factor, following_level, levels_of_step, scaled_to
 from .direction import SITE, BlockDirection, EditedRows, HDirection, PromptDirection, note_h
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ...engine.unet import Site
+from ...engine.sites import Site
 
 LETTERS = {"d": "input", "m": "middle", "u": "output"}
 PART = re.compile(

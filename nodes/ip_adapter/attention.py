@@ -27,8 +27,8 @@ from ...engine.rows.chunk import Chunk, add, pick
 from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run
+from ...engine.sites import Site
 from ...engine.span import Span
-from ...engine.unet import Site
 from ...models.ip_adapter.files import Kind
 from ...models.ip_adapter.weights import LayerWeight, Scaling, weight_keys_and_values
 

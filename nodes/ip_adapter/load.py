@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...engine.loading import flatten, load_network
-from ...engine.unet import Site, Transformer, find_transformers, unet_of
+from ...engine.sites import Site
+from ...engine.unet import Transformer, find_transformers, unet_of
 from ...models.ip_adapter.files import take_apart
 from ...models.ip_adapter.network import ImageLayers
 from ...models.ip_adapter.weights import LayerWeight, TransformerPlace

@@ -16,7 +16,8 @@ from ...engine.layers.attention import Call
 from ...engine.layers.projections import AttentionState
 from ...engine.layers.slots import host_attention
 from ...engine.rows.chunk import Chunk, add, pick_each
-from ...engine.unet import Site, Transformer
+from ...engine.sites import Site
+from ...engine.unet import Transformer
 from ...models.unicon.files import UniConParts
 from ...models.unicon.network import ATTENTIONS, AttentionLoRA, Projected
 from ...models.unicon.network import UniCon as Network

@@ -8,7 +8,7 @@ from reins.engine.layers.call import NetworkCall
 from reins.engine.layers.features import FeatureCall
 from reins.engine.layers.tokens import TokenCall
 from reins.engine.rows.chunk import chunks_of
-from reins.engine.unet import Site
+from reins.engine.sites import Site
 from torch import Tensor, nn
 
 

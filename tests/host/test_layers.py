@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reins.engine.unet import Site, find_sites
+from reins.engine.sites import Site
+from reins.engine.unet import find_sites
 from reins.nodes.inputs.layers import parse_layers
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import METHODS, interval, pag, rescale

@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from reins.engine.run import ExtraChunk, Step
 from reins.engine.shared_control import sharing_controls
-from reins.engine.unet import Depth
+from reins.engine.sites import Depth
 from reins.tests.helpers import controlnext, h_space, ip_adapter, tiny_models, unicon
 from reins.tests.helpers.conds import areas, controlled_together, masks
 from reins.tests.helpers.methods import METHODS, nag, pag, pladis, sag, seg, tpg
