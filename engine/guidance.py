@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..models.guidance.fade import Fade
+from .dit.block_layers import PerturbedBlocks
 from .effects import watch
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
@@ -90,6 +91,20 @@ class AttentionTerm(PerturbedLayers, Term):
     """A term whose prediction is made with `apply` on the attentions `sites`.
 
     If `share` is set, the layers before the first of them are computed once for this prediction and the positive.
+    """
+
+    share: bool = True
+
+    @property
+    def first_change(self) -> Depth | None:
+        return min(site.depth for site in self.sites) if self.share and self.sites else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockTerm(PerturbedBlocks, Term):
+    """A term whose prediction is made with `change` on the blocks that `sites` lie in, of a transformer.
+
+    If `share` is set, the blocks before the first of them are computed once for this prediction and the positive.
     """
 
     share: bool = True

@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .dit.around import forward_with_layers, options_with_dit_layers
 from .effects import watch
 from .entries import KEY, Signs, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
@@ -146,15 +147,18 @@ class _WithPartners:
         arguments = (x, t, c_concat, c_crossattn, control, options)
         partners = partners_in(options, _span_test(options))
         if not partners:
-            return self.executor(*arguments, **conds)
+            network = self.class_obj.diffusion_model
+            if not isinstance(getattr(network, "_orig_mod", network), UNetModel):
+                options = options_with_dit_layers(options, network, x, conds, control, _span_test(options))
+            return self.executor(*arguments[:-1], options, **conds)
         return call_with_partners(self.executor, partners, options[SAMPLING], *arguments, **conds)
 
 
 def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     """DIFFUSION_MODEL wrapper: puts the layers of this call into it. Returns the network's output (b, c, h, w)."""
     unet = executor.class_obj
-    if not isinstance(unet, UNetModel):  # a guider may send the negative through another network
-        return executor(*arguments, **kwargs)
+    if not isinstance(unet, UNetModel):  # a transformer, whose layers are already in its options
+        return forward_with_layers(executor, *arguments, **kwargs)
     *inputs, options = arguments  # x, timesteps, context, y, control
     if NETWORK in options:  # a hook has brought the wrapper a second time
         return executor(*arguments, **kwargs)

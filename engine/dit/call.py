@@ -1,0 +1,91 @@
+"""One call of one attention of a transformer, as layers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..layers.call import LayerCall
+from ..rows.chunk import numbered, options_with, pick
+from ..sites import Site
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DiTCall(LayerCall):
+    """Queries, keys and values (rows, heads, tokens, d) after norms and positions. Keys may have fewer heads.
+
+    `picture` says which of the queries are the picture. Its tokens fill `grid`: frames, height and width. `is_joint`
+    tells whether the keys are those tokens too, and not a text. `mask` is the host's, or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    site: Site
+    heads: int
+    mask: Tensor | None
+    picture: slice
+    grid: tuple[int, int, int]
+    is_joint: bool
+
+    @property
+    def rest(self) -> list[slice]:
+        """Which tokens are not the picture: those of the text, of references and of padding."""
+        parts = (slice(0, self.picture.start), slice(self.picture.stop, self.q.shape[2]))
+        return [part for part in parts if part.stop > part.start]
+
+    def values(self) -> Tensor:
+        """Returns the values in the form of a result (rows, tokens, heads * d)."""
+        v = self.v
+        if v.shape[1] != self.heads:
+            v = v.repeat_interleave(self.heads // v.shape[1], dim=1)
+        return v.transpose(1, 2).flatten(2)
+
+    def only(self, numbers: Sequence[int]) -> DiTCall:
+        """Returns the same call for some of the chunks, by number."""
+        total = len(self.chunks)
+        if len(numbers) == total:
+            return self
+        chunks = numbered([self.chunks[i] for i in numbers])
+        q, k, v = (pick(part, numbers, total) for part in (self.q, self.k, self.v))
+        mask = self.mask
+        if mask is not None and mask.ndim > 2 and len(mask) == len(self.q):
+            mask = pick(mask, numbers, total)
+        return replace(self, q=q, k=k, v=v, mask=mask, options=options_with(self.options, chunks), chunks=chunks)
+
+    def of_queries(self, part: slice) -> DiTCall:
+        """Returns the same call for some of the queries. None of them counts as the picture."""
+        mask = self.mask
+        if mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2] > 1:
+            mask = mask[..., part, :]
+        return replace(self, q=self.q[:, :, part], mask=mask, picture=slice(0, 0))
+
+    def mask_of_rest(self) -> Tensor | None:
+        """Returns the mask (b or 1, heads or 1, 1 or picture, rest) of the keys that are not the picture.
+
+        The rows are those of the queries of the picture. None if there is no mask.
+        """
+        if self.mask is None:
+            return None
+        mask = self.mask
+        while mask.ndim < 4:  # (queries, keys), (rows, queries, keys) or (rows, heads, queries, keys)
+            mask = mask.unsqueeze(mask.ndim - 2)
+        if mask.shape[-2] > 1:
+            mask = mask[..., self.picture, :]
+        return torch.cat([mask[..., part] for part in self.rest], -1)
+
+    def with_picture_queries(self, change: Callable[[Tensor, tuple[int, int]], Tensor]) -> DiTCall:
+        """Returns the same call with changed queries of the picture.
+
+        `change` is given the queries of each frame (rows * frames, h * w, heads * d) and (h, w).
+        """
+        rows, heads, _, d = self.q.shape
+        t, h, w = self.grid
+        frames = self.q[:, :, self.picture].transpose(1, 2).reshape(rows * t, h * w, heads * d)
+        changed = change(frames, (h, w)).reshape(rows, t * h * w, heads, d).transpose(1, 2)
+        q = self.q.clone()
+        q[:, :, self.picture] = changed
+        return replace(self, q=q)

@@ -1,0 +1,93 @@
+"""The layers on the attentions of a transformer, by the host's override of attention.
+
+The host has one place for such a function. It is one and the same function in every call, so that a compiled network is
+not compiled anew. What it does is in the passage of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layers.call import NETWORK
+from ..layers.slots import stacked
+from ..rows.chunk import CHUNKS, chunks_at
+from ..sites import Site
+from .call import DiTCall
+from .passage import Passage, passage_in
+
+OPTIONS = "transformer_options"
+
+
+@torch.compiler.disable
+def attend_with_layers(
+    func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Returns what a call of the host's attention gives with the layers of this site, in the form that it asks for.
+
+    q, k and v are (b, tokens, heads * d), or (b, heads, tokens, d) if `skip_reshape` is set. Stable Diffusion 3 gives
+    values (b, tokens, heads, d).
+    """
+    passage = passage_in(kwargs.get(OPTIONS))
+    if passage is None:
+        return func(q, k, v, heads, *args, **kwargs)
+    attend = func if passage.occupant is None else _below(passage.occupant, func)
+    site = passage.next_attention()
+    layers = passage.by_site.get(site)
+    if not layers:
+        return attend(q, k, v, heads, *args, **kwargs)
+    call = _call(passage, site, (q, k, v), heads, args, kwargs)
+    out = stacked(layers, _host_attention(attend, args, kwargs))(call)
+    if kwargs.get("skip_output_reshape"):
+        out = out.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return out
+
+
+def _below(occupant: Callable[..., Tensor], func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        return occupant(func, *args, **kwargs)
+
+    return attend
+
+
+def _call(
+    passage: Passage, site: Site, tensors: tuple[Tensor, Tensor, Tensor], heads: int, args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> DiTCall:  # fmt: skip
+    options = kwargs[OPTIONS]
+    q, k, v = _by_heads(tensors, heads, kwargs.get("skip_reshape", False))
+    is_joint = site.kind == "attn1"
+    text = passage.text if is_joint and site.index == 0 and site.block != "noise" else 0
+    return DiTCall(
+        q=q, k=k, v=v, site=site, heads=heads, mask=args[0] if args else kwargs.get("mask"),
+        picture=passage.picture.within(q.shape[2], text, passage.family.text == "first"), grid=passage.picture.grid,
+        is_joint=is_joint, chunks=chunks_at(options.get(CHUNKS, passage.chunks), options, len(q)), options=options,
+        **options[NETWORK]._asdict(),
+    )  # fmt: skip
+
+
+def _by_heads(tensors: tuple[Tensor, Tensor, Tensor], heads: int, is_by_heads: bool) -> list[Tensor]:
+    """Returns queries, keys and values (b, heads, tokens, d)."""
+    if is_by_heads:
+        return list(tensors)
+    d = tensors[0].shape[-1] // heads
+    return [
+        (part if part.ndim == 4 else part.unflatten(-1, (part.shape[-1] // d, d))).transpose(1, 2) for part in tensors
+    ]
+
+
+def _host_attention(
+    attend: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[DiTCall], Tensor]:
+    """Returns the host's attention, by the kernel that the user chose, of a call."""
+
+    def below(call: DiTCall) -> Tensor:
+        named = {**kwargs, "skip_reshape": True, "skip_output_reshape": False, OPTIONS: call.options}
+        if args:
+            return attend(call.q, call.k, call.v, call.heads, call.mask, *args[1:], **named)
+        return attend(call.q, call.k, call.v, call.heads, **{**named, "mask": call.mask})
+
+    return below
