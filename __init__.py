@@ -27,6 +27,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
     from .nodes.guidance.rescale import GuidanceRescale
     from .nodes.guidance.self_attention import SelfAttentionGuidance
+    from .nodes.guidance.skip_layer import SkipLayerGuidance
     from .nodes.guidance.sliding_window import SlidingWindowGuidance
     from .nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
     from .nodes.guidance.sparse_cross_attention import SparseCrossAttention
@@ -56,6 +57,7 @@ async def comfy_entrypoint() -> ComfyExtension:
                 SmoothedEnergyGuidance,
                 SelfAttentionGuidance,
                 SlidingWindowGuidance,
+                SkipLayerGuidance,
                 TokenPerturbationGuidance,
                 NormalizedAttentionGuidance,
                 SparseCrossAttention,

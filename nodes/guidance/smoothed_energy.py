@@ -6,13 +6,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...engine.dit.call import DiTCall
+from ...engine.find import all_sites
 from ...engine.guidance import AttentionTerm, add_term
 from ...engine.layers.attention import Attend, Call, Layer, with_queries
 from ...engine.span import Span
-from ...engine.unet import find_sites
 from ...models.guidance.smoothed_energy import blur_queries
 from ..inputs.fade import fade_input, make_fade
-from ..inputs.layers import parse_layers
 from ..inputs.schema import (
     layers_input,
     make_input,
@@ -23,6 +23,7 @@ from ..inputs.schema import (
     schema,
     share_input,
 )
+from .auto_layers import chosen_sites
 
 
 class SmoothedEnergyGuidance(io.ComfyNode):
@@ -58,7 +59,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
             scale=scale,
             span=Span(start_percent, end_percent),
             fade=make_fade(fade),
-            sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
+            sites=chosen_sites(model, layers, all_sites(model, "attn1"), "smoothed energy"),
             apply=smoothed_attention(blur_sigma),
             share=share_layers,
         )
@@ -66,9 +67,15 @@ class SmoothedEnergyGuidance(io.ComfyNode):
 
 
 def smoothed_attention(blur_sigma: float) -> Layer:
-    """Returns a layer that blurs the queries over their grid by `blur_sigma` cells. Below 0 it takes their mean."""
+    """Returns a layer that blurs the queries of the picture over their grid by `blur_sigma` cells, in each frame.
 
-    def attend_with_blurred_queries(call: Call, below: Attend) -> Tensor:
+    Below 0 it takes their mean. Positions that are encoded in the queries are blurred too, because the paper blurs the
+    logits, which are linear in the queries.
+    """
+
+    def attend_with_blurred_queries(call: Call | DiTCall, below: Attend) -> Tensor:
+        if isinstance(call, DiTCall):
+            return below(call.with_picture_queries(lambda q, grid: blur_queries(q, grid, blur_sigma)))
         return below(with_queries(call, blur_queries(call.q, call.grid(call.q), blur_sigma)))
 
     return attend_with_blurred_queries

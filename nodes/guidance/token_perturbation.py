@@ -7,7 +7,7 @@ self-attention, where the host gives them to patches, leads to the same output. 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import torch
@@ -15,13 +15,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...engine.guidance import Term, add_term
+from ...engine.dit.block_layers import Block, BlockCall, Streams
+from ...engine.find import all_sites, dit_family
+from ...engine.guidance import BlockTerm, Term, add_term
 from ...engine.layers.tokens import PerturbedTokens, TokenCall
 from ...engine.sites import Depth, Site
 from ...engine.span import Span
-from ...engine.unet import find_sites
-from ..inputs.layers import parse_layers
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
+from .auto_layers import chosen_sites
 
 
 class TokenPerturbationGuidance(io.ComfyNode):
@@ -47,14 +48,19 @@ class TokenPerturbationGuidance(io.ComfyNode):
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
         share_layers: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        term = TokenTerm(
-            name="TPG",
-            scale=scale,
-            span=Span(start_percent, end_percent),
-            sites=tuple(parse_layers(layers, find_sites(model, "attn1"))),
-            change=shuffle_tokens,
-            share=share_layers,
-        )
+        family = dit_family(model)
+        if family is not None and not family.has_rope:
+            raise ValueError(
+                f"Token Perturbation Guidance has no effect on {family.name}: its positions are added to the tokens "
+                f"before the first block, so that the blocks work alike in any order. Use PAG, SEG or Skip Layer "
+                f"Guidance."
+            )
+        sites = chosen_sites(model, layers, all_sites(model, "attn1"), "shuffled tokens")
+        given = {"scale": scale, "span": Span(start_percent, end_percent), "sites": sites, "share": share_layers}
+        if family is None:
+            term = TokenTerm(name="TPG", change=shuffle_tokens, **given)
+        else:
+            term = BlockTerm(name="TPG", change=shuffle_block, **given)
         return io.NodeOutput(add_term(model, term) if scale else model)
 
 
@@ -75,6 +81,28 @@ def shuffle_tokens(call: TokenCall) -> Tensor:
     sigma = call.step.sigma
     order = run.once_at(sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, sigma, site, count))
     return call.tokens[:, order.to(device)]
+
+
+def shuffle_block(call: BlockCall, below: Block) -> Streams:
+    """Returns what a block of a transformer makes of shuffled tokens of the picture, put back into their places.
+
+    The positions that the block encodes in its attention stay where they were.
+    """
+    name, tokens = next(iter(call.streams.items()))
+    count = call.picture.stop - call.picture.start
+    order = call.run.once_at(
+        call.sigma, (shuffle_block, call.site, count, tokens.device),
+        lambda: _order(call.run.seed, call.sigma, call.site, count).to(tokens.device),
+    )  # fmt: skip
+    made = below(replace(call, streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
+    return {**made, name: _reordered(made[name], call.picture, order.argsort())}
+
+
+def _reordered(tokens: Tensor, picture: slice, order: Tensor) -> Tensor:
+    """Returns the tokens (b, ..., c) with those of the picture in another order."""
+    flat = tokens.flatten(1, -2)
+    parts = [flat[:, : picture.start], flat[:, picture][:, order], flat[:, picture.stop :]]
+    return torch.cat(parts, 1).view_as(tokens)
 
 
 def _order(seed: int, sigma: float, site: Site, count: int) -> Tensor:

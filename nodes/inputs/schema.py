@@ -36,10 +36,10 @@ def scale_input(default: float, minimum: float = 0.0, maximum: float = 100.0) ->
     )  # fmt: skip
 
 
-def percent_inputs(end: float = 1.0) -> list[io.Input]:
+def percent_inputs(end: float = 1.0, start: float = 0.0) -> list[io.Input]:
     return [
         make_input(
-            io.Float, "start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
+            io.Float, "start_percent", default=start, min=0.0, max=1.0, step=0.001,
             tooltip="Where in the sampling run the node starts to act: 0 is pure noise.",
         ),
         make_input(
@@ -58,9 +58,10 @@ def prefix_input(default: str) -> io.Input:
 
 def layers_input(what: str = "self-attention layers to weaken") -> io.Input:
     return make_input(
-        io.String, "layers", default="m0",
-        tooltip=f"Which {what}: d (down), m (middle), u (up) and a number, counted over the "
-        "blocks that hold attention; ranges and transformers too: m0 · u0-u3 · d2.0-1,u1.4 · all",
+        io.String, "layers", default="auto",
+        tooltip=f"Which {what}. auto: m0 on UNets, and on transformers what the help page says. Else a letter and a "
+        "number. UNets: d (down), m (middle), u (up), counted over the blocks that hold attention; ranges and "
+        "transformers inside too: m0 · u0-u3 · d2.0-1,u1.4. Transformers: b7 · b7-9 · d3 (double) · s12 (single). all",
     )  # fmt: skip
 
 
