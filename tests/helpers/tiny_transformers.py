@@ -25,6 +25,7 @@ WIDTH, TOKENS, POOLED, LLAMA_LAYERS = 16, 5, 8, 3
 VIDEO = {"qwen": 1, "wan": 3, "hunyuan_video": 3, "predict2": 1, "ltxv": 3}  # frames of the latents of `latent`
 COUNTED = ("lumina", "zimage", "ltxv")  # the host counts the tokens of their texts by a mask
 QUERIES = ("qkv", "to_q.", "to_k.", "q_proj", "k_proj", "w1q", "w1k", "w2q", "w2k", "linear1", ".q.weight", ".k.weight")
+FACTORS = ("weight", "scale")  # ends of the names of vectors that norms multiply by, on newer and older hosts
 BUFFERS = ("pos_embed", "pad_token")  # which the host leaves uninitialised
 
 _FLUX = {
@@ -174,7 +175,7 @@ def randomise(network: nn.Module, seed: int) -> None:
             elif p.ndim > 1:
                 p.copy_(0.3 * drawn)
             else:
-                p.copy_(1.0 + 0.1 * drawn if name.endswith("weight") else 0.1 * drawn)
+                p.copy_(1.0 + 0.1 * drawn if name.endswith(FACTORS) else 0.1 * drawn)
 
 
 def text(seed: int, tokens: int = TOKENS, family: str = "", **extra: object) -> list:
