@@ -26,6 +26,7 @@ VIDEO = {"qwen": 1, "wan": 3, "hunyuan_video": 3, "predict2": 1, "ltxv": 3}  # f
 COUNTED = ("lumina", "zimage", "ltxv")  # the host counts the tokens of their texts by a mask
 QUERIES = ("qkv", "to_q.", "to_k.", "q_proj", "k_proj", "w1q", "w1k", "w2q", "w2k", "linear1", ".q.weight", ".k.weight")
 GATES = (".modC", ".modX", "_mod.1.")  # of AuraFlow and Qwen, whose texts hardly show without a gain
+FACTORS = ("weight", "scale")  # ends of the names of vectors that norms multiply by, on newer and older hosts
 BUFFERS = ("pos_embed", "pad_token")  # which the host leaves uninitialised
 
 _FLUX = {
@@ -176,7 +177,7 @@ def randomise(network: nn.Module, seed: int) -> None:
             elif p.ndim > 1 and "norm" not in name:
                 p.copy_(0.3 * drawn)
             else:
-                p.copy_(1.0 + 0.1 * drawn if name.endswith("weight") else 0.1 * drawn)
+                p.copy_(1.0 + 0.1 * drawn if name.endswith(FACTORS) else 0.1 * drawn)
 
 
 def text(seed: int, tokens: int = TOKENS, family: str = "", **extra: object) -> list:
