@@ -14,6 +14,8 @@ from torch import nn
 
 from .sites import AttentionKind, Block, Site
 
+OF_UNETS = "The method acts on parts that other networks do not have."
+
 
 class Transformer(NamedTuple):
     """One transformer block of the UNet: its two attentions, and what its text attention was built for."""
@@ -29,11 +31,14 @@ class Transformer(NamedTuple):
         return Site(kind, self.block, self.number, self.index)
 
 
-def find_sites(model: ModelPatcher, kind: AttentionKind) -> list[Site]:
-    """Returns all attentions of a kind in execution order. Raises ValueError if the model has no UNet of the host."""
+def find_sites(model: ModelPatcher, kind: AttentionKind, reason: str = OF_UNETS) -> list[Site]:
+    """Returns all attentions of a kind in execution order.
+
+    Raises ValueError with the reason, a sentence, if the model has no UNet of the host.
+    """
     return [
         Site(kind, block, number, index)
-        for block, number, index, _, transformer in _transformers(unet_of(model))
+        for block, number, index, _, transformer in _transformers(unet_of(model, reason))
         if getattr(transformer, kind) is not None
     ]
 
@@ -54,14 +59,14 @@ def attention_at(unet: UNetModel, site: Site) -> nn.Module:
     )
 
 
-def unet_of(model: ModelPatcher) -> UNetModel:
-    """Returns the network of a model. Raises ValueError if it is not the host's UNet."""
+def unet_of(model: ModelPatcher, reason: str = OF_UNETS) -> UNetModel:
+    """Returns the network of a model. Raises ValueError with the reason, a sentence, if it is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")
     unet = getattr(unet, "_orig_mod", unet)  # a compiled network hides the one it was made from
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"This node steers a UNet (SD1.x, SD2.x, SDXL and relatives), but the model is "
-            f"{type(model.model).__name__} ({type(unet).__name__}). Connect a UNet model or remove the node."
+            f"{type(model.model).__name__} ({type(unet).__name__}). {reason} Connect a UNet model or remove the node."
         )
     return unet
 

@@ -19,6 +19,7 @@ from ...models.controlnext.files import VARIANTS, FeaturePlace, Variant, control
 from .hint import ControlNeXt
 
 logger = logging.getLogger(__name__)
+REASON = "The hint enters between the blocks of a UNet, and all ControlNeXt files were trained for one."
 
 
 def make_controlnext(
@@ -55,7 +56,7 @@ def make_unet_weights(weights: Mapping[str, Tensor], name: str, mode: Mode = "au
 
 def match_controlnext(control: ControlNeXt, model: ModelPatcher) -> tuple[Variant, FeatureSite]:
     """Returns how a file acts on a model, and where. Raises ValueError if it is for another kind of model."""
-    unet = unet_of(model)
+    unet = unet_of(model, REASON)
     family = family_of(unet, model)
     fitting = [name for name in control.variants if VARIANTS[name].family == family]
     if not fitting:

@@ -29,6 +29,11 @@ from ...engine.unet import find_sites
 from ...models.guidance.self_attention import attention_received, degrade, enlarge, kernel_length
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
+REASON = (
+    "Self-Attention Guidance reads the middle block of a UNet. Its paper tries a transformer (DiT) too, but does not "
+    "name the layer."
+)
+
 
 class SelfAttentionGuidance(io.ComfyNode):
     @classmethod
@@ -66,7 +71,7 @@ class SelfAttentionGuidance(io.ComfyNode):
         cls, model: ModelPatcher, scale: float, blur_sigma: float, threshold: float, start_percent: float,
         end_percent: float, kernel_size: int = 0,
     ) -> io.NodeOutput:  # fmt: skip
-        site = next((site for site in find_sites(model, "attn1") if site.block == "middle"), None)
+        site = next((site for site in find_sites(model, "attn1", REASON) if site.block == "middle"), None)
         if site is None:
             raise ValueError(
                 "Self-Attention Guidance reads the self-attention of the UNet's middle block, but this model has none "

@@ -23,6 +23,7 @@ from ...models.h_space.steps import at_sigma
 logger = logging.getLogger(__name__)
 SITE = FeatureSite("output", 0)  # after the middle block and its control, before the first skip joins
 FAMILY = "family"
+REASON = "h-space is the bottleneck of a UNet."
 
 
 class EditedRows(NamedTuple):
@@ -139,7 +140,7 @@ def check_direction(direction: HDirection, model: ModelPatcher) -> None:
 
     Raises ValueError if the direction does not fit this model.
     """
-    unet = unet_of(model)
+    unet = unet_of(model, REASON)
     channels = channels_at(unet, SITE)
     if direction.channels not in (None, channels):
         raise ValueError(

@@ -12,7 +12,7 @@ from ...engine.unet import unet_of
 from ..inputs.schema import make_input, schema
 from ..inputs.sockets import HDirectionSocket, checked_latent, checked_prompt
 from .capture import CaptureRequest, capture_component, capture_difference
-from .direction import PromptDirection
+from .direction import REASON, PromptDirection
 
 METHODS = ("mean difference", "principal component")
 
@@ -92,7 +92,7 @@ class HDirectionCapture(io.ComfyNode):
         cls, model: ModelPatcher, positive: list, latent: dict, seed: int, steps: int, source: list | None = None,
         target: list | None = None, samples: int = 4, pool: bool = False, method: str = METHODS[0], component: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
-        unet_of(model)
+        unet_of(model, REASON)
         checked_latent(latent, "latent")
         request = CaptureRequest(_checked_positive(positive), latent, seed, steps, samples, pool)
         if method == METHODS[1]:

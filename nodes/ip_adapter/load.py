@@ -24,6 +24,7 @@ from ...models.ip_adapter.weights import LayerWeight, TransformerPlace
 from .attention import IPAdapter, SiteWeight
 
 FOREIGN = "the connected IPADAPTER"
+REASON = "The image acts in the text attentions of the UNet that its file was trained for."
 
 
 def make_ip_adapter(weights: Mapping[str, Tensor], name: str, face_version: str = "auto") -> IPAdapter:
@@ -73,7 +74,7 @@ def as_ip_adapter(adapter: Any) -> IPAdapter:
 
 def places_of(model: ModelPatcher) -> list[TransformerPlace]:
     """Returns where a model has transformers, in execution order, in which weight types count them."""
-    blocks = find_transformers(unet_of(model))
+    blocks = find_transformers(unet_of(model, REASON))
     return list(dict.fromkeys(TransformerPlace(block.block, block.number) for block in blocks))
 
 
@@ -94,7 +95,7 @@ def match_layers(
 
 
 def _matching_transformers(adapter: IPAdapter, model: ModelPatcher) -> Sequence[Transformer]:
-    transformers = in_file_order(find_transformers(unet_of(model)))
+    transformers = in_file_order(find_transformers(unet_of(model, REASON)))
     sizes = [(transformer.width, transformer.context) for transformer in transformers]
     if sizes != list(adapter.sizes):
         raise ValueError(
@@ -112,7 +113,7 @@ def narrowed(adapter: IPAdapter, model: ModelPatcher, *tokens: Tensor) -> tuple[
     width = adapter.sizes[0][1]
     if adapter.kind.context == width:
         return tokens
-    narrow = getattr(unet_of(model), "encoder_hid_proj", None)
+    narrow = getattr(unet_of(model, REASON), "encoder_hid_proj", None)
     if narrow is None or (narrow.in_features, narrow.out_features) != (adapter.kind.context, width):
         raise ValueError(
             f"{adapter.name} makes tokens {adapter.kind.context} wide, which a Kolors model narrows to {width} by its "
@@ -138,7 +139,7 @@ def add_lora(adapter: IPAdapter, model: ModelPatcher, strength: float) -> ModelP
     mark = f"reins_lora_{adapter.fingerprint}"
     if model.get_attachment(mark) is not None:
         return model
-    unet = unet_of(model)
+    unet = unet_of(model, REASON)
     targets = {
         f"{2 * number + offset}.{lora}": f"{transformer.path}.{kind}.{matrix}"
         for number, transformer in enumerate(_matching_transformers(adapter, model))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import comfy.controlnet
 import comfy.utils
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...models.prompt_diffusion.network import QUERY
@@ -75,6 +76,13 @@ class PromptDiffusion(comfy.controlnet.ControlNet):
 
         Raises ValueError if the model is of another family.
         """
+        network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)  # under a compiled one
+        if not isinstance(network, UNetModel):
+            raise ValueError(
+                f"{self.name} steers the UNet of SD1.5, but the model is {type(model).__name__} "
+                f"({type(network).__name__}). A ControlNet adds its features between the blocks of the UNet that it "
+                f"was trained for. Connect an SD1.5 model or remove the ControlNet."
+            )
         config = model.model_config.unet_config
         widths = Widths(config.get("model_channels"), config.get("context_dim"))
         if self.widths not in (None, widths):

@@ -18,6 +18,7 @@ from ...models.unicon.network import UniCon as Network
 from .side_by_side import BlockNumbers, UniCon
 
 MODEL_FILE, LORA_FILE = "model.pth", "pytorch_lora_weights.safetensors"
+REASON = "UniCon files were trained for the attentions of SD1.x, whose network is a UNet."
 NAME_KEY, TRIGGER_KEY, POST_KEY = "unicon.name", "unicon.trigger", "unicon.post"  # of the metadata of a single file
 TRIGGERS = {
     "depth": "depth_map, ",
@@ -64,7 +65,7 @@ def _usual_trigger(name: str) -> str:
 
 def match_unicon(unicon: UniCon, model: ModelPatcher) -> BlockNumbers:
     """Returns where the blocks of a file are in a model. Raises ValueError if the file is for another kind of model."""
-    unet = unet_of(model)
+    unet = unet_of(model, REASON)
     family, name = family_of(unet, model), type(model.model).__name__
     if family != "SD1.x":
         raise ValueError(

@@ -412,10 +412,14 @@ def test_unequal_numbers_of_pictures_are_refused(shared):
     [
         (lambda: tiny_models.sd15(context_dim=24), "BaseModel has 32 and 24"),
         (lambda: tiny_models.sd15(model_channels=64), "BaseModel has 64 and 16"),
-        (tiny_models.dit, "SD3 has None and None"),
     ],
-    ids=["text", "width", "no unet"],
+    ids=["text", "width"],
 )
 def test_a_model_of_another_family_is_refused_before_the_first_step(model, found, control):
     with pytest.raises(ValueError, match=f"made for models with 32 channels and texts of 16 numbers, but {found}"):
         sample(model(), **prompt_diffusion.apply(control_net=control))
+
+
+def test_a_transformer_is_refused_before_the_first_step_because_the_file_is_for_a_unet(control):
+    with pytest.raises(ValueError, match=r"steers the UNet of SD1\.5, but the model is SD3 \(.+\)\. A ControlNet adds"):
+        sample(tiny_models.dit(), **prompt_diffusion.apply(control_net=control))
