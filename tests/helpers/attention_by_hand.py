@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
