@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..models.guidance.fade import Fade
 from .dit.block_layers import PerturbedBlocks
+from .dit.families import takes_one_row
 from .effects import watch
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
@@ -170,7 +171,7 @@ def _batch_with(occupant: Callable[[Args], list[Tensor]] | None) -> Callable[[Ar
                 if _may_join(args["model"], options, step)
                 else []
             )
-            marked = [_marked(wanted[extra], extra, step) for extra in extras]
+            marked = [_marked(wanted[extra], extra, step, args["model"]) for extra in extras]
             shared = sharing_controls(conds + marked, step)
             out = comfy.samplers.calc_cond_batch(args["model"], shared, step.x, step.timestep, options)
             step.predictions = {
@@ -207,9 +208,14 @@ def _wanted(args: Args, conds: Sequence[list | None]) -> dict[ExtraPrediction, l
     return {extra: of_extra for extra, of_extra in conds_of.items() if of_extra is not None}
 
 
-def _marked(cond: list[dict], extra: ExtraPrediction, step: Step) -> list[dict]:
-    """Returns copies of the conds, on which alone layers of this extra prediction act. The step notes them."""
+def _marked(cond: list[dict], extra: ExtraPrediction, step: Step, model: Any) -> list[dict]:
+    """Returns copies of the conds, on which alone layers of this extra prediction act. The step notes them.
+
+    They share a call with others, but not if the network cannot take that.
+    """
     marked = [{**entry, "uuid": uuid5(entry["uuid"], str(extra.id))} for entry in cond]
+    if takes_one_row(model.diffusion_model, cond):
+        marked = each_apart(marked)
     for entry, own in zip(cond, marked, strict=True):
         step.extras[own["uuid"]] = ExtraChunk(extra.id, extra.is_negative, entry["uuid"], extra.first_change)
     return marked
@@ -229,7 +235,7 @@ def _predict(args: Args, step: Step, wanted: Mapping[ExtraPrediction, list]) -> 
     if not wanted:
         return []
     alone = step.for_another_call()
-    marked = {extra: _marked(conds, extra, alone) for extra, conds in wanted.items()}
+    marked = {extra: _marked(conds, extra, alone, args["model"]) for extra, conds in wanted.items()}
     options = options_of_call(args["model_options"], alone)
     made: dict[ExtraPrediction | None, Tensor] = {}
     for call in _calls(marked, step, args):

@@ -7,7 +7,7 @@ hold its tokens in another order, even if it inherits from one that is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -37,6 +37,7 @@ class Family(NamedTuple):
     text: Literal["first", "last", "apart"]
     has_rope: bool = True  # whether positions are encoded in attention, and not added to the tokens at the start
     enclosed: tuple[str, ...] = ()  # conds that the host hands to blocks past their slots, with a row for each image
+    one_row: tuple[str, ...] = ()  # conds with which the host's network takes one row alone
 
 
 class BlockPlace(NamedTuple):
@@ -77,7 +78,7 @@ FAMILIES: Mapping[str, Family] = {
     "flux.model.Flux": FLUX,
     "chroma.model.Chroma": FLUX._replace(name="Chroma"),
     "chroma_radiance.model.ChromaRadiance": FLUX._replace(name="Chroma Radiance"),
-    "hunyuan_video.model.HunyuanVideo": FLUX._replace(name="HunyuanVideo"),
+    "hunyuan_video.model.HunyuanVideo": FLUX._replace(name="HunyuanVideo", one_row=("attention_mask", "ref_latent")),
     "aura.mmdit.MMDiT": Family(
         "AuraFlow",
         (DOUBLE._replace(attribute="double_layers"), SINGLE._replace(attribute="single_layers")),
@@ -139,6 +140,12 @@ def family_of(network: nn.Module) -> Family | None:
     if family is WAN and getattr(network, "model_type", "t2v") == "i2v":
         return family._replace(stacks=(family.stacks[0]._replace(attentions=("attn1", None, "attn2")),))
     return family
+
+
+def takes_one_row(network: nn.Module, conds: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether the host's network fails if some of these conds share a call with others."""
+    family = family_of(network)
+    return family is not None and any(name in cond["model_conds"] for name in family.one_row for cond in conds)
 
 
 def why_not(network: nn.Module) -> str:
