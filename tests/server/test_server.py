@@ -35,6 +35,7 @@ GUIDANCE = (
     "Reins_SelfAttentionGuidance",
     "Reins_SlidingWindowGuidance",
     "Reins_TokenPerturbationGuidance",
+    "Reins_SkipLayerGuidance",
     "Reins_NormalizedAttentionGuidance",
     "Reins_SparseCrossAttention",
     "Reins_WeakModelGuidance",
