@@ -66,7 +66,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     enter()
     import comfyui_version
-    from reins.bench import adapters, examples, hints, partners, sharing, steps
+    from reins.bench import adapters, examples, hints, partners, sharing, steps, transformers
     from reins.bench.cases import ADAPTED, EDITS, GUIDANCE, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
@@ -85,6 +85,10 @@ def main() -> None:
         lines += found
     for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
         found = adapters.table(network, adapters.measure(network))
+        print("\n".join(found), flush=True)
+        lines += found
+    for network in [transformers.NETWORKS[1]._replace(rounds=1)] if quick else transformers.NETWORKS:
+        found = transformers.table(network, transformers.measure(network))
         print("\n".join(found), flush=True)
         lines += found
     found = steps.table(steps.measure(NETWORKS[0].make()))

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .judge import Verdict, judge
-from .world.model import tokens
+from .world.model import pooled_text, tokens
 from .world.scenes import SIZE, SLOTS, draw_words
 
 PROMPTS_SEED, NOISE_SEED = 99, 3
@@ -55,7 +55,7 @@ def prompts(count: int, seed: int = PROMPTS_SEED) -> Tensor:
 
 def conditioning(table: Tensor, words: Tensor, values: Mapping[str, object] | None = None) -> Conditioning:
     """The host's conditioning for word indices (b, slots), one row per picture, with the `values` that nodes add."""
-    return [[table[tokens(words)], dict(values or {})]]
+    return [[table[tokens(words)], pooled_text() | dict(values or {})]]
 
 
 def sample(

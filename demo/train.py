@@ -20,6 +20,7 @@ TASKS = (
     "controlnet",
     "controlnext",
     CONVERGENCE,
+    "dit",
     "ip-adapter",
     "prompt-diffusion",
     "unicon",

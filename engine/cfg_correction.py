@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import COSMOS_RFLOW
 from torch import Tensor
 
 from .effects import watch
@@ -26,15 +28,30 @@ NEAR = 0.15  # percent of the run in which ddim_uniform, with eight steps or mor
 
 @dataclass(frozen=True)
 class GuidedStep:
-    """A step with CFG: the noisy latent x and the two predictions, (b, c, h, w) each, and the guidance scale `cfg`."""
+    """A step with CFG: the noisy latent x and the two predictions, and the guidance scale `cfg`.
+
+    x and the predictions are (b, c, h, w), or (b, c, t, h, w) for a video. `timestep` (b,) has sigma for each row.
+    """
 
     x: Tensor
+    timestep: Tensor
     positive: Tensor
     negative: Tensor
     cfg: float
     sigma: float
     run: Run
     sampling: Any  # the model's
+
+    @property
+    def without_velocity(self) -> Tensor:
+        """The prediction of a network whose velocity is 0, (b, c, h, w) as x: x itself.
+
+        A rectified flow that the host samples with unbounded noise (Cosmos Predict2) is the exception. There x is the
+        flow's picture divided by 1 - t, and grows with the noise level while that picture rests.
+        """
+        if not isinstance(self.sampling, COSMOS_RFLOW):
+            return self.x
+        return self.sampling.calculate_denoised(self.timestep, torch.zeros_like(self.x), self.x)
 
     @property
     def is_from_noise(self) -> bool:
@@ -52,7 +69,7 @@ def add_correction(model: ModelPatcher, name: str, span: Span, correct: Callable
         if not _is_guided(args) or not in_span(span, args):
             return args["denoised"]
         step = GuidedStep(
-            args["input"], args["cond_denoised"], args["uncond_denoised"], args["cond_scale"],
+            args["input"], args["sigma"], args["cond_denoised"], args["uncond_denoised"], args["cond_scale"],
             current_step(args).sigma, run_of(args["model_options"]), args["model"].model_sampling,
         )  # fmt: skip
         return args["denoised"] + correct(step)

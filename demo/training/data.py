@@ -66,6 +66,20 @@ def ask(latent: Tensor, sigmas: Tensor, generator: torch.Generator, high_noise: 
     return Question((latent + sigma * noise) / length, index.float(), (noise - sigma * latent) / length, sigma)
 
 
+def ask_flow(latent: Tensor, shift: float, generator: torch.Generator) -> Question:
+    """A question for each latent (b, 3, h, w), whose v is the velocity of the straight flow from noise to pictures.
+
+    The noise levels are spread evenly in time and shifted as the host does (Esser et al., arXiv 2403.03206, section
+    5.3.2). So they are as dense as the steps of a sampler.
+    """
+    count = len(latent)
+    time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    level = shift * time / (1 + (shift - 1) * time)
+    noise = torch.randn(latent.shape, generator=generator).to(latent.device)
+    sigma = level.to(latent.device)[:, None, None, None]
+    return Question(torch.lerp(latent, noise, sigma), 1000 * sigma.flatten(), noise - latent, sigma)
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
     """Mixed precision with bfloat16, if the device has it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "mps")

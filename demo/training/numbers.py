@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import comfy.sd
@@ -63,20 +63,32 @@ def base_numbers(path: Path) -> Iterator[str]:
     """The lines of numbers for the card of a base model."""
     model, table = load_base(path)
     words = prompts(COUNT)
+    yield from cfg_lines(model, table, words, SamplingSettings())
+    for cfg in (1.0, 3.0):
+        colour = repainted(model, table, words, cfg).rates["colour"]
+        yield f"another colour painted over a drawn scene, denoise 0.35, cfg {cfg:g}: colour {colour:.2f}"
+    yield from free_lines(model, table, guided(model), NO_CFG)
+
+
+def cfg_lines(model: ModelPatcher, table: Tensor, words: Tensor, settings: SamplingSettings) -> Iterator[str]:
+    """How well words (b, slots) are followed at three scales of CFG, and a control."""
     for cfg in (1.0, 3.0, 5.0):
-        plain = score(sample(model, table, words, SamplingSettings(cfg=cfg)), words)
+        plain = score(sample(model, table, words, settings._replace(cfg=cfg)), words)
         yield f"cfg {cfg:g}: {describe_score(plain)}"
         if cfg == 3.0:
             others = score(plain.image, words.roll(1, 0))
             yield f"the same pictures against the words of other prompts: {one_line(others.rates)}"
-    for cfg in (1.0, 3.0):
-        colour = repainted(model, table, words, cfg).rates["colour"]
-        yield f"another colour painted over a drawn scene, denoise 0.35, cfg {cfg:g}: colour {colour:.2f}"
-    free = torch.full_like(words, -1)
-    before = score(sample(model, table, free, NO_CFG, GUIDANCE_SEED), free)
+
+
+def free_lines(
+    model: ModelPatcher, table: Tensor, guided_models: Mapping[str, ModelPatcher], settings: SamplingSettings
+) -> Iterator[str]:
+    """What guidance makes of pictures without words, each pair from the same noise."""
+    free = torch.full((COUNT, len(SLOTS)), -1)
+    before = score(sample(model, table, free, settings, GUIDANCE_SEED), free)
     yield f"no words, cfg 1: {distances(before)}"
-    for name, steered in guided(model).items():
-        after = score(sample(steered, table, free, NO_CFG, GUIDANCE_SEED), free)
+    for name, steered in guided_models.items():
+        after = score(sample(steered, table, free, settings, GUIDANCE_SEED), free)
         change = gain(after, before)
         yield (
             f"no words, cfg 1, {name}: {distances(after)}; {change.mean:+.2f} ± {change.error:.2f} dB, "

@@ -14,6 +14,8 @@ from .control_net import ControlNetTask
 from .control_net_numbers import control_net_numbers
 from .controlnext import ControlNeXtTask
 from .controlnext_numbers import controlnext_numbers
+from .dit import DiTTask
+from .dit_numbers import dit_numbers
 from .ip_adapter import IPAdapterTask
 from .ip_adapter_numbers import ip_adapter_numbers
 from .numbers import base_numbers, clip_vision_numbers, style_numbers
@@ -38,6 +40,7 @@ RUNS = {
     "clip-vision": Run(ClipVisionTask, clip_vision_numbers),
     "controlnet": Run(ControlNetTask, control_net_numbers),
     "controlnext": Run(ControlNeXtTask, controlnext_numbers),
+    "dit": Run(DiTTask, dit_numbers),
     "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
     "prompt-diffusion": Run(PromptDiffusionTask, prompt_diffusion_numbers),
     "unicon": Run(UniConTask, unicon_numbers),

@@ -23,7 +23,10 @@ from .curve import Curve, draw_curve
 from .muon import Muon
 
 SAVE_SECONDS = 120
-ADAM_PARTS = ("input_blocks.0.", ".out.2.", "words.", "embedding", "lora_", ".to_out.")
+ADAM_PARTS = (
+    "input_blocks.0.", ".out.2.", "words.", "embedding", "lora_", ".to_out.",
+    "_embedder.", "adaLN_modulation.", "final_layer.",
+)  # fmt: skip
 SEED_STRIDE = 1_000_003  # a prime, so that steps of different seeds draw different pictures
 
 

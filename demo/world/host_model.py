@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.clip_vision
 import comfy.latent_formats
@@ -19,7 +20,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...engine.loading import Outline, check_tensors, shapes_of
+from .dit import DIT
 from .model import UNET, UNET_PREFIX, WORDS_KEY
+
+Config = TypeVar("Config", bound=comfy.supported_models_base.BASE)
 
 
 class DemoLatents(comfy.latent_formats.LatentFormat):
@@ -42,21 +46,48 @@ class DemoConfig(comfy.supported_models_base.BASE):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+class DemoDiTConfig(comfy.supported_models_base.BASE):
+    """The same for the transformer: a rectified flow in the host's own class for SD3."""
+
+    latent_format = DemoLatents
+    memory_usage_factor = 0.3
+    unet_extra_config = {}  # noqa: RUF012, the host's form; the host's default is for UNets
+    # The words are decided while the noise is strong, for flat shapes show through it. So the steps lie there, as
+    # SD3's own shift puts them: half of them above a noise level of 0.75.
+    sampling_settings = {"shift": 3.0}  # noqa: RUF012, the host's form
+
+    def get_model(
+        self, state_dict: Mapping[str, Tensor], prefix: str = "", device: torch.device | None = None
+    ) -> comfy.model_base.SD3:
+        return comfy.model_base.SD3(self, device=device)
+
+
 def demo_config() -> DemoConfig:
     """The model's config for a UNet in single precision."""
-    config = DemoConfig(dict(UNET))
+    return in_single_precision(DemoConfig(dict(UNET)))
+
+
+def dit_config() -> DemoDiTConfig:
+    """The config of the transformer in single precision."""
+    return in_single_precision(DemoDiTConfig(dict(DIT)))
+
+
+def in_single_precision(config: Config) -> Config:
+    """The config, set to build its network in single precision."""
     config.unet_config["dtype"] = torch.float32
     return config
 
 
-def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
-    """A host patcher with the UNet of checkpoint weights, in which other tensors are ignored.
+def load_model(
+    weights: Mapping[str, Tensor], name: str, make_config: Callable[[], Config] = demo_config
+) -> ModelPatcher:
+    """A host patcher with the network of checkpoint weights, in which other tensors are ignored.
 
-    Raises ValueError if the weights do not fit the UNet.
+    Raises ValueError if the weights do not fit the network.
     """
     unet = comfy.utils.state_dict_prefix_replace(dict(weights), {UNET_PREFIX: ""}, filter_keys=True)
     load_device = comfy.model_management.get_torch_device()
-    config = demo_config()
+    config = make_config()
     dtypes = config.supported_inference_dtypes
     dtype = comfy.model_management.unet_dtype(
         model_params=sum(value.numel() for value in unet.values()), supported_dtypes=dtypes
@@ -65,7 +96,7 @@ def load_model(weights: Mapping[str, Tensor], name: str) -> ModelPatcher:
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model(unet, device=offload_device)
     network = model.diffusion_model
-    outline = demo_config()
+    outline = make_config()
     outline.custom_operations = Outline
     check_tensors(shapes_of(outline.get_model({}, device=torch.device("meta")).diffusion_model), unet, name)
     network.load_state_dict(unet)

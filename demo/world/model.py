@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .scenes import SLOTS
 
 CONTEXT = 64  # numbers per word
+POOLED = 64  # numbers of the pooled text, which only the transformer reads
 CONSTANT_CHANNELS = 16  # of the first layer's 64, at the start of training
 BRANCHES = ("image", "depth")  # "image" says nothing, "depth" is a word that only adapters have learnt
 
@@ -78,6 +79,15 @@ def tokens(words: Tensor, depth: bool = False) -> Tensor:
     return torch.cat([torch.where(split < 0, 0, split + FIRST), branch], 1)
 
 
+def pooled_text() -> dict[str, Tensor]:
+    """The pooled text (1, pooled) of every prompt, under the host's name for it: zeros.
+
+    A pooled text that names the words would be a second way for them. As it is, they reach the picture by attention
+    alone, where methods can act on them.
+    """
+    return {"pooled_output": torch.zeros(1, POOLED)}
+
+
 def word_indices(chosen: Mapping[str, str]) -> Tensor:
     """The indices (1, slots) of chosen words within their slots. Slots that are absent or "any" become -1."""
     return torch.tensor([[words.index(chosen[slot]) if chosen.get(slot, "any") != "any" else -1
@@ -86,7 +96,7 @@ def word_indices(chosen: Mapping[str, str]) -> Tensor:
 
 def start_as_torch_does(module: nn.Module) -> None:
     """Draws the weights of one layer as torch does by itself. The host's layers come without any."""
-    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm) and module.weight is not None:
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d | nn.Linear):

@@ -8,11 +8,22 @@ from einops import repeat
 
 from ...engine.loading import read_file
 from ...nodes.inputs.schema import make_input, schema
-from .host_model import load_clip_vision, load_model, pixel_space_vae
-from .model import BASE_FILE, BRANCHES, CLIP_VISION_CONFIG, CLIP_VISION_FILE, WORDS_KEY, tokens, word_indices
+from .dit import DIT_FILE
+from .host_model import demo_config, dit_config, load_clip_vision, load_model, pixel_space_vae
+from .model import (
+    BASE_FILE,
+    BRANCHES,
+    CLIP_VISION_CONFIG,
+    CLIP_VISION_FILE,
+    WORDS_KEY,
+    pooled_text,
+    tokens,
+    word_indices,
+)
 from .scenes import SLOTS, Views, draw, render
 
-VARIANTS = {"base": BASE_FILE}
+VARIANTS = {"base": BASE_FILE, "dit": DIT_FILE}
+CONFIGS = {"base": demo_config, "dit": dit_config}
 
 
 class DemoModel(io.ComfyNode):
@@ -28,7 +39,8 @@ class DemoModel(io.ComfyNode):
             inputs=[
                 make_input(
                     io.Combo, "variant", options=list(VARIANTS), default="base",
-                    tooltip="base: the model as trained, 9 MB, in the pack's own folder.",
+                    tooltip="base: a UNet, as Stable Diffusion 1.5 and SDXL have one, 9 MB, in the pack's own folder. "
+                    "dit: a diffusion transformer and rectified flow of the kind of SD3, 7 MB, in the same folder.",
                 )
             ],
             outputs=[
@@ -41,7 +53,7 @@ class DemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, variant: str) -> io.NodeOutput:
-        model = load_model(read_file(VARIANTS[variant]), VARIANTS[variant].name)
+        model = load_model(read_file(VARIANTS[variant]), VARIANTS[variant].name, CONFIGS[variant])
         encoder = load_clip_vision(CLIP_VISION_CONFIG, read_file(CLIP_VISION_FILE), CLIP_VISION_FILE.name)
         return io.NodeOutput(model, pixel_space_vae(), encoder)
 
@@ -70,7 +82,7 @@ class DemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, branch: str, **words: str) -> io.NodeOutput:
         table = read_file(BASE_FILE)[WORDS_KEY].float()
-        return io.NodeOutput([[table[tokens(word_indices(words), depth=branch == "depth")], {}]])
+        return io.NodeOutput([[table[tokens(word_indices(words), depth=branch == "depth")], pooled_text()]])
 
 
 LARGEST_SEED = 2**64 - 1

@@ -124,7 +124,7 @@ class _StandIn:
 
 
 def forward_with_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
-    """Returns the output of a transformer, whose blocks get stand-ins if its family has no slots.
+    """Returns the output (b, c, h, w) of a transformer, whose blocks get stand-ins if its family has no slots.
 
     Raises RuntimeError if another pack has replaced the forward of such a network.
     """

@@ -64,9 +64,9 @@ class DiTCall(LayerCall):
         return replace(self, q=self.q[:, :, part], mask=mask, picture=slice(0, 0))
 
     def mask_of_rest(self) -> Tensor | None:
-        """Returns the mask (b or 1, heads or 1, 1 or picture, rest) of the keys that are not the picture.
+        """Returns the mask (b, heads, n, m) of the keys that are not the picture, with 1 for what is the same for all.
 
-        The rows are those of the queries of the picture. None if there is no mask.
+        The n queries are those of the picture. None if there is no mask.
         """
         if self.mask is None:
             return None

@@ -113,7 +113,6 @@ REFUSED: Mapping[str, str] = {
     "pixart.pixartms.PixArtMS": NO_OPTIONS,
     "hydit.models.HunYuanDiT": NO_OPTIONS,
     "ernie.model.ErnieImageModel": NO_OPTIONS,
-    "genmo.joint_model.asymm_models_joint.AsymmDiTJoint": "its blocks have no slots that hold picture and text",
 }
 REASON = "nobody has measured where its tokens lie"
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # the kernel of Burt and Adelson's pyramid
@@ -29,7 +30,13 @@ def band_factors(low: float, high: float, levels: int) -> Sequence[float]:
 
 
 def weight_bands(x: Tensor, low: float, high: float, levels: int) -> Tensor:
-    """x (b, c, h, w) with factors on its bands: `low` on the coarsest band, `high` on the finest."""
+    """x with factors on its bands: `low` on the coarsest band, `high` on the finest.
+
+    x is (b, c, h, w), or a video (b, c, t, h, w), in which each frame has bands alone.
+    """
+    if x.ndim == 5:
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        return rearrange(weight_bands(frames, low, high, levels), "(b t) c h w -> b c t h w", b=len(x))
     bands = split_bands(x, levels)
     return sum(factor * band for factor, band in zip(band_factors(low, high, len(bands)), bands, strict=True))
 

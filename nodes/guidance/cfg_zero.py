@@ -48,11 +48,12 @@ def cfg_zero(zero_init_steps: int) -> Callable[[GuidedStep], Tensor]:
     """Returns what the method adds to CFG, as a velocity x - x0 of the sampler's own equation.
 
     s v_u + cfg (v_c - s v_u) instead of v_u + cfg (v_c - v_u), and no velocity at all in the first steps from
-    noise. A second pass does not start from noise.
+    noise. A second pass does not start from noise. If the sampler's x is not the flow's, the velocity is the flow's.
     """
 
     def correct(step: GuidedStep) -> Tensor:
-        v_c, v_u = step.x - step.positive, step.x - step.negative
+        still = step.without_velocity
+        v_c, v_u = still - step.positive, still - step.negative
         if step.run.position(step.sigma) < zero_init_steps and step.is_from_noise:
             return v_u + step.cfg * (v_c - v_u)
         return (step.cfg - 1) * (optimal_scale(v_c, v_u) - 1) * v_u

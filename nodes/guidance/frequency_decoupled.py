@@ -9,9 +9,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.cfg_correction import GuidedStep, add_correction
+from ...engine.latents import check_before_sampling, check_format, check_shape
 from ...engine.span import Span
 from ...models.guidance.frequency_bands import weight_bands
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
+
+NAME = "Frequency-Decoupled Guidance"
 
 
 class FrequencyDecoupledGuidance(io.ComfyNode):
@@ -44,14 +47,18 @@ class FrequencyDecoupledGuidance(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         if scale_low == 1 and scale_high == 1:
             return io.NodeOutput(model)
+        check_format(model, NAME)
         correct = frequency_decoupled(scale_low, scale_high, levels)
-        return io.NodeOutput(add_correction(model, "FDG", Span(start_percent, end_percent), correct))
+        model = add_correction(model, "FDG", Span(start_percent, end_percent), correct)
+        check_before_sampling(model, NAME, videos=True)
+        return io.NodeOutput(model)
 
 
 def frequency_decoupled(low: float, high: float, levels: int) -> Callable[[GuidedStep], Tensor]:
     """Returns what the method adds to CFG: u + sum of factor * cfg * band(c - u) instead of u + cfg * (c - u)."""
 
     def correct(step: GuidedStep) -> Tensor:
+        check_shape(step.x.shape, NAME, videos=True)
         return step.cfg * weight_bands(step.positive - step.negative, low - 1, high - 1, levels)
 
     return correct

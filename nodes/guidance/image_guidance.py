@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ...engine.effects import watch
 from ...engine.guidance import install_guidance
+from ...engine.latents import check_before_sampling, check_format, check_shape
 from ...engine.rows.images import clamped
 from ...engine.run import run_of
 from ...engine.scope import Args, add_post_cfg
@@ -27,6 +28,8 @@ from ...engine.step import in_span
 from ...models.guidance.image_loss import LOSSES, Loss, loss_gradient
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import checked_image, checked_latent
+
+NAME = "Image Guidance"
 
 
 class ImageGuidance(io.ComfyNode):
@@ -72,6 +75,7 @@ class ImageGuidance(io.ComfyNode):
                 f"Image Guidance needs an image or a latent as its reference, but {number} are connected. Connect one "
                 f"of them."
             )
+        check_format(model, NAME)
         target = _of_latent(model, latent) if image is None else _of_image(model, image)
         if scale == 0:
             return io.NodeOutput(model)
@@ -122,31 +126,39 @@ def add_image_guidance(model: ModelPatcher, target: Target, loss: Loss, scale: f
         denoised = args["denoised"]
         if args["cond"] is None or not in_span(span, args):
             return denoised
-        if denoised.ndim != 4:
-            raise RuntimeError(
-                f"Image Guidance takes latents of pictures, which have four dimensions, but this one has "
-                f"{denoised.ndim}. Remove the node from this model."
-            )
-        shown = target.shown(denoised)
+        check_shape(denoised.shape, NAME)
+        shown = target.shown(denoised.squeeze(2) if denoised.ndim == 5 else denoised)  # a video of one frame
         key = (target, tuple(shown.shape), shown.dtype, shown.device)
         reference = run_of(args["model_options"]).once(key, lambda: target.fitted(shown.shape, shown))
-        return denoised - scale * target.carried_back(loss_gradient(shown, reference, loss))
+        gradient = target.carried_back(loss_gradient(shown, reference, loss))
+        return denoised - scale * gradient.reshape(denoised.shape)
 
     model = model.clone()
-    add_post_cfg(model, f"image: {loss}", move, watch(model, "Image Guidance", span))
+    add_post_cfg(model, f"image: {loss}", move, watch(model, NAME, span))
     install_guidance(model)
+    check_before_sampling(model, NAME)
     return model
 
 
 def _of_latent(model: ModelPatcher, latent: Any) -> Target:
-    samples = checked_latent(latent, "latent")
-    channels = model.model.latent_format.latent_channels
+    latent_format = model.model.latent_format
+    samples = checked_latent(_picture_of(latent) if latent_format.latent_dimensions == 3 else latent, "latent")
+    channels = latent_format.latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
             f"latent should have {channels} channels for this model, but has {samples.shape[1]}. Encode the picture "
             f"with the VAE of this model."
         )
+    if latent_format.latent_dimensions == 3:  # which may have a mean for each channel, shaped for videos
+        return Target(model.model.process_latent_in(samples.unsqueeze(2)).squeeze(2))
     return Target(model.model.process_latent_in(samples))
+
+
+def _picture_of(latent: Any) -> Any:
+    """Returns a LATENT as it is, or without its time axis if that has a single frame."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    is_frame = isinstance(samples, Tensor) and samples.ndim == 5 and samples.shape[2] == 1
+    return {**latent, "samples": samples.squeeze(2)} if is_frame else latent
 
 
 def _of_image(model: ModelPatcher, image: Tensor) -> Target:
@@ -158,6 +170,12 @@ def _of_image(model: ModelPatcher, image: Tensor) -> Target:
             f"them. Connect VAE Encode to latent instead."
         )
     factors = torch.tensor(latent_format.latent_rgb_factors)
+    if len(factors) != latent_format.latent_channels:  # Flux2: the host rearranges cells for its preview
+        raise ValueError(
+            f"The colours of {type(latent_format).__name__} latents are known for {len(factors)} channels, but they "
+            f"have {latent_format.latent_channels}, so image cannot be compared with them. Connect VAE Encode to "
+            f"latent instead."
+        )
     bias = getattr(latent_format, "latent_rgb_factors_bias", None)
     offset = torch.zeros(factors.shape[1]) if bias is None else torch.tensor(bias)
     return Target(checked_image(image, "image")[..., :3].movedim(-1, 1) * 2 - 1, factors, offset)

@@ -13,6 +13,7 @@ from ...engine.guidance import AttentionTerm, add_term
 from ...engine.layers.attention import Attend, Call, Layer
 from ...engine.span import Span
 from ...models.guidance.perturbed_attention import attend_to_itself_and
+from ..inputs.auto_layers import chosen_sites
 from ..inputs.fade import adaptive_input, fade_input, make_fade
 from ..inputs.schema import (
     layers_input,
@@ -24,7 +25,6 @@ from ..inputs.schema import (
     schema,
     share_input,
 )
-from .auto_layers import chosen_sites
 
 SEE_TEXT, THEMSELVES = IMAGE_TOKENS = ("see text", "themselves")
 

@@ -29,10 +29,7 @@ from ...engine.unet import find_sites
 from ...models.guidance.self_attention import attention_received, degrade, enlarge, kernel_length
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
-REASON = (
-    "Self-Attention Guidance reads the middle block of a UNet. Its paper tries a transformer (DiT) too, but does not "
-    "name the layer."
-)
+REASON = "Self-Attention Guidance reads the middle block of a UNet. Its paper names no layer of transformers (DiTs)."
 
 
 class SelfAttentionGuidance(io.ComfyNode):

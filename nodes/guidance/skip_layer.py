@@ -13,8 +13,8 @@ from ...engine.dit.block_layers import Block, BlockCall, Streams
 from ...engine.find import all_sites, dit_family
 from ...engine.guidance import BlockTerm, add_term
 from ...engine.span import Span
+from ..inputs.auto_layers import chosen_sites
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
-from .auto_layers import chosen_sites
 
 
 class SkipLayerGuidance(io.ComfyNode):

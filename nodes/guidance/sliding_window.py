@@ -6,7 +6,7 @@ batches windows of equal size, splits batches by memory, and takes the mean in p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import uuid5
 
@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...engine.guidance import Term, add_term
+from ...engine.latents import check_before_sampling, check_format, check_shape
 from ...engine.rows.conds import Area
 from ...engine.run import run_of
 from ...engine.scope import Args
@@ -26,6 +27,12 @@ from ...models.guidance.windows import Window, windows
 from ...models.numbers import CELL
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
 
+NAME = "Sliding Window Guidance"
+# Pixels per cell of latents. For hosts before 0.16, which do not tell it.
+PIXELS = {
+    "ChromaRadiance": 1, "Flux2": 16, "HunyuanImage21": 32, "HunyuanVideo15": 16, "LTXAV": 32, "LTXV": 32, "SC_B": 4,
+    "SC_Prior": 42, "Wan22": 16,
+}  # fmt: skip
 # Their effect is in the weights of a window.
 PLACED = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "default")
 
@@ -60,16 +67,34 @@ class SlidingWindowGuidance(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, scale: float, tile: int, overlap: int, start_percent: float, end_percent: float
     ) -> io.NodeOutput:
-        if overlap >= tile or tile < CELL:
+        pixels = pixels_per_cell(model)
+        if overlap >= tile:
             raise ValueError(
                 f"tile should be longer than overlap, but tile is {tile} and overlap is {overlap} pixels. Windows "
                 f"would not move on: lower overlap, to a quarter of tile for example."
             )
-        cells, shared = max(tile // CELL, 1), overlap // CELL
+        if tile < pixels:
+            raise ValueError(
+                f"tile should be at least {pixels} pixels, a cell of this model's latents, but is {tile}. Raise tile, "
+                f"to half of the picture for example."
+            )
+        if not scale:
+            return io.NodeOutput(model)
+        check_format(model, NAME)
+        cells, shared = tile // pixels, overlap // pixels
         term = WindowTerm(
             name="SWG", scale=scale, span=Span(start_percent, end_percent), tile=cells, overlap=min(shared, cells - 1)
         )
-        return io.NodeOutput(add_term(model, term) if scale else model)
+        model = add_term(model, term)
+        check_before_sampling(model, NAME)
+        return io.NodeOutput(model)
+
+
+def pixels_per_cell(model: ModelPatcher) -> int:
+    """Returns how many pixels of a picture a cell of the model's latents stands for, in height and in width."""
+    latent_format = model.model.latent_format
+    told = getattr(latent_format, "spacial_downscale_ratio", None)
+    return told or PIXELS.get(type(latent_format).__name__, CELL)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,7 +117,7 @@ class WindowTerm(Term):
         of_windows, run = [], run_of(args["model_options"])
         for cond, own, weights in _placed(positive, args["input"], args["sigma"]):
             kept = {key: value for key, value in cond.items() if key not in PLACED}
-            control = windowed(cond.get("control"), own, run, "Sliding Window Guidance")
+            control = windowed(cond.get("control"), own, run, NAME)
             for h, w, top, left in windows((own.h, own.w), self.tile, self.overlap):
                 area = (h, w, own.top + top, own.left + left)
                 name = uuid5(cond["uuid"], f"{self.id}{area}")
@@ -100,29 +125,34 @@ class WindowTerm(Term):
         return of_windows
 
     def _windows(self, x: Tensor) -> list[Window]:
-        if x.ndim != 4:
-            raise RuntimeError(
-                f"Sliding Window Guidance takes latents of pictures, which have four dimensions, but this one has "
-                f"{x.ndim}. Remove the node from this model."
-            )
+        check_shape(x.shape, NAME)
         return windows((x.shape[-2], x.shape[-1]), self.tile, self.overlap)
 
 
 def _placed(conds: list[dict], x: Tensor, sigma: Tensor) -> Iterator[tuple[dict, Area, Tensor]]:
-    """Yields each active cond, its area, and its weights in the cells of the latent (1 or b, h, w)."""
+    """Yields each active cond, its area, and its weights in the cells of x (b, c, h, w): (1 or b, h, w).
+
+    If x has the time axis of a video of one frame, (b, c, 1, h, w), so do the weights, (1 or b, 1, h, w).
+    """
     size = (x.shape[-2], x.shape[-1])
-    rest = x.new_ones((1, *size))
+    rest = x.new_ones((1, *x.shape[2:]))
     # Conds marked as default come last and share what the others leave.
     for cond in sorted(conds, key=lambda cond: "default" in cond):
         placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
         if placed is None:
             continue
-        own = Area(*size, 0, 0) if placed.area is None else Area(*placed.area)
+        own = Area(*size, 0, 0) if placed.area is None else _of_picture(placed.area)
         if "default" in cond:
             weights = torch.relu(rest)
         else:
             mult = placed.mult[:, 0] if len(cond.get("mask", ())) > 1 else placed.mult[:1, 0]
-            weights = mult.new_zeros((len(mult), *size))
-            weights[:, own.top : own.top + own.h, own.left : own.left + own.w] = mult
+            weights = mult.new_zeros((len(mult), *x.shape[2:]))
+            weights[..., own.top : own.top + own.h, own.left : own.left + own.w] = mult
             rest = rest - weights
         yield cond, own, weights
+
+
+def _of_picture(area: Sequence[int]) -> Area:
+    """Returns an area of the host, lengths and then starts along each axis, as height, width, top and left."""
+    lengths, starts = area[: len(area) // 2], area[len(area) // 2 :]
+    return Area(*lengths[-2:], *starts[-2:])

@@ -12,6 +12,7 @@ from ...engine.guidance import AttentionTerm, add_term
 from ...engine.layers.attention import Attend, Call, Layer, with_queries
 from ...engine.span import Span
 from ...models.guidance.smoothed_energy import blur_queries
+from ..inputs.auto_layers import chosen_sites
 from ..inputs.fade import fade_input, make_fade
 from ..inputs.schema import (
     layers_input,
@@ -23,7 +24,6 @@ from ..inputs.schema import (
     schema,
     share_input,
 )
-from .auto_layers import chosen_sites
 
 
 class SmoothedEnergyGuidance(io.ComfyNode):

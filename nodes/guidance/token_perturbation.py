@@ -21,8 +21,8 @@ from ...engine.guidance import BlockTerm, Term, add_term
 from ...engine.layers.tokens import PerturbedTokens, TokenCall
 from ...engine.sites import Depth, Site
 from ...engine.span import Span
+from ..inputs.auto_layers import chosen_sites
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
-from .auto_layers import chosen_sites
 
 
 class TokenPerturbationGuidance(io.ComfyNode):

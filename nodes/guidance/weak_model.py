@@ -35,6 +35,11 @@ from ..inputs.schema import make_input, model_input, model_output, percent_input
 
 WRAPPER = "reins_weak_model"
 SAMPLED_AT = (0.0, 0.1, 0.5, 0.9)  # percents at which two schedules are compared
+# Where the host's settings of a network say how wide the text is that it reads
+TEXT_WIDTHS = (
+    "context_dim", "context_in_dim", "joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels",
+    "cond_seq_dim", "crossattn_emb_channels",
+)  # fmt: skip
 RESIDUAL_SETTINGS = ("model_channels", "channel_mult", "num_res_blocks")  # they decide which residuals fit a UNet
 
 
@@ -246,9 +251,16 @@ def _check_same_kind(model: ModelPatcher, weak: ModelPatcher) -> None:
             f"weak_model should take {channels[1]} channels, as model does, but takes {channels[0]}: one of the two is "
             f"for inpainting. Choose a weaker model of the same kind."
         )
-    widths = [patcher.model.model_config.unet_config.get("context_dim") for patcher in (weak, model)]
-    if widths[0] != widths[1]:
+    widths = [_text_width(patcher.model.model_config.unet_config) for patcher in (weak, model)]
+    if None not in widths and widths[0] != widths[1]:
         raise ValueError(
             f"weak_model should read a text of {widths[1]} numbers per token, as model does, but reads {widths[0]}. "
             f"Choose a weaker model of the same family."
         )
+
+
+def _text_width(config: dict) -> int | list[int] | None:
+    """Returns how many numbers per token the text of a network has. None if its settings do not tell."""
+    if "context_embedder_config" in config:  # SD3
+        return config["context_embedder_config"]["params"]["in_features"]
+    return next((config[name] for name in TEXT_WIDTHS if config.get(name) is not None), None)

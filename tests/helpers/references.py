@@ -45,3 +45,22 @@ def apg_by_the_paper(guidance: Tensor, positive: Tensor, eta: float, threshold: 
         guidance = guidance * min(1.0, threshold / guidance.norm())
     along = (guidance * positive).sum() / (positive * positive).sum() * positive
     return (guidance - along) + eta * along
+
+
+def fdg_by_the_paper(x: Tensor, low: float, high: float, levels: int) -> Tensor:
+    """A guidance (b, c, h, w) of 2506.19713 with factors on the bands of its pyramid, from `high` down to `low`."""
+    if levels == 1:
+        return low * x
+    weights = [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16]
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    (h, w), blurred = x.shape[-2:], torch.zeros_like(x)
+    for i, down in enumerate(weights):
+        for j, across in enumerate(weights):
+            blurred += down * across * padded[..., i : i + h, j : j + w]
+    coarse, factors = blurred[..., ::2, ::2], [high + (low - high) * i / (levels - 1) for i in range(levels)]
+
+    def enlarged(band: Tensor) -> Tensor:
+        return F.interpolate(band, (h, w), mode="bilinear")
+
+    rest = fdg_by_the_paper(coarse, low, factors[1], levels - 1)
+    return high * (x - enlarged(coarse)) + enlarged(rest)

@@ -25,6 +25,8 @@ WIDTH, TOKENS, POOLED, LLAMA_LAYERS = 16, 5, 8, 3
 VIDEO = {"qwen": 1, "wan": 3, "hunyuan_video": 3, "predict2": 1, "ltxv": 3}  # frames of the latents of `latent`
 COUNTED = ("lumina", "zimage", "ltxv")  # the host counts the tokens of their texts by a mask
 QUERIES = ("qkv", "to_q.", "to_k.", "q_proj", "k_proj", "w1q", "w1k", "w2q", "w2k", "linear1", ".q.weight", ".k.weight")
+GATES = (".modC", ".modX", "_mod.1.")  # of AuraFlow and Qwen, whose texts hardly show without a gain
+FACTORS = ("weight", "scale")  # ends of the names of vectors that norms multiply by, on newer and older hosts
 BUFFERS = ("pos_embed", "pad_token")  # which the host leaves uninitialised
 
 _FLUX = {
@@ -169,12 +171,13 @@ def randomise(network: nn.Module, seed: int) -> None:
         for name, p in sorted([*network.named_parameters(), *uninitialised], key=lambda pair: pair[0]):
             drawn = torch.randn(p.shape, generator=generator)
             if id(p) in matrices:
-                gain = 2.0 if any(part in name for part in QUERIES) else 1.0
+                gains = ((2.0, QUERIES), (4.0, GATES))
+                gain = next((gain for gain, parts in gains if any(part in name for part in parts)), 1.0)
                 p.copy_(drawn * gain / p[0].numel() ** 0.5)
-            elif p.ndim > 1:
+            elif p.ndim > 1 and "norm" not in name:
                 p.copy_(0.3 * drawn)
             else:
-                p.copy_(1.0 + 0.1 * drawn if name.endswith("weight") else 0.1 * drawn)
+                p.copy_(1.0 + 0.1 * drawn if name.endswith(FACTORS) else 0.1 * drawn)
 
 
 def text(seed: int, tokens: int = TOKENS, family: str = "", **extra: object) -> list:

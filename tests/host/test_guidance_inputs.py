@@ -10,7 +10,7 @@ from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidance
 from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
-from reins.tests.helpers import tiny_models
+from reins.tests.helpers import tiny_models, tiny_transformers
 from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak
 from reins.tests.helpers.predictions import denoise
 from reins.tests.helpers.tiny_models import noise, text
@@ -113,6 +113,15 @@ def test_a_weak_model_that_takes_more_channels_is_refused(sd15):
     """As an inpainting model does, which is given a picture and a mask beside the noise."""
     other = tiny_models.sd15(in_channels=9)
     wants("channels", lambda: weak_by(other)(sd15), sd15)
+
+
+def test_a_weak_transformer_that_reads_another_text_is_refused():
+    """Flux, Lumina2 and others share a latent, but not their texts."""
+    model = tiny_transformers.MODELS["flux"]()
+    for family, changes in (("lumina", {"cap_feat_dim": 24}), ("flux", {"context_in_dim": 24})):
+        other = tiny_transformers.MODELS[family](**changes)
+        with pytest.raises(ValueError, match=r"weak_model should read a text of 16 numbers per token.*but reads 24"):
+            weak(model, other)
 
 
 def test_a_weak_model_of_another_depth_or_width_is_welcome(sd15):

@@ -70,9 +70,14 @@ def test_a_wrong_layer_is_named_with_those_there_are(text, words, sdxl):
     pag(sdxl)
 
 
-@pytest.mark.parametrize("name", ["pag", "seg", "sag"])
-def test_a_model_without_a_unet_is_refused_before_sampling(name):
+def test_a_model_without_a_unet_is_refused_before_sampling():
     with pytest.raises(ValueError, match=r"steers a UNet.*SD3"):
+        METHODS["sag"](tiny_models.dit())
+
+
+@pytest.mark.parametrize("name", ["pag", "seg"])
+def test_a_layer_of_a_unet_on_a_transformer_is_answered_with_its_layers(name):
+    with pytest.raises(ValueError, match=r"names a layer m0 that .* This model has: b0-1\. auto chooses for you"):
         METHODS[name](tiny_models.dit())
 
 

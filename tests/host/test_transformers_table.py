@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from reins.engine.sites import Site
-from reins.nodes.guidance.auto_layers import chosen_sites
+from reins.nodes.inputs.auto_layers import chosen_sites
 from reins.nodes.inputs.layers import LETTERS, OF_UNET
 from reins.tests.helpers import tiny_transformers
 from reins.tests.helpers.transformer_methods import FAMILIES, METHODS, make, plotted, run

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.dit.families import Family
 from ...engine.find import dit_family
 from ...engine.sites import Block, Site
-from ..inputs.layers import LETTERS, parse_layers
+from .layers import LETTERS, parse_layers
 
 Method = Literal["perturbed attention", "smoothed energy", "skipped layers", "shuffled tokens"]
 REFINERS: tuple[Block, ...] = ("context", "noise")  # of Lumina2, before text and picture meet

@@ -1,0 +1,58 @@
+"""What the shipped transformer reaches, measured through the host: the numbers on its card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...engine.loading import read_file
+from ...nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
+from ...nodes.guidance.cfg_zero import CFGZeroStar
+from ..evaluate import SamplingSettings, prompts, sample, score
+from ..world.dit import DIT_FILE
+from ..world.host_model import dit_config, load_model
+from ..world.model import BASE_FILE, WORDS_KEY
+from .guidance_numbers import clipped
+from .numbers import COUNT, cfg_lines, distances, free_lines
+
+FLOW = SamplingSettings(sampler="euler", scheduler="simple")
+FREE = FLOW._replace(cfg=1.0)
+BURNT = FLOW._replace(cfg=12.0)
+
+
+def load_dit(path: Path = DIT_FILE) -> tuple[ModelPatcher, Tensor]:
+    """The transformer as its node makes it, and the table of words."""
+    return load_model(read_file(path), path.name, dit_config), read_file(BASE_FILE)[WORDS_KEY].float()
+
+
+def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
+    """The model with each correction of CFG, at settings for pictures of 32 cells and a high CFG."""
+    return {
+        "plain": model,
+        "CFG-Zero*": CFGZeroStar.execute(model, 0, 0.0, 1.0).result[0],
+        "CFG-Zero*, first step zero": CFGZeroStar.execute(model, 1, 0.0, 1.0).result[0],
+        "APG": AdaptiveProjectedGuidance.execute(model, 0.0, 3.0, 0.0, 0.0, 1.0).result[0],
+    }
+
+
+def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
+    """The model with each guidance that perturbs its attention, at settings found on other noise: none so far."""
+    return {}
+
+
+def dit_numbers(path: Path) -> Iterator[str]:
+    """The lines of numbers for the card of a transformer."""
+    model, table = load_dit(path)
+    words = prompts(COUNT)
+    yield f"all of these: {FLOW.steps} steps, {FLOW.sampler}, {FLOW.scheduler}"
+    yield from cfg_lines(model, table, words, FLOW)
+    for name, steered in corrected(model).items():
+        found = score(sample(steered, table, words, BURNT), words)
+        yield (
+            f"cfg {BURNT.cfg:g}, {name}: all words {found.rates['all']:.2f}, numbers that clip "
+            f"{clipped(found.image):.1%}; {distances(found)}"
+        )
+    yield from free_lines(model, table, guided(model), FREE)
