@@ -24,6 +24,18 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
         "svd_xt_1_1.safetensors",
         "sd21-unclip-h.ckpt",
     ),
+    "models/diffusion_models": (
+        "flux1-dev.safetensors",
+        "z_image_bf16.safetensors",
+        "wan2.1_t2v_1.3B_fp16.safetensors",
+    ),
+    "models/text_encoders": (
+        "clip_l.safetensors",
+        "t5xxl_fp8_e4m3fn_scaled.safetensors",
+        "qwen_3_4b.safetensors",
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    ),
+    "models/vae": ("ae.safetensors", "wan_2.1_vae.safetensors"),
     "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
     "models/controlnet": ("prompt-diffusion-sd15.ckpt",),
     "models/controlnext": (
@@ -40,6 +52,7 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
 OTHER_FILES = {  # as a graph names them: a file that lies in a subfolder by that subfolder
     Path(name).parts[0] for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names
 }
+TRANSFORMERS_ONLY = ("Reins_SkipLayerGuidance",)  # nodes that refuse the UNet of SD1.5
 
 SMALL_PIXELS = 128
 FEW_STEPS = 6
@@ -84,9 +97,13 @@ def needs_checkpoint(graph: Graph) -> bool:
 
 
 def needs_more_files(graph: Graph) -> bool:
-    """Whether the graph loads an adapter, an image encoder or a picture that does not ship."""
+    """Whether an SD1.5 checkpoint does not do.
+
+    The graph then loads an adapter, an encoder or a picture that does not ship, or has a node for transformers.
+    """
     named = (value for node in graph.values() for value in node["inputs"].values())
-    return any(isinstance(value, str) and value in OTHER_FILES for value in named)
+    loads = any(isinstance(value, str) and value in OTHER_FILES for value in named)
+    return loads or any(_has(graph, node) for node in TRANSFORMERS_ONLY)
 
 
 def _has(graph: Graph, class_type: str) -> bool:

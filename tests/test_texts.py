@@ -36,6 +36,9 @@ KNOWN = re.compile(  # places that exist; whoever adds one has been there
     | github\.com/(comfyanonymous/ComfyUI | cubiq/ComfyUI_IPAdapter_plus | dvlab-research/ControlNeXt
                  | Zhendong-Wang/Prompt-Diffusion)
     | huggingface\.co/Comfy-Org/stable-diffusion-v1-5-archive
+    | huggingface\.co/(Comfy-Org/(stable-diffusion-3\.5-fp8 | flux1-dev | z_image | z_image_turbo
+                                  | Wan_2\.1_ComfyUI_repackaged) | comfyanonymous/flux_text_encoders)
+      /resolve/main/(split_files/\w+/)?[\w.-]+\.safetensors
     | kwonminki\.github\.io/Asyrp/ | lixirui142\.github\.io/unicon-diffusion/
     | www\.w3\.org/2000/svg
     | (localhost | 127\.0\.0\.1)(:\d+)?(/.*)?
@@ -47,12 +50,14 @@ CHECKPOINT_LOADERS = (
     "CheckpointLoaderSimple",
     "ImageOnlyCheckpointLoader",
     "unCLIPCheckpointLoader",
+    "UNETLoader",
     "Reins_DemoModel",
 )
 LOADERS = {  # how many of the first widgets name files
     **dict.fromkeys(CHECKPOINT_LOADERS, 1),
     "CLIPVisionLoader": 1, "LoadImage": 1, "Reins_IPAdapterLoader": 1, "Reins_ControlNeXtLoader": 2,
-    "Reins_UniConLoader": 1, "ControlNetLoader": 1, "Reins_PromptDiffusionLoader": 1,
+    "Reins_UniConLoader": 1, "ControlNetLoader": 1, "Reins_PromptDiffusionLoader": 1, "CLIPLoader": 1,
+    "DualCLIPLoader": 2, "VAELoader": 1,
 }  # fmt: skip
 NO_FILE = "none"
 SHIPPED = (
@@ -68,6 +73,15 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
     "sd_xl_turbo_1.0_fp16.safetensors": ("Non-Commercial", "6.9 GB", "models/checkpoints"),
     "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": ("Stability AI Community", "11.6 GB", "models/checkpoints"),
+    "flux1-dev.safetensors": ("Non-Commercial License", "23.8 GB", "models/diffusion_models"),
+    "clip_l.safetensors": ("Apache 2.0", "246 MB", "models/text_encoders"),
+    "t5xxl_fp8_e4m3fn_scaled.safetensors": ("Apache 2.0", "5.2 GB", "models/text_encoders"),
+    "ae.safetensors": ("Apache 2.0", "335 MB", "models/vae"),
+    "z_image_bf16.safetensors": ("Apache 2.0", "12.3 GB", "models/diffusion_models"),
+    "qwen_3_4b.safetensors": ("Apache 2.0", "8.0 GB", "models/text_encoders"),
+    "wan2.1_t2v_1.3B_fp16.safetensors": ("Apache 2.0", "2.8 GB", "models/diffusion_models"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("Apache 2.0", "6.7 GB", "models/text_encoders"),
+    "wan_2.1_vae.safetensors": ("Apache 2.0", "254 MB", "models/vae"),
     "svd_xt_1_1.safetensors": ("Stability AI's own", "4.8 GB", "models/checkpoints"),
     "sd21-unclip-h.ckpt": ("OpenRAIL++-M", "8.0 GB", "models/checkpoints"),
     "prompt-diffusion-sd15.ckpt": ("state no licence", "5.7 GB", "models/controlnet"),
@@ -87,6 +101,7 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
         ("yours to make", "the folder `input`"),
     ),
 }
+TRANSFORMERS = ("_sd35", "_flux", "_z_image", "_wan21")  # ends of names of examples for released transformers
 START = "_start_here"  # the example to open first
 POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -388,6 +403,11 @@ def chapters() -> list[str]:
     return WHICH_METHOD.read_text(encoding="utf-8").split("\n### ")[1:]
 
 
+def names_in(title: str) -> list[str]:
+    """The names of nodes in the heading of a chapter. A comma between brackets belongs to a name."""
+    return re.split(r", (?![^(]*\))", title)
+
+
 def anchor(title: str) -> str:
     """What a link to a heading is called."""
     return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
@@ -399,7 +419,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("node", METHODS)
 def test_a_method_has_its_chapter_with_a_picture_and_a_workflow_among_the_others(node):
-    (chapter,) = (text for text in chapters() if NODES[node]["display_name"] in text.splitlines()[0].split(", "))
+    (chapter,) = (text for text in chapters() if NODES[node]["display_name"] in names_in(text.splitlines()[0]))
     pictures = re.findall(r"^!\[[^\]]+\]\((images/\w+\.png)\)$", chapter, re.MULTILINE)
     assert pictures
     assert all((WHICH_METHOD.parent / picture).is_file() for picture in pictures)
@@ -538,6 +558,31 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
+def offers_of(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The downloads that the editor offers for the files of an example, by the loader's name."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    return {
+        node["type"]: node["properties"]["models"]
+        for node in nodes
+        if node["type"] in LOADERS and node["properties"].get("models")
+    }
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_an_example_for_a_released_transformer_offers_all_its_downloads(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    loaders = {node["type"]: node for node in nodes if node["type"] in LOADERS}
+    offers = offers_of(path)
+    wanted = path.stem.endswith(TRANSFORMERS)
+    assert set(offers) == (set(loaders) if wanted else set())
+    for loader, offered in offers.items():
+        assert [offer["name"] for offer in offered] == files_of(loaders[loader])
+        for offer in offered:
+            assert offer["url"].startswith("https://")
+            assert offer["url"].rsplit("/", 1)[1] == offer["name"]
+            assert f"models/{offer['directory']}" == FILES[offer["name"]][2]
 
 
 @pytest.mark.parametrize("path", sorted(filter(is_for_the_demo_model, EXAMPLES.glob("*.jpg"))), ids=name_of)

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from page import Frontend, Json, UnknownNodes, as_text, open_frontend  # noqa: E402
 
-import dev  # noqa: E402
 from demo.graphs import API_FOLDER, offer_names  # noqa: E402
 from demo.host import Host, HostSettings  # noqa: E402
+from tools.hosts import newest_host  # noqa: E402
 
 EXAMPLES = ROOT / "example_workflows"
 
@@ -33,7 +33,7 @@ EXAMPLES = ROOT / "example_workflows"
 def frontend() -> Iterator[Frontend]:
     """The editor of a server of our own, which lists the files that the examples name."""
     with tempfile.TemporaryDirectory(prefix="reins-export-", ignore_cleanup_errors=True) as base:
-        settings = HostSettings(dev.newest_host().path, Path(base))
+        settings = HostSettings(newest_host().path, Path(base))
         offer_names(settings.base)
         with Host(settings) as host, open_frontend(host.url, host.client.post) as editor:
             yield editor

@@ -58,6 +58,8 @@ WORDS = {
     "SAG": "Reins_SelfAttentionGuidance",
     "sliding window": "Reins_SlidingWindowGuidance",
     "TPG": "Reins_TokenPerturbationGuidance",
+    "SLG": "Reins_SkipLayerGuidance",
+    "STG": "Reins_SkipLayerGuidance",
     "NAG": "Reins_NormalizedAttentionGuidance",
     "PLADIS": "Reins_SparseCrossAttention",
     "autoguidance": "Reins_WeakModelGuidance",

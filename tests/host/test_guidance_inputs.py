@@ -11,7 +11,7 @@ from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidanc
 from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
 from reins.tests.helpers import tiny_models, tiny_transformers
-from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, swg, tpg, weak
+from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, sag, swg, tpg, weak
 from reins.tests.helpers.predictions import denoise
 from reins.tests.helpers.tiny_models import noise, text
 
@@ -29,7 +29,7 @@ def wants(message, act, model):
     assert torch.equal(denoise(model, size=(8, 8)), before)
 
 
-@pytest.mark.parametrize("method", [tpg, nag, pladis])
+@pytest.mark.parametrize("method", [sag, nag, pladis])
 @pytest.mark.parametrize("other", [tiny_models.dit, tiny_models.flux])
 def test_what_steers_a_unet_refuses_another_network(method, other):
     model = other()

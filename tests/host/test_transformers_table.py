@@ -15,9 +15,14 @@ from reins.tests.helpers import tiny_transformers
 from reins.tests.helpers.transformer_methods import FAMILIES, METHODS, make, plotted, run
 from torch import Tensor
 
-PAGE = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
 REFUSED = "refused: "
 BLOCKS = {letter: block for block, letter in LETTERS.items() if block not in OF_UNET}
+OWN_PAGES = {  # which have a column of the table of auto
+    "PAG": "Reins_PerturbedAttentionGuidance", "SEG": "Reins_SmoothedEnergyGuidance",
+    "SLG": "Reins_SkipLayerGuidance", "TPG": "Reins_TokenPerturbationGuidance",
+}  # fmt: skip
 AUTO_METHODS = ("perturbed attention", "smoothed energy", "skipped layers", "shuffled tokens")
 NO_LAYER = "none"
 
@@ -108,3 +113,13 @@ def test_auto_takes_the_layers_of_the_table():
             else:
                 chosen = chosen_sites(model, "auto", sites(name, blocks), method)
                 assert named(chosen) == cell.split(" ")[0], (name, title)
+
+
+@pytest.mark.parametrize("title", OWN_PAGES)
+def test_the_help_pages_say_the_same_of_auto(title):
+    head, rows = table("Model")
+    wanted = [[*row[:2], row[head.index(title)].split(" ")[0]] for row in rows if row[head.index(title)] != NO_LAYER]
+    folder = ROOT / "web" / "docs"
+    for page in [folder / f"{OWN_PAGES[title]}.md", *folder.glob(f"{OWN_PAGES[title]}/*.md")]:
+        lines = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert [list(line) for line in lines if line[2] != "auto"] == wanted, page.name

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reins.demo.client import Graph
+from reins.demo.graphs import TRANSFORMERS_ONLY
 
 LAYERS = ("m0", "all", "u0-u1", "d0,m0", "u2", "m7", "", "nonsense", "u3-u1")
 FEW = {  # what would take long
@@ -62,6 +63,8 @@ class RandomGraphs:
         }
 
     def _is_insertable(self, name: str) -> bool:
+        if name in TRANSFORMERS_ONLY:
+            return False
         required = self._info[name]["input"].get("required", {})
         kinds = {described.kind for key, described in self._inputs(name).items() if key in required}
         return self._info[name]["category"] == "reins/guidance" and kinds <= {*LITERAL, *AT_HAND}

@@ -15,7 +15,7 @@ aiohttp = pytest.importorskip("aiohttp", reason="the client needs aiohttp (requi
 Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
 
 from reins.demo.client import ExecutionFailed, PromptRejected  # noqa: E402
-from reins.demo.graphs import load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
+from reins.demo.graphs import TRANSFORMERS_ONLY, load_graphs, needs_more_files, shrunk, with_checkpoint  # noqa: E402
 from reins.demo.judge import Verdict, judge  # noqa: E402
 from reins.demo.world.model import word_indices  # noqa: E402
 from reins.demo.world.scenes import draw, render  # noqa: E402
@@ -79,7 +79,7 @@ CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextD
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
 LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot")
 CATEGORIES = {
-    **dict.fromkeys(GUIDANCE, "reins/guidance"),
+    **dict.fromkeys((*GUIDANCE, *TRANSFORMERS_ONLY), "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
     **dict.fromkeys(UNICON, "reins/unicon"),
     **dict.fromkeys(IP_ADAPTER, "reins/ip-adapter"),
