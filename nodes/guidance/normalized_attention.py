@@ -32,9 +32,9 @@ from ...engine.sites import Block, Site
 from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
+from ..inputs.negative_text import NegativeText, negative_texts, weights_in
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import hides_all
-from .negative_text import NegativeText, mean_of_texts, negative_texts
 
 NAME = "Normalized Attention Guidance"
 DEPTH = 1  # above layers that change how the text attention attends, below those that add to it
@@ -219,6 +219,18 @@ class JointAttentionGuidance:
                 parts[number] = parts[number].clone()
                 parts[number][:, place] = made.get(number, guided)
         return torch.cat(parts)
+
+
+def mean_of_texts(
+    call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
+) -> Tensor:  # fmt: skip
+    """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
+    if len(outs) == 1 and texts[0].is_everywhere:
+        return outs[0]
+    weights = [weights_in(call, text, positive.shape[1]) for text in texts]
+    total = sum(weights)
+    mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
+    return torch.where(total > 1e-6, mean, positive)
 
 
 def is_positive(chunk: Chunk) -> bool:

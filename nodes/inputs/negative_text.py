@@ -15,34 +15,25 @@ from ...engine.layers.attention import Call
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.span import Span
-from ..inputs.sockets import checked_mask, finite_tensor, shape_text
+from .sockets import checked_mask, finite_tensor, shape_text
 
 
 @dataclass(frozen=True, eq=False)
 class NegativeText:
-    """One entry of a negative prompt, and its weight and place.
+    """One entry of a negative prompt: text (1 or n, tokens, c), and its weight, place and time.
 
-    `area` holds height, width, top and left, in cells or as shares of the picture.
+    `area` holds height, width, top and left, in cells or as shares of the picture. `own` is the entry as a transformer
+    reads it.
     """
 
+    text: Tensor
+    strength: float
+    mask: Tensor | None  # (m, height, width)
+    area: tuple[float, float, float, float] | None
+    is_share: bool
+    is_everywhere: bool
+    span: Span
     own: OwnText
-    strength: float = 1.0
-    mask: Tensor | None = None  # (m, height, width)
-    area: tuple[float, float, float, float] | None = None
-    is_share: bool = False
-
-    @property
-    def text(self) -> Tensor:
-        """The text (1 or n, tokens, c)."""
-        return self.own.conditioning[0]
-
-    @property
-    def span(self) -> Span:
-        return self.own.span
-
-    @property
-    def is_everywhere(self) -> bool:
-        return self.mask is None and self.area is None
 
     def weights(self, grid: tuple[int, int], chunks: Sequence[Chunk], size: tuple[int, int]) -> Tensor:
         """Returns the weight of the text (chunks, 1 or b, tokens, 1) on a grid, in a latent of `size` cells."""
@@ -86,28 +77,20 @@ def _negative_text(text: Any, settings: dict[str, Any], width: int | None) -> Ne
         area = (*area[1:3], *area[4:])
     mask = checked_mask(settings.get("mask"), "The mask of negative")
     span = Span(settings.get("start_percent", 0.0), settings.get("end_percent", 1.0))
+    text = finite_tensor(text, "negative", "finite numbers")
     return NegativeText(
-        own=OwnText((finite_tensor(text, "negative", "finite numbers"), settings), span),
+        text=text,
         strength=settings.get("strength", 1.0) * (settings.get("mask_strength", 1.0) if mask is not None else 1.0),
         mask=mask,
         area=area,
         is_share=is_share,
+        is_everywhere=mask is None and area is None,
+        span=span,
+        own=OwnText((text, settings), span),
     )
 
 
-def mean_of_texts(
-    call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
-) -> Tensor:  # fmt: skip
-    """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
-    if len(outs) == 1 and texts[0].is_everywhere:
-        return outs[0]
-    weights = [_weights(call, text, positive.shape[1]) for text in texts]
-    total = sum(weights)
-    mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
-    return torch.where(total > 1e-6, mean, positive)
-
-
-def _weights(call: Call | DiTCall, text: NegativeText, tokens: int) -> Tensor:
+def weights_in(call: Call | DiTCall, text: NegativeText, tokens: int) -> Tensor:
     """Returns the weight of a text (rows, tokens, 1). Beside the picture, a text for a place of it has none."""
     if text.is_everywhere:
         return call.q.new_full((1, 1, 1), text.strength)
