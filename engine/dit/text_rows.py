@@ -37,6 +37,7 @@ REFUSED = {
     "siglip_feats": "comes with pictures",
     "ref_contexts": "comes with pictures",
 }  # inputs of the model that change what a text is
+PICTURES_BEFORE = {"ref_latents": "comes with pictures"}  # which Lumina2 has between text and picture
 Arguments = tuple[Any, ...]  # x, t, c_concat, c_crossattn, control and options of a call of the model
 
 
@@ -181,7 +182,8 @@ def _check(
 ) -> None:  # fmt: skip
     """Raises RuntimeError if the method's texts and the positive cannot be read side by side."""
     method = texts[0][0].method
-    for name, fault in REFUSED.items():
+    faults = {**REFUSED, **(PICTURES_BEFORE if family.text_moves_picture else {})}
+    for name, fault in faults.items():
         if inputs.get(name) is not None:
             raise RuntimeError(
                 f"{method} reads the positive and the negative side by side in {family.name}, but the positive {fault} "

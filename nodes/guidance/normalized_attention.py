@@ -196,7 +196,7 @@ class JointAttentionGuidance:
 
     settings: Settings
     owner: UUID
-    first: Site
+    sites: Sequence[Site]
 
     def __call__(self, call: DiTCall, below: Attend) -> Tensor:
         """Returns the attention (rows, tokens, c), with one guided picture in a positive and the rows beside it."""
@@ -212,7 +212,8 @@ class JointAttentionGuidance:
             positive = parts[readers.positive][:, place]
             alone = call.only([readers.positive])
             negative = mean_of_texts(alone, texts, [parts[number][:, place] for number in own], positive)
-            self.settings.signs.compare(negative, positive)
+            if self.settings.signs.compared < len(self.sites) or call.site == self.sites[0]:
+                self.settings.signs.compare(negative, positive)
             made = {number: self.settings.guided(parts[number][:, place], negative) for number in readers.others}
             guided = self.settings.guided(positive, negative)
             for number in (readers.positive, *own, *readers.others):
@@ -262,7 +263,7 @@ def add_to_transformer(
     else:
         joint = all_sites(model, "attn1")
         sites = [site for site in joint if site.index == 0 and site.block not in BEFORE_TEXT]
-        layer, depth = JointAttentionGuidance(settings, texts.id, sites[0]), OUTERMOST
+        layer, depth = JointAttentionGuidance(settings, texts.id, sites), OUTERMOST
     model = add_attention_layer(model, sites, Named("NAG", layer, settings.signs), span, depth=depth)
     append(model, replace(texts, order=next_order(model)))
     return model
@@ -276,6 +277,11 @@ def _check_readable(texts: Sequence[NegativeText], family: Family, model: ModelP
             raise ValueError(
                 "negative should have the tokens of HiDream's Llama, but has none. Encode it with the CLIP of this "
                 "model (QuadrupleCLIPLoader)."
+            )
+        if family.cross is None and settings.get("conditioning_byt5small") is not None:
+            raise ValueError(
+                f"negative should have no words in quotes, which a second text encoder reads (ByT5), for it is read "
+                f"beside the positive in {family.name}. Take the quotes away."
             )
     blocks = getattr(unwrapped(model.get_model_object("diffusion_model")), family.stacks[0].attribute)
     if family.cross == "ltxv" and any(getattr(block, "cross_attention_adaln", False) for block in blocks):

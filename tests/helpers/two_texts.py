@@ -46,7 +46,11 @@ def start(family: str, model: ModelPatcher, h: int = 8, w: int = 12, batch: int 
 def conds_of(model: ModelPatcher, text: list, x: Tensor) -> dict[str, Any]:
     """What the model's own code makes of one prompt."""
     conds = comfy.samplers.encode_model_conds(model.model.extra_conds, convert_cond(text), x, CPU, "positive")
-    return {name: cond.cond for name, cond in conds[0]["model_conds"].items()}
+    values = {name: cond.cond for name, cond in conds[0]["model_conds"].items()}
+    return {
+        name: value.expand(len(x), *value.shape[1:]) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def by_heads(part: Tensor, heads: int, is_by_heads: bool) -> Tensor:
@@ -119,16 +123,19 @@ def guided_by_hand(
     """
     meeting = Meeting(pictures, settings, logits)
     conds = [conds_of(model, prompt, begin.x) for prompt in prompts]
-    of_text = ("c_crossattn", "attention_mask", "num_tokens", "encoder_hidden_states_llama3")
+    of_text = (
+        "c_crossattn", "attention_mask", "num_tokens", "encoder_hidden_states_llama3", "t5xxl_ids", "t5xxl_weights",
+    )  # fmt: skip
     conds = [{**conds[0], **{name: own[name] for name in of_text if name in own}} for own in conds]
     results: dict[int, Tensor] = {}
     errors: list[Exception] = []
+    is_inference = torch.is_inference_mode_enabled()
 
     def run(number: int, inputs: Mapping[str, Any]) -> None:
         threading.current_thread().name = f"run {number}"
         options = {"optimized_attention_override": meeting.override(number), "sigmas": begin.sigma}
         try:
-            with torch.no_grad():
+            with torch.inference_mode(is_inference), torch.no_grad():
                 results[number] = model.model.apply_model(
                     begin.x.clone(), begin.sigma, transformer_options=options, **inputs
                 )
