@@ -17,6 +17,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .dit.around import forward_with_layers, options_with_dit_layers
+from .dit.own_texts import with_conds_of_texts
+from .dit.text_rows import call_with_text_rows
 from .effects import watch
 from .entries import KEY, Signs, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
@@ -149,9 +151,24 @@ class _WithPartners:
         if not partners:
             network = self.class_obj.diffusion_model
             if not isinstance(getattr(network, "_orig_mod", network), UNetModel):
-                options = options_with_dit_layers(options, network, x, conds, control, _span_test(options))
-            return self.executor(*arguments[:-1], options, **conds)
+                return self._call_transformer(arguments, conds)
+            return self.executor(*arguments, **conds)
         return call_with_partners(self.executor, partners, options[SAMPLING], *arguments, **conds)
+
+    def _call_transformer(self, arguments: tuple[Any, ...], conds: dict[str, Any]) -> Tensor:
+        """Calls the model with the rows of further texts, and with the layers of the call in its options."""
+        *inputs, options = arguments
+        in_span = _span_test(options)
+        options = with_conds_of_texts(options, self.class_obj, inputs[0], in_span)
+
+        def call(x: Tensor, *others: Any, **conds: Any) -> Tensor:
+            *inputs, control, options = others
+            with_layers = options_with_dit_layers(
+                options, self.class_obj.diffusion_model, x, conds, control, _span_test(options)
+            )
+            return self.executor(x, *inputs, control, with_layers, **conds)
+
+        return call_with_text_rows(call, self.class_obj, (*inputs, options), conds, in_span)
 
 
 def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-AttentionKind = Literal["attn1", "attn2"]  # of the picture (in a transformer also of its text), text attention
+# Of the picture (in a transformer also of its text), text attention, attention of a text to itself.
+AttentionKind = Literal["attn1", "attn2", "text"]
 Block = Literal["input", "middle", "output", "context", "noise", "double", "single", "layer"]
 ORDER: Mapping[Block, int] = {
     "input": 0, "middle": 1, "output": 2,  # of a UNet

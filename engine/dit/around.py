@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..entries import entries
-from ..layers.call import NETWORK, NetworkCall
+from ..layers.call import NETWORK, ORIGINAL_SHAPE, NetworkCall
 from ..layers.slots import layers_by_site
 from ..rows.chunk import CHUNKS, chunks_of, options_with
 from ..sharing import sharing_plan
@@ -26,6 +26,8 @@ from .families import BlockPlace, Family, family_of, unwrapped
 from .override import attend_with_layers
 from .passage import OVERRIDE, PASSAGE, Passage, passage_in
 from .picture import picture_of
+from .text_parts import parts_for_texts
+from .text_rows import ROWS
 
 
 def options_with_dit_layers(
@@ -53,7 +55,8 @@ def options_with_dit_layers(
     passage.is_separable = not any(conds.get(name) is not None for name in family.enclosed)
     if passage.is_separable:
         passage.plan = sharing_plan(options, without_layers, control)
-    passage.occupant = options.get(OVERRIDE)
+    passage.texts, passage.occupant = options.get(ROWS), options.get(OVERRIDE)
+    options.setdefault(ORIGINAL_SHAPE, list(x.shape))
     options |= {PASSAGE: passage, OVERRIDE: attend_with_layers} if by_site else {PASSAGE: passage}
     slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
     of_blocks = slots.setdefault("dit", {})
@@ -131,7 +134,8 @@ def forward_with_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor
     passage = passage_in(kwargs.get(OPTIONS)) or next(
         (passage_in(value) for value in arguments if isinstance(value, dict) and PASSAGE in value), None
     )
-    if passage is None or not _lacks_slots(passage.family):
+    parts = {} if passage is None else parts_for_texts(passage, unwrapped(executor.class_obj))
+    if passage is None or not (parts or _lacks_slots(passage.family)):
         return executor(*arguments, **kwargs)
     network = unwrapped(executor.class_obj)
     if getattr(executor.original, "__func__", None) is not type(network)._forward:
@@ -141,8 +145,9 @@ def forward_with_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor
         )
     view = object.__new__(type(network))
     view.__dict__.update(network.__dict__)  # parts in an instance's own dict are found before its modules
+    view.__dict__.update(parts)
     needed = set(passage.needed())
-    for stack in passage.family.stacks:
+    for stack in passage.family.stacks if _lacks_slots(passage.family) else ():
         blocks = enumerate(getattr(network, stack.attribute))
         view.__dict__[stack.attribute] = [
             _StandIn(place, block, passage) if (place := BlockPlace(stack, number)) in needed else block

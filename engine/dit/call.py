@@ -18,7 +18,8 @@ class DiTCall(LayerCall):
     """Queries, keys and values (rows, heads, tokens, d) after norms and positions. Keys may have fewer heads.
 
     `picture` says which of the queries are the picture. Its tokens fill `grid`: frames, height and width. `is_joint`
-    tells whether the keys are those tokens too, and not a text. `mask` is the host's, or None.
+    tells whether the keys are those tokens too, and not a text. `text` says which of them are text. `mask` is the
+    host's, or None.
     """
 
     q: Tensor
@@ -30,6 +31,12 @@ class DiTCall(LayerCall):
     picture: slice
     grid: tuple[int, int, int]
     is_joint: bool
+    text: slice
+
+    @property
+    def beside_text(self) -> slice:
+        """Which tokens of a joint attention are not text: those of the picture, of references and of padding."""
+        return slice(self.text.stop, self.q.shape[2]) if self.text.start == 0 else slice(0, self.text.start)
 
     @property
     def rest(self) -> list[slice]:
@@ -56,6 +63,10 @@ class DiTCall(LayerCall):
             mask = pick(mask, numbers, total)
         return replace(self, q=q, k=k, v=v, mask=mask, options=options_with(self.options, chunks), chunks=chunks)
 
+    def of_keys(self, k: Tensor, v: Tensor, mask: Tensor | None) -> DiTCall:
+        """Returns the same call with other keys and values (rows, heads, tokens, d), and their mask."""
+        return replace(self, k=k, v=v, mask=mask)
+
     def of_queries(self, part: slice) -> DiTCall:
         """Returns the same call for some of the queries. None of them counts as the picture."""
         mask = self.mask
@@ -70,9 +81,7 @@ class DiTCall(LayerCall):
         """
         if self.mask is None:
             return None
-        mask = self.mask
-        while mask.ndim < 4:  # (queries, keys), (rows, queries, keys) or (rows, heads, queries, keys)
-            mask = mask.unsqueeze(mask.ndim - 2)
+        mask = by_heads(self.mask)
         if mask.shape[-2] > 1:
             mask = mask[..., self.picture, :]
         return torch.cat([mask[..., part] for part in self.rest], -1)
@@ -89,3 +98,13 @@ class DiTCall(LayerCall):
         q = self.q.clone()
         q[:, :, self.picture] = changed
         return replace(self, q=q)
+
+
+def by_heads(mask: Tensor) -> Tensor:
+    """Returns a mask of the host (b or 1, heads or 1, queries or 1, keys).
+
+    It may come as (queries, keys), (rows, queries, keys) or (rows, heads, queries, keys).
+    """
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(mask.ndim - 2)
+    return mask

@@ -38,6 +38,10 @@ class Family(NamedTuple):
     has_rope: bool = True  # whether positions are encoded in attention, and not added to the tokens at the start
     enclosed: tuple[str, ...] = ()  # conds that the host hands to blocks past their slots, with a row for each image
     one_row: tuple[str, ...] = ()  # conds with which the host's network takes one row alone
+    reads_text: str = ""  # the part of the network that a text goes through first. Empty if the text goes to the blocks
+    mixes_text: bool = False  # whether that part lets the tokens of a text see each other, or adds some to them
+    text_moves_picture: bool = False  # whether the positions of the picture depend on how many tokens the text has
+    cross: Literal["wan", "ltxv", "predict2"] | None = None  # whose names the parts of a text attention have
 
 
 class BlockPlace(NamedTuple):
@@ -56,46 +60,65 @@ JOINT = ("img", "txt")
 DOUBLE = Stack("d", "double", "double_blocks", slot="double_block", streams=JOINT)
 SINGLE = Stack("s", "single", "single_blocks", slot="single_block")
 CROSS: tuple[AttentionKind | None, ...] = ("attn1", "attn2")
-WAN = Family("Wan", (Stack("b", "layer", "blocks", CROSS, "double_block"),), "apart")
-FLUX = Family("Flux", (DOUBLE, SINGLE), "first")
+WAN = Family(
+    "Wan", (Stack("b", "layer", "blocks", CROSS, "double_block"),), "apart", reads_text="text_embedding", cross="wan"
+)
+FLUX = Family("Flux", (DOUBLE, SINGLE), "first", reads_text="txt_in")
 LUMINA = Family(
     "Lumina2 and Z-Image",
     (
-        Stack("c", "context", "context_refiner", (None,), streams=(0,)),
+        Stack("c", "context", "context_refiner", ("text",), streams=(0,)),
         Stack("n", "noise", "noise_refiner", streams=(0,)),
         Stack("b", "layer", "layers", streams=(0,)),
     ),
     "first",
+    reads_text="cap_embedder",
+    text_moves_picture=True,
 )
-PREDICT2 = Family("Cosmos Predict2", (Stack("b", "layer", "blocks", CROSS, streams=(0,)),), "apart")
+PREDICT2 = Family(
+    "Cosmos Predict2",
+    (Stack("b", "layer", "blocks", CROSS, streams=(0,)),),
+    "apart",
+    reads_text="blocks.0.cross_attn.k_proj",
+    cross="predict2",
+)
 FAMILIES: Mapping[str, Family] = {
     "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper": Family(
         "SD3",
         (Stack("b", "layer", "joint_blocks", slot="double_block", streams=JOINT, is_checkpointed=True),),
         "first",
         has_rope=False,
+        reads_text="context_embedder",
     ),
     "flux.model.Flux": FLUX,
     "chroma.model.Chroma": FLUX._replace(name="Chroma"),
     "chroma_radiance.model.ChromaRadiance": FLUX._replace(name="Chroma Radiance"),
-    "hunyuan_video.model.HunyuanVideo": FLUX._replace(name="HunyuanVideo", one_row=("attention_mask", "ref_latent")),
+    "hunyuan_video.model.HunyuanVideo": FLUX._replace(
+        name="HunyuanVideo", mixes_text=True, one_row=("attention_mask", "ref_latent")
+    ),
     "aura.mmdit.MMDiT": Family(
         "AuraFlow",
         (DOUBLE._replace(attribute="double_layers"), SINGLE._replace(attribute="single_layers")),
         "first",
         has_rope=False,
+        reads_text="cond_seq_linear",
     ),
     "qwen_image.model.QwenImageTransformer2DModel": Family(
         "Qwen-Image",
         (Stack("b", "layer", "transformer_blocks", slot="double_block", streams=JOINT),),
         "first",
         enclosed=("attention_mask",),
+        reads_text="txt_in",
     ),
     "wan.model.WanModel": WAN,
     "wan.model.VaceWanModel": WAN._replace(name="Wan VACE"),
     "wan.model.CameraWanModel": WAN._replace(name="Wan Camera"),
     "lightricks.model.LTXVModel": Family(
-        "LTX-Video", (Stack("b", "layer", "transformer_blocks", CROSS, "double_block"),), "apart"
+        "LTX-Video",
+        (Stack("b", "layer", "transformer_blocks", CROSS, "double_block"),),
+        "apart",
+        reads_text="caption_projection",
+        cross="ltxv",
     ),
     "lumina.model.NextDiT": LUMINA,
     "hidream.model.HiDreamImageTransformer2DModel": Family(
@@ -105,9 +128,10 @@ FAMILIES: Mapping[str, Family] = {
             Stack("s", "single", "single_stream_blocks", streams=("image_tokens",)),
         ),
         "last",
+        reads_text="caption_projection",
     ),
     "cosmos.predict2.MiniTrainDIT": PREDICT2,
-    "anima.model.Anima": PREDICT2._replace(name="Anima"),
+    "anima.model.Anima": PREDICT2._replace(name="Anima", reads_text=""),
 }
 NO_OPTIONS = "its attention is called without the host's options, so that no layer can reach it"
 REFUSED: Mapping[str, str] = {
@@ -137,6 +161,8 @@ def family_of(network: nn.Module) -> Family | None:
         return None
     if family.name == "HunyuanVideo" and _puts_text_last(network):
         return family._replace(text="last")
+    if family.name == LUMINA.name and getattr(network, "pad_tokens_multiple", None):
+        return family._replace(mixes_text=True)
     if family is WAN and getattr(network, "model_type", "t2v") == "i2v":
         return family._replace(stacks=(family.stacks[0]._replace(attentions=("attn1", None, "attn2")),))
     return family

@@ -6,7 +6,7 @@ not compiled anew. What it does is in the passage of the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..layers.call import NETWORK
 from ..layers.slots import stacked
-from ..rows.chunk import CHUNKS, chunks_at
+from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..sites import Site
-from .call import DiTCall
+from .call import DiTCall, by_heads
 from .passage import Passage, passage_in
+from .text_rows import TextRows
 
 OPTIONS = "transformer_options"
 
@@ -36,8 +37,9 @@ def attend_with_layers(
         return func(q, k, v, heads, *args, **kwargs)
     attend = func if passage.occupant is None else _below(passage.occupant, func)
     site = passage.next_attention()
-    layers = passage.by_site.get(site)
-    if not layers:
+    layers = passage.by_site.get(site, ())
+    hides_text = site is not None and passage.texts is not None and passage.texts.are_padded
+    if not layers and not hides_text:
         return attend(q, k, v, heads, *args, **kwargs)
     call = _call(passage, site, (q, k, v), heads, args, kwargs)
     out = stacked(layers, _host_attention(attend, args, kwargs))(call)
@@ -59,14 +61,33 @@ def _call(
 ) -> DiTCall:  # fmt: skip
     options = kwargs[OPTIONS]
     q, k, v = _by_heads(tensors, heads, kwargs.get("skip_reshape", False))
-    is_joint = site.kind == "attn1"
-    text = passage.text if is_joint and site.index == 0 and site.block != "noise" else 0
+    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, len(q))
+    picture, text = passage.parts(site, q.shape[2])
+    mask = args[0] if args else kwargs.get("mask")
+    if passage.texts is not None and text.stop > text.start:
+        mask = _hiding(passage.texts, chunks, text, k, mask)
     return DiTCall(
-        q=q, k=k, v=v, site=site, heads=heads, mask=args[0] if args else kwargs.get("mask"),
-        picture=passage.picture.within(q.shape[2], text, passage.family.text == "first"), grid=passage.picture.grid,
-        is_joint=is_joint, chunks=chunks_at(options.get(CHUNKS, passage.chunks), options, len(q)), options=options,
-        **options[NETWORK]._asdict(),
+        q=q, k=k, v=v, site=site, heads=heads, mask=mask, picture=picture, grid=passage.picture.grid, text=text,
+        is_joint=site.kind == "attn1", chunks=chunks, options=options, **options[NETWORK]._asdict(),
     )  # fmt: skip
+
+
+def _hiding(
+    texts: TextRows, chunks: Sequence[Chunk], text: slice, k: Tensor, mask: Tensor | None
+) -> Tensor | None:  # fmt: skip
+    """Returns the mask with the repeated tokens of texts hidden, for keys (rows, heads, tokens, d)."""
+    unseen = [texts.unseen(chunk, text.stop - text.start) for chunk in chunks]
+    if not any(part.stop > part.start for of_chunk in unseen for part in of_chunk):
+        return mask
+    hiding = k.new_zeros(len(chunks), 1, 1, k.shape[2])
+    for row, of_chunk in zip(hiding, unseen, strict=True):
+        for part in of_chunk:
+            row[..., text.start + part.start : text.start + part.stop] = torch.finfo(k.dtype).min
+    hiding = hiding.repeat_interleave(len(k) // len(chunks), 0)
+    if mask is None:
+        return hiding
+    mask = by_heads(mask)
+    return hiding.masked_fill(~mask, torch.finfo(k.dtype).min) if mask.dtype == torch.bool else hiding + mask
 
 
 def _by_heads(tensors: tuple[Tensor, Tensor, Tensor], heads: int, is_by_heads: bool) -> list[Tensor]:

@@ -18,6 +18,7 @@ from ..sites import Site
 from .block_layers import PerturbedBlocks
 from .families import BlockPlace, Family, attentions_of, blocks_of
 from .picture import Picture
+from .text_rows import TextRows
 
 PASSAGE = "reins_passage"
 OVERRIDE = "optimized_attention_override"
@@ -37,6 +38,7 @@ class Passage:
         self.is_separable = True  # whether blocks hold nothing of single rows but what they are given
         self.without_checkpoint: dict[tuple[str, int], Callable[..., Any]] = {}  # blocks, instead of the host's slots
         self.in_slots: dict[tuple[str, int], Callable[..., Any]] = {}  # other packs' functions in slots of blocks
+        self.texts: TextRows | None = None  # if chunks have texts that are repeated to one length
         self.text = 0  # tokens of text in the sequence of a joint attention
         self.running: list[Site | None] = []  # attentions that the running block has yet to call
         self.sites: dict[tuple[str, int], list[Site | None]] = {}
@@ -65,9 +67,23 @@ class Passage:
         for key, place in self.places.items():
             has_layers = key in self.on_blocks or any(site in self.by_site for site in self.sites[key])
             tells_text = place.number == 0 and "txt" in place.stack.streams
-            if has_layers or tells_text or self.phase(place) is not None:
+            is_padded = self.texts is not None and self.texts.are_padded
+            if has_layers or tells_text or is_padded or self.phase(place) is not None:
                 needed.append(place)
         return needed
+
+    def parts(self, site: Site, tokens: int) -> tuple[slice, slice]:
+        """Returns which of so many queries of an attention are the picture, and which are text."""
+        if site.kind == "text":
+            return slice(0, 0), slice(0, tokens)
+        has_text = site.kind == "attn1" and site.index == 0 and site.block != "noise" and self.family.text != "apart"
+        is_first = self.family.text == "first"
+        picture = self.picture.within(tokens, self.text if has_text else 0, is_first)
+        if not has_text:
+            return picture, slice(0, 0)
+        if self.picture.padding is not None:
+            return picture, slice(0, picture.start)
+        return picture, slice(0, self.text) if is_first else slice(picture.stop, tokens)
 
     def begin(self, place: BlockPlace) -> None:
         """Notes that a block begins."""

@@ -20,6 +20,7 @@ from ..run import RUN, STEP, Run, Step, not_told, sigma_in
 from .texts import PatchedTexts
 
 NETWORK = "reins_network"
+ORIGINAL_SHAPE = "original_shape"  # of the latents that the network is shown
 
 
 class NetworkCall(NamedTuple):
@@ -66,7 +67,7 @@ class LayerCall:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, in cells, of the latent that the network is shown."""
-        return tuple((self.options.get("original_shape") or not_told("original_shape"))[-2:])
+        return tuple((self.options.get(ORIGINAL_SHAPE) or not_told(ORIGINAL_SHAPE))[-2:])
 
     @property
     def window(self) -> Any:

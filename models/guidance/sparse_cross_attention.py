@@ -8,18 +8,27 @@ from torch import Tensor
 
 from .entmax import entmax15
 
+OUT_OF_REACH = 4.0  # below the largest score, entmax with alpha 1.5 gives exact zeros from 2 on
 
-def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+
+def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Sparse less dense attention, (b, n, heads * d), from q (b, n, heads * d), k and v (b, m, heads * d).
 
     It is (entmax(s) - softmax(s)) V with s = Q K^T / sqrt(d). PLADIS is dense + scale * (sparse - dense) (equation 9).
-    Weights are computed in single precision or better. Taking one image at a time bounds their memory.
+    `mask` (b or 1, heads or 1, n or 1, m) is added to s, or says which keys are seen. Weights are computed in single
+    precision or better. Taking one image at a time bounds their memory.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     images = zip(*(rearrange(t.to(exact), "b n (h d) -> b h n d", h=heads) for t in (q, k, v)), strict=True)
-    return torch.stack([_of_image(*image) for image in images]).to(q.dtype)
+    masks = [None] * len(q) if mask is None else mask.expand(len(q), *mask.shape[1:])
+    return torch.stack([_of_image(*image, mask) for image, mask in zip(images, masks, strict=True)]).to(q.dtype)
 
 
-def _of_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _of_image(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-    return rearrange((entmax15(scores) - scores.softmax(-1)) @ v, "h n d -> n (h d)")
+    if mask is None:
+        return rearrange((entmax15(scores) - scores.softmax(-1)) @ v, "h n d -> n (h d)")
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    # The squares of what is hidden would overflow.
+    within_reach = scores.clamp_min(scores.amax(-1, keepdim=True) - OUT_OF_REACH)
+    return rearrange((entmax15(within_reach) - scores.softmax(-1)) @ v, "h n d -> n (h d)")

@@ -10,27 +10,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...engine.dit.call import DiTCall
+from ...engine.dit.families import Family, unwrapped
+from ...engine.dit.own_texts import TextsOfMethod, keys_and_values, text_width
+from ...engine.dit.text_rows import readers_of
 from ...engine.entries import Signs, append, next_order
+from ...engine.find import all_sites, dit_family
 from ...engine.layers.attention import Attend, Call, only_on
 from ...engine.layers.texts import OwnTexts
 from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import Chunk
 from ...engine.rows.images import clamped
-from ...engine.rows.masks import mask_on_grid, shown_by
-from ...engine.sites import Site
+from ...engine.sites import Block, Site
 from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
+from ..inputs.negative_text import NegativeText, negative_texts, weights_in
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
-from ..inputs.sockets import checked_mask, finite_tensor, hides_all, shape_text
+from ..inputs.sockets import hides_all
 
+NAME = "Normalized Attention Guidance"
 DEPTH = 1  # above layers that change how the text attention attends, below those that add to it
+OUTERMOST = -1  # in joint attention above all other layers, for they act on the rows of the negative too
+BEFORE_TEXT: tuple[Block, ...] = ("noise",)  # blocks of Lumina2 that see the picture alone
 
 
 class NormalizedAttentionGuidance(io.ComfyNode):
@@ -68,101 +77,80 @@ class NormalizedAttentionGuidance(io.ComfyNode):
         cls, model: ModelPatcher, negative: list, scale: float, tau: float, alpha: float, start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:  # fmt: skip
-        blocks = find_transformers(unet_of(model))
-        if not blocks:
+        sites = all_sites(model, "attn2")
+        family = dit_family(model)
+        blocks = find_transformers(unet_of(model)) if family is None else []
+        if family is None and not blocks:
             raise ValueError(
                 "Normalized Attention Guidance needs text attention, but this model has none. Remove the node."
             )
-        texts = [_negative_text(*entry, blocks[0].context) for entry in _checked_negative(negative)]
+        width = blocks[0].context if blocks else text_width(model.get_model_object("diffusion_model"), family)
+        texts = negative_texts(negative, width)
+        if family is not None:
+            _check_readable(texts, family, model)
         if scale == 0 or alpha == 0:
             return io.NodeOutput(model)
         texts = [text for text in texts if not hides_all(text.mask, "The mask of negative", "A text of NAG's negative")]
         if not texts:
             return io.NodeOutput(model)
+        settings, span = Settings(texts, scale, tau, alpha), Span(start_percent, end_percent)
+        if family is not None:
+            return io.NodeOutput(add_to_transformer(model, settings, family, sites, span))
         paths = {block.site("attn2"): f"{block.path}.attn2" for block in blocks}
-        guidance = NormalizedAttention(texts, paths, scale, tau, alpha)
-        return io.NodeOutput(add_normalized_attention(model, guidance, Span(start_percent, end_percent)))
+        return io.NodeOutput(add_normalized_attention(model, NormalizedAttention(settings, paths), span))
 
 
 @dataclass(frozen=True, eq=False)
-class NegativeText:
-    """One entry of a negative prompt: text (1 or n, tokens, c), and its weight, place and time.
-
-    `area` holds height, width, top and left, in cells or as shares of the picture.
-    """
-
-    text: Tensor
-    strength: float = 1.0
-    mask: Tensor | None = None  # (m, height, width)
-    area: tuple[float, float, float, float] | None = None
-    is_share: bool = False
-    span: Span = WHOLE_RUN
-
-    @property
-    def is_everywhere(self) -> bool:
-        return self.mask is None and self.area is None
-
-    def weights(self, grid: tuple[int, int], chunks: Sequence[Chunk], size: tuple[int, int]) -> Tensor:
-        """Returns the weight of the text (chunks, 1 or b, tokens, 1) on a grid, in a latent of `size` cells."""
-        shown = torch.ones(1, *size) if self.mask is None else self.mask.float()
-        if self.area is not None:
-            shown = shown * self._inside(shown.shape[-2:], size)
-        return mask_on_grid(shown * self.strength, grid, chunks)
-
-    def _inside(self, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Returns a mask of a shape, 1 in the area and 0 elsewhere, for a latent of `size` cells."""
-        h, w, top, left = self.area
-        units = (shape[0], shape[1]) if self.is_share else (shape[0] / size[0], shape[1] / size[1])
-        inside = torch.zeros(*shape)
-        rows = slice(round(top * units[0]), round((top + h) * units[0]))
-        columns = slice(round(left * units[1]), round((left + w) * units[1]))
-        inside[rows, columns] = 1
-        return inside
-
-
-@dataclass(frozen=True, eq=False)
-class NormalizedAttention:
-    """The layer on the attentions at `paths`, which acts on the chunks of the positive."""
+class Settings:
+    """The inputs of the node."""
 
     texts: Sequence[NegativeText]
-    paths: Mapping[Site, str]
     scale: float
     tau: float
     alpha: float
     signs: Signs = field(default_factory=Signs)
 
-    def __call__(self, call: Call, below: Attend) -> Tensor:
-        texts = self._active(call)
-        if not texts:
-            return below(call)
-        return only_on(is_positive, lambda call, below: self._guided(call, below, texts))(call, below)
+    def guided(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Returns the output (b, tokens, c) for the positive, pushed away from that for the negative."""
+        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
 
-    def _active(self, call: Call) -> list[NegativeText]:
+    def active(self, call: Call | DiTCall) -> list[NegativeText]:
+        """Returns the texts that count at this noise level."""
         if all(text.span == WHOLE_RUN for text in self.texts):
             return list(self.texts)
         return [text for text in self.texts if text.span.contains(call.sigma, call.run, call.to_sigma)]
 
-    def _guided(self, call: Call, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class NormalizedAttention:
+    """The layer on the attentions at `paths` of a UNet, which acts on the chunks of the positive."""
+
+    settings: Settings
+    paths: Mapping[Site, str]
+
+    @property
+    def signs(self) -> Signs:
+        return self.settings.signs
+
+    def __call__(self, call: Call, below: Attend) -> Tensor:
+        texts = self.settings.active(call)
+        if not texts:
+            return below(call)
+        return only_on(is_positive, lambda call, below: self._guided(call, below, texts))(call, below)
+
+    def _guided(self, call: Call | DiTCall, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
         positive = below(call)
-        negative = self._negative(call, below, texts, positive)
+        negative = mean_of_texts(call, texts, [self._attend(call, below, text) for text in texts], positive)
         # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
         if self.signs.compared < len(self.paths) or call.site == next(iter(self.paths)):
             self.signs.compare(negative, positive)
-        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
+        return self.settings.guided(positive, negative)
 
-    def _negative(self, call: Call, below: Attend, texts: Sequence[NegativeText], positive: Tensor) -> Tensor:
-        """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
-        outs = []
-        for text in texts:
-            k, v = self._keys(call, text)
-            chunks = tuple(chunk._replace(tokens=k.shape[1]) for chunk in call.chunks)
-            outs.append(below(replace(call, k=k, v=v, chunks=chunks)))
-        if len(outs) == 1 and texts[0].is_everywhere:
-            return outs[0]
-        weights = [self._weights(call, text) for text in texts]
-        total = sum(weights)
-        mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
-        return torch.where(total > 1e-6, mean, positive)
+    def _attend(self, call: Call, below: Attend, text: NegativeText) -> Tensor:
+        """Returns the attention to a text instead of the positive's."""
+        k, v = self._keys(call, text)
+        chunks = tuple(chunk._replace(tokens=k.shape[1]) for chunk in call.chunks)
+        return below(replace(call, k=k, v=v, chunks=chunks))
 
     def _keys(self, call: Call, text: NegativeText) -> tuple[Tensor, Tensor]:
         """Returns k and v (rows, tokens, c) of a text."""
@@ -179,19 +167,71 @@ class NormalizedAttention:
         rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
         return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
 
-    def _weights(self, call: Call, text: NegativeText) -> Tensor:
-        """Returns the weight of a text (rows, tokens, 1)."""
-        if text.is_everywhere:
-            return call.q.new_full((1, 1, 1), text.strength)
-        call.check_whole(call.chunks, "mask", "the negative of Normalized Attention Guidance")
-        size = next((chunk.info.size for chunk in call.chunks if chunk.info is not None), call.size)
-        grid, per_chunk = call.grid(call.q), len(call.q) // len(call.chunks)
 
-        def make() -> Tensor:
-            weights = text.weights(grid, call.chunks, size)
-            return weights.expand(-1, per_chunk, -1, -1).flatten(0, 1).to(call.q)
+@dataclass(frozen=True, eq=False)
+class CrossAttentionGuidance(NormalizedAttention):
+    """The same on the text attentions of a transformer. The paths are not read."""
 
-        return call.run.once((self, text, "weights", grid, size, shown_by(call.chunks), call.q.dtype), make)
+    family: Family
+
+    def _attend(self, call: DiTCall, below: Attend, text: NegativeText) -> Tensor:
+        run, like = call.run, call.k
+
+        def project() -> tuple[Tensor, Tensor, Tensor | None]:
+            return keys_and_values(call, self.family, text.own)
+
+        key = (self, text, call.site, like.dtype, like.device)
+        k, v, mask = project() if run.is_hooked else run.once(key, project)
+        rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
+        mask = mask if mask is None or len(mask) == 1 else mask[rows]
+        return below(call.of_keys(k[rows], v[rows], mask))
+
+
+@dataclass(frozen=True, eq=False)
+class JointAttentionGuidance:
+    """The layer on the attentions of a transformer that are over text and picture at once.
+
+    The negative has rows in the call, and what is beside the text is the same in them as in the rows of the positive.
+    """
+
+    settings: Settings
+    owner: UUID
+    sites: Sequence[Site]
+
+    def __call__(self, call: DiTCall, below: Attend) -> Tensor:
+        """Returns the attention (rows, tokens, c), with one guided picture in a positive and the rows beside it."""
+        out = below(call)
+        all_readers = readers_of(call, self.owner)
+        if not all_readers:
+            return out
+        by_id = {text.own.id: text for text in self.settings.texts}
+        parts, place = list(call.split(out)), call.beside_text
+        for readers in all_readers:
+            own = [number for number, _ in readers.own]
+            texts = [by_id[text.id] for _, text in readers.own]
+            positive = parts[readers.positive][:, place]
+            alone = call.only([readers.positive])
+            negative = mean_of_texts(alone, texts, [parts[number][:, place] for number in own], positive)
+            if self.settings.signs.compared < len(self.sites) or call.site == self.sites[0]:
+                self.settings.signs.compare(negative, positive)
+            made = {number: self.settings.guided(parts[number][:, place], negative) for number in readers.others}
+            guided = self.settings.guided(positive, negative)
+            for number in (readers.positive, *own, *readers.others):
+                parts[number] = parts[number].clone()
+                parts[number][:, place] = made.get(number, guided)
+        return torch.cat(parts)
+
+
+def mean_of_texts(
+    call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
+) -> Tensor:  # fmt: skip
+    """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
+    if len(outs) == 1 and texts[0].is_everywhere:
+        return outs[0]
+    weights = [weights_in(call, text, positive.shape[1]) for text in texts]
+    total = sum(weights)
+    mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
+    return torch.where(total > 1e-6, mean, positive)
 
 
 def is_positive(chunk: Chunk) -> bool:
@@ -200,33 +240,52 @@ def is_positive(chunk: Chunk) -> bool:
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
-    """Returns a clone of `model` that is guided away from these texts in its text attention."""
+    """Returns a clone of `model`, which has a UNet, that is guided away from these texts in its text attention."""
     model = add_attention_layer(model, guidance.paths, Named("NAG", guidance, guidance.signs), span, depth=DEPTH)
-    texts = tuple(text.text for text in guidance.texts)
+    texts = tuple(text.text for text in guidance.settings.texts)
     append(model, OwnTexts(order=next_order(model), sites=frozenset(guidance.paths), texts=texts, span=span))
     return model
 
 
-def _checked_negative(negative: Any) -> list:
-    if not isinstance(negative, list) or not negative:
-        raise ValueError("negative should be a prompt, but holds none. Connect a CLIP Text Encode.")
-    return negative
+def add_to_transformer(
+    model: ModelPatcher, settings: Settings, family: Family, sites: Sequence[Site], span: Span
+) -> ModelPatcher:  # fmt: skip
+    """Returns a clone of `model`, which has a transformer, that is guided away from these texts.
+
+    `sites` are its text attentions. If it has none, its attentions over text and picture are guided.
+    """
+    texts = TextsOfMethod(
+        texts=tuple(text.own for text in settings.texts), method=NAME, in_rows=not sites, span=span
+    )  # fmt: skip
+    if sites:
+        layer: Any = CrossAttentionGuidance(settings, dict.fromkeys(sites, ""), family)
+        depth = DEPTH
+    else:
+        joint = all_sites(model, "attn1")
+        sites = [site for site in joint if site.index == 0 and site.block not in BEFORE_TEXT]
+        layer, depth = JointAttentionGuidance(settings, texts.id, sites), OUTERMOST
+    model = add_attention_layer(model, sites, Named("NAG", layer, settings.signs), span, depth=depth)
+    append(model, replace(texts, order=next_order(model)))
+    return model
 
 
-def _negative_text(text: Any, settings: dict[str, Any], width: int) -> NegativeText:
-    if not isinstance(text, Tensor) or text.ndim != 3 or text.shape[-1] != width or 0 in text.shape:
+def _check_readable(texts: Sequence[NegativeText], family: Family, model: ModelPatcher) -> None:
+    """Raises ValueError if a transformer of the family cannot read these texts beside the positive."""
+    for text in texts:
+        settings = text.own.conditioning[1]
+        if family.name == "HiDream" and settings.get("conditioning_llama3") is None:
+            raise ValueError(
+                "negative should have the tokens of HiDream's Llama, but has none. Encode it with the CLIP of this "
+                "model (QuadrupleCLIPLoader)."
+            )
+        if family.cross is None and settings.get("conditioning_byt5small") is not None:
+            raise ValueError(
+                f"negative should have no words in quotes, which a second text encoder reads (ByT5), for it is read "
+                f"beside the positive in {family.name}. Take the quotes away."
+            )
+    blocks = getattr(unwrapped(model.get_model_object("diffusion_model")), family.stacks[0].attribute)
+    if family.cross == "ltxv" and any(getattr(block, "cross_attention_adaln", False) for block in blocks):
         raise ValueError(
-            f"negative should be a text of {width} numbers per token, as the model reads it, but is "
-            f"{shape_text(text)}. Encode it with the CLIP of this model."
+            "Normalized Attention Guidance makes keys of the negative once in a run, but this LTX model changes its "
+            "text in each step (LTX-2.3). Remove the node."
         )
-    area = settings.get("area")
-    is_share = area is not None and area[0] == "percentage"
-    mask = checked_mask(settings.get("mask"), "The mask of negative")
-    return NegativeText(
-        text=finite_tensor(text, "negative", "finite numbers"),
-        strength=settings.get("strength", 1.0) * (settings.get("mask_strength", 1.0) if mask is not None else 1.0),
-        mask=mask,
-        area=None if area is None else tuple(area[1:] if is_share else area),
-        is_share=is_share,
-        span=Span(settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)),
-    )

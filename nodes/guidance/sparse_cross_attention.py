@@ -10,11 +10,12 @@ from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 
+from ...engine.dit.call import DiTCall, by_heads
+from ...engine.find import all_sites, dit_family
 from ...engine.layers.attention import Attend, Call, Layer
 from ...engine.network import Named, add_attention_layer
 from ...engine.sites import Site
 from ...engine.span import Span
-from ...engine.unet import find_sites
 from ...models.guidance.sparse_cross_attention import sparse_less_dense
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
@@ -46,7 +47,13 @@ class SparseCrossAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float) -> io.NodeOutput:
-        sites = find_sites(model, "attn2")
+        sites, family = all_sites(model, "attn2"), dit_family(model)
+        if family is not None and not sites:
+            raise ValueError(
+                f"Sparse Cross-Attention (PLADIS) makes text attention sparse, but {family.name} has no text attention "
+                f"apart from the picture's: it attends over text and picture at once. No sparse form of that is "
+                f"published. Remove the node."
+            )
         if scale == 0:
             return io.NodeOutput(model)
         return io.NodeOutput(add_sparse_attention(model, sites, scale, Span(start_percent, end_percent)))
@@ -60,7 +67,11 @@ def add_sparse_attention(model: ModelPatcher, sites: Iterable[Site], scale: floa
 def sparse_attention(scale: float) -> Layer:
     """Returns a layer that adds `scale` times the difference from dense to sparse attention."""
 
-    def attend_sparsely(call: Call, below: Attend) -> Tensor:
+    def attend_sparsely(call: Call | DiTCall, below: Attend) -> Tensor:
+        if isinstance(call, DiTCall):
+            tokens = (part.transpose(1, 2).flatten(2) for part in (call.q, call.k, call.v))
+            mask = None if call.mask is None else by_heads(call.mask)
+            return below(call) + scale * sparse_less_dense(*tokens, call.heads, mask)
         call.check_rows()
         parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), text_lengths(call), strict=True)
         differences = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
