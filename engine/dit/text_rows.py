@@ -192,8 +192,8 @@ def _check(
     alone = next((name for name in family.one_row if inputs.get(name) is not None), None)
     if alone is not None:
         raise RuntimeError(
-            f"{method} reads the positive and the negative side by side in {family.name}, but ComfyUI's network takes one "
-            f"row alone with {alone}. Remove that input or the node."
+            f"{method} reads the positive and the negative side by side in {family.name}, but ComfyUI's network takes "
+            f"one row alone with {alone}. Remove that input or the node."
         )
     for _, own in texts:
         for text in own:
