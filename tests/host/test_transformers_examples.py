@@ -21,12 +21,7 @@ FAMILIES = {
     "pag_perturbed_attention_z_image": "zimage",
     "slg_stg_skip_layers_wan21": "wan",
 }
-NOT_YET = {"nag_negative_without_cfg_flux": "NAG refuses transformers"}
 OURS, STEPS = "Reins_", 6
-CASES = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason=NOT_YET[name], strict=True)] if name in NOT_YET else [])
-    for name in FAMILIES
-]
 
 
 async def _nodes() -> Mapping[str, Any]:
@@ -52,7 +47,7 @@ def test_every_example_for_a_transformer_is_tried():
     assert [name for name in load_graphs() if name.endswith(ends)] == sorted(FAMILIES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_each_picture_of_an_example_differs_from_the_plain_one(name):
     (graph,) = load_graphs([name]).values()
     family, model = FAMILIES[name], make(FAMILIES[name])
