@@ -1,6 +1,6 @@
 """Tiny, seeded diffusion transformers of the host's own classes, on the CPU. Every weight is random and not zero.
 
-sd3, sd35m, flux, chroma, lumina, zimage, hidream and aura take latents of pictures, (b, c, h, w). qwen, wan,
+sd3, sd35m, flux, flux2, chroma, lumina, zimage, hidream and aura take latents of pictures, (b, c, h, w). qwen, wan,
 hunyuan_video, predict2 and ltxv take latents with a time axis, (b, c, t, h, w). pixart is here to be refused,
 and takes no latents with sides below 33 cells.
 """
@@ -33,6 +33,11 @@ _FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": POOLED, "context_in_dim": WIDTH, "hidden_size": 32,
     "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000,
     "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+_FLUX2 = {
+    "in_channels": 128, "out_channels": 128, "axes_dim": [4, 4, 4, 4], "theta": 2000, "patch_size": 1,
+    "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False, "ref_index_scale": 10.0,
+    "default_ref_method": "index", "txt_ids_dims": [3], "vec_in_dim": None,
 }  # fmt: skip
 _SD3 = {
     "input_size": None, "patch_size": 2, "in_channels": 16, "depth": 2, "num_blocks": 3, "adm_in_channels": POOLED,
@@ -119,6 +124,7 @@ FAMILIES = {
     "sd3": Family("SD3", "SD3", "", _SD3),
     "sd35m": Family("SD3", "SD3", "", {**_SD3, "x_block_self_attn_layers": [0, 1]}),
     "flux": Family("Flux", "Flux", "flux", _FLUX, "comfy.ldm.flux.model:FluxParams"),
+    "flux2": Family("Flux2", "Flux2", "flux2", {**_FLUX, **_FLUX2}, "comfy.ldm.flux.model:FluxParams"),
     "chroma": Family("Chroma", "Chroma", "chroma", {**_FLUX, **_CHROMA}, "comfy.ldm.chroma.model:ChromaParams"),
     "qwen": Family("QwenImage", "QwenImage", "qwen_image", _QWEN),
     "wan": Family("WAN21_T2V", "WAN21", "wan2.1", _WAN),

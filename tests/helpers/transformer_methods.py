@@ -174,8 +174,9 @@ METHODS: Mapping[str, Method] = {
     ),
 }  # fmt: skip
 FAMILIES: Mapping[str, str] = {  # as the table calls them
-    "SD3, SD3.5 Large": "sd3", "SD3.5 Medium": "sd35m", "Flux": "flux", "Chroma": "chroma", "Lumina2": "lumina",
-    "Z-Image": "zimage", "HiDream": "hidream", "AuraFlow": "aura", "Qwen-Image": "qwen", "Wan": "wan",
+    "SD3, SD3.5 Large": "sd3", "SD3.5 Medium": "sd35m", "Flux": "flux", "Flux2": "flux2", "Chroma": "chroma",
+    "Lumina2": "lumina", "Z-Image": "zimage", "HiDream": "hidream", "AuraFlow": "aura", "Qwen-Image": "qwen",
+    "Wan": "wan",
     "HunyuanVideo": "hunyuan_video", "Cosmos Predict2": "predict2", "LTX-Video": "ltxv", "PixArt": "pixart",
 }  # fmt: skip
 

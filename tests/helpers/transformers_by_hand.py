@@ -23,6 +23,7 @@ LAYERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sd3": ("b1", ("joint_blocks.1",)),
     "sd35m": ("b1", ("joint_blocks.1",)),
     "flux": ("d1,s0", ("double_blocks.1", "single_blocks.0")),
+    "flux2": ("d1,s0", ("double_blocks.1", "single_blocks.0")),
     "chroma": ("d1,s0", ("double_blocks.1", "single_blocks.0")),
     "lumina": ("n0,b1", ("noise_refiner.0", "layers.1")),
     "zimage": ("n0,b1", ("noise_refiner.0", "layers.1")),
@@ -36,10 +37,15 @@ LAYERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 CROSS = ("wan", "predict2", "ltxv")  # families whose text is in another attention
 REGISTERS = {"aura": 8}  # tokens in front of the text
-PADDED = {"zimage": 32}
-IMAGE = {"hidream": "image_tokens", "qwen": "hidden_states", "flux": "img", "chroma": "img", "hunyuan_video": "img"}
-TEXT = {"hidream": "text_tokens", "qwen": "encoder_hidden_states", "flux": "txt", "chroma": "txt",
-        "hunyuan_video": "txt"}  # fmt: skip
+PADDED = {"zimage": 32, "flux2": 512}
+IMAGE = {
+    "hidream": "image_tokens", "qwen": "hidden_states",
+    **dict.fromkeys(("flux", "flux2", "chroma", "hunyuan_video"), "img"),
+}  # fmt: skip
+TEXT = {
+    "hidream": "text_tokens", "qwen": "encoder_hidden_states",
+    **dict.fromkeys(("flux", "flux2", "chroma", "hunyuan_video"), "txt"),
+}  # fmt: skip
 TEXT_FIRST = ("sd3", "sd35m", "aura", "qwen")  # double blocks that take and return the text before the picture
 
 
@@ -56,7 +62,7 @@ class Where(NamedTuple):
 
 def where_of(family: str, model: ModelPatcher, x: Tensor, tokens: int, block: str, in_front: int = 0) -> Where:
     """Where the picture is in the first attention of a block, if the text has so many tokens."""
-    p = 1 if family == "ltxv" else 2
+    p = 1 if family in ("ltxv", "flux2") else 2
     grid = (x.shape[2] if x.ndim == 5 else 1, -(-x.shape[-2] // p), -(-x.shape[-1] // p))
     pad = PADDED.get(family, 1)
     start = REGISTERS.get(family, 0) + -(-tokens // pad) * pad

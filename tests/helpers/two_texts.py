@@ -163,11 +163,12 @@ def _picture_of(family: str, model: ModelPatcher, begin: Start, prompt: list) ->
     if family in ("wan", "ltxv", "predict2"):
         return lambda queries, keys: None if queries == keys else slice(0, queries)
     h, w = begin.x.shape[-2:]
-    cells = -(-h // 2) * -(-w // 2) * (begin.x.shape[2] if begin.x.ndim == 5 else 1)
+    side = 1 if family == "flux2" else 2
+    cells = -(-h // side) * -(-w // side) * (begin.x.shape[2] if begin.x.ndim == 5 else 1)
     tokens = prompt[0][0].shape[1]
     if family == "zimage":
         cells, tokens = cells + -cells % 32, tokens + -tokens % 32
-    tokens = {"hidream": 3 * tokens, "aura": tokens + 8}.get(family, tokens)
+    tokens = {"hidream": 3 * tokens, "aura": tokens + 8, "flux2": 512}.get(family, tokens)
     blocks = getattr(model.model.diffusion_model, "double_blocks", None)
     is_last = family == "hidream" or bool(blocks and getattr(blocks[0], "flipped_img_txt", False))
     picture = slice(0, cells) if is_last else slice(tokens, tokens + cells)

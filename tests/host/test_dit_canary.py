@@ -38,6 +38,7 @@ CALLS = {
         ("joint_blocks.2", 29, 29),
     ],
     "flux": blocks("double_blocks", 2, 29) + blocks("single_blocks", 2, 29),
+    "flux2": blocks("double_blocks", 2, 608) + blocks("single_blocks", 2, 608),  # its text is filled up to 512 tokens
     "chroma": blocks("double_blocks", 2, 29) + blocks("single_blocks", 2, 29),
     "lumina": [("context_refiner.0", 5, 5), ("noise_refiner.0", 24, 24), *blocks("layers", 3, 29)],
     "zimage": [("context_refiner.0", 32, 32), ("noise_refiner.0", 32, 32), *blocks("layers", 3, 64)],
@@ -50,11 +51,20 @@ CALLS = {
     "ltxv": crossed("transformer_blocks", 288),
 }  # fmt: skip
 FIRST = {"lumina": 1, "zimage": 1, "hunyuan_video": 2}  # the first call with the picture in it, if not the first of all
-BEFORE = {"sd3": 5, "sd35m": 5, "flux": 5, "chroma": 5, "qwen": 5, "aura": 13}  # tokens in front of the picture in it
+BEFORE = {
+    "sd3": 5,
+    "sd35m": 5,
+    "flux": 5,
+    "flux2": 512,
+    "chroma": 5,
+    "qwen": 5,
+    "aura": 13,
+}  # tokens in front of the picture in it
 SLOTS = {
     "sd3": {("double_block", i) for i in range(3)},
     "sd35m": {("double_block", i) for i in range(3)},
     "flux": {(kind, i) for kind in ("double_block", "single_block") for i in range(2)},
+    "flux2": {(kind, i) for kind in ("double_block", "single_block") for i in range(2)},
     "chroma": {(kind, i) for kind in ("double_block", "single_block") for i in range(2)},
     "aura": {("double_block", 0), ("single_block", 0), ("single_block", 1)},
     "qwen": {("double_block", i) for i in range(3)},
@@ -83,7 +93,7 @@ def host_takes(family: str, x: torch.Tensor) -> bool:
 
 
 def patch(family: str) -> int:
-    return 1 if family == "ltxv" else 2
+    return 1 if family in ("ltxv", "flux2") else 2
 
 
 def changed(family: str, model: ModelPatcher, call: int, x: torch.Tensor, other: torch.Tensor, **conds: Any) -> list:
@@ -127,7 +137,7 @@ def test_the_pack_knows_the_same_attentions_in_the_same_order(family):
     ]
     assert [block for block, _ in found] == [block for block, *_ in CALLS[family] if block]
     for (_, kind), (block, queries, keys) in zip(found, [call for call in CALLS[family] if call[0]], strict=True):
-        expected = None if block.startswith("context") else "attn1" if queries == keys else "attn2"
+        expected = "text" if block.startswith("context") else "attn1" if queries == keys else "attn2"
         assert kind == expected
 
 
