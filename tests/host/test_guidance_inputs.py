@@ -30,11 +30,10 @@ def wants(message, act, model):
 
 
 @pytest.mark.parametrize("method", [tpg, nag, pladis])
-@pytest.mark.parametrize("other", [tiny_models.dit, tiny_models.flux])
-def test_what_steers_a_unet_refuses_another_network(method, other):
-    model = other()
+def test_what_acts_inside_attention_refuses_a_network_whose_attention_is_out_of_reach(method):
+    model = tiny_transformers.MODELS["pixart"]()
     options = str(model.model_options)
-    with pytest.raises(ValueError, match=r"steers a UNet .*but the model is (SD3|Flux)"):
+    with pytest.raises(ValueError, match=r"steers a UNet .* or a diffusion transformer .*without the host's options"):
         method(model)
     assert str(model.model_options) == options
 
