@@ -127,7 +127,7 @@ def test_the_pack_knows_the_same_attentions_in_the_same_order(family):
     ]
     assert [block for block, _ in found] == [block for block, *_ in CALLS[family] if block]
     for (_, kind), (block, queries, keys) in zip(found, [call for call in CALLS[family] if call[0]], strict=True):
-        expected = None if block.startswith("context") else "attn1" if queries == keys else "attn2"
+        expected = "text" if block.startswith("context") else "attn1" if queries == keys else "attn2"
         assert kind == expected
 
 
