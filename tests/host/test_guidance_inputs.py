@@ -38,6 +38,15 @@ def test_sag_refuses_a_network_that_is_no_unet(other):
     assert str(model.model_options) == options
 
 
+@pytest.mark.parametrize("method", [tpg, nag, pladis])
+def test_what_acts_inside_attention_refuses_a_network_whose_attention_is_out_of_reach(method):
+    model = tiny_transformers.MODELS["pixart"]()
+    options = str(model.model_options)
+    with pytest.raises(ValueError, match=r"steers a UNet .* or a diffusion transformer .*without the host's options"):
+        method(model)
+    assert str(model.model_options) == options
+
+
 @pytest.mark.parametrize("method", [swg, apg, fdg, cfg_zero, lambda m: weak(m, tiny_models.dit())])
 def test_what_reads_predictions_takes_any_network(method):
     model = tiny_models.dit()
