@@ -11,7 +11,7 @@ from reins.nodes.guidance.normalized_attention import NormalizedAttentionGuidanc
 from reins.nodes.guidance.sliding_window import SlidingWindowGuidance
 from reins.nodes.guidance.weak_model import WeakModelGuidance
 from reins.tests.helpers import tiny_models, tiny_transformers
-from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, sag, swg, tpg, weak
+from reins.tests.helpers.methods import apg, cfg_zero, fdg, image, nag, pladis, sag, swg, tpg, weak
 from reins.tests.helpers.predictions import denoise
 from reins.tests.helpers.tiny_models import noise, text
 
