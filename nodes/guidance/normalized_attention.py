@@ -183,8 +183,9 @@ class CrossAttentionGuidance(NormalizedAttention):
         key = (self, text, call.site, like.dtype, like.device)
         k, v, mask = project() if run.is_hooked else run.once(key, project)
         rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
-        mask = mask if mask is None or len(mask) == 1 else mask[rows]
-        return below(call.of_keys(k[rows], v[rows], mask))
+        k, v, mask = (part if part is None or len(part) == 1 else part[rows] for part in (k, v, mask))
+        k, v = (part.expand(len(rows), *part.shape[1:]) for part in (k, v))
+        return below(call.of_keys(k, v, mask))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
+import comfy.controlnet
 import pytest
 import torch
 from reins.nodes.guidance.skip_layer import SkipLayerGuidance
 from reins.tests.helpers import tiny_models
-from reins.tests.helpers.methods import nag, pag
+from reins.tests.helpers.methods import nag, pag, swg
 from reins.tests.helpers.tiny_models import nearly
 from reins.tests.helpers.tiny_transformers import GUIDED, MODELS, latent, noise_like, sample, text
 from reins.tests.helpers.two_texts import guided_by_hand, pictures_of, start
@@ -229,6 +231,46 @@ def test_nag_guides_reference_pictures_with_the_picture():
     pictures = [lambda queries, keys, place=place: place for place in places]
     assert nearly(found, guided_by_hand(model, begin, prompts, pictures), 2e-5)
     assert not nearly(found, steered("flux", model, negative), 1e-3)
+
+
+class Residuals(comfy.controlnet.ControlBase):
+    """Stands for a ControlNet of the host: residuals for the first blocks, another for each row."""
+
+    def get_control(self, x, t, cond, batched_number, *options):
+        rows = torch.arange(1.0, len(x) + 1).view(-1, 1, 1).sin()
+        return {"input": [rows * noise_like(torch.empty(1, 24, 32))] * 2, "output": []}
+
+    def copy(self):
+        return self
+
+
+@pytest.mark.parametrize("of_cfg", [5, 7])
+def test_nags_rows_have_the_residuals_of_their_positive(of_cfg):
+    model = MODELS["flux"]()
+    prompts = {"positive": text(1, control=Residuals()), "negative": text(2, of_cfg)}
+    plain = sample("flux", model, batch=2, **prompts)
+    assert not nearly(plain, sample("flux", model, batch=2, negative=text(2, of_cfg)), 1e-2)
+    assert nearly(sample("flux", nag(model, text(1), scale=50.0), batch=2, **prompts), plain, 1e-4)
+    assert nearly(sample("flux", nag(model, text(3, 9), scale=1e-9), batch=2, **prompts), plain, 1e-4)
+
+
+@pytest.mark.parametrize("family", ["sd3", "wan"])
+def test_nag_acts_in_areas_and_in_windows(family):
+    model, negative = MODELS[family](), text(3, 9, family)
+    (left,), (right,) = (text(seed, 5, family) for seed in (1, 4))
+    both = [[left[0], {**left[1], "area": (8, 6, 0, 0)}], [right[0], {**right[1], "area": (8, 6, 0, 6)}]]
+    frames = {"frames": 1} if family == "wan" else {}
+    found = sample(family, nag(model, negative), cfg=1.0, steps=1, positive=both, **frames)
+    for place, prompt in ((slice(0, 6), [left]), (slice(6, 12), [right])):
+        noise = noise_like(latent(family, **frames))[..., place].contiguous()
+        alone = sample(family, nag(model, negative), cfg=1.0, steps=1, w=6, positive=prompt, start=noise, **frames)
+        assert nearly(found[..., place], alone, 1e-4)
+    masked = [[negative[0][0], {**negative[0][1], "mask": torch.ones(1, 8, 12)}]]
+    assert nearly(sample(family, nag(model, masked), cfg=1.0, steps=1, positive=both, **frames), found, 1e-4)
+    windows = partial(swg, tile=48, overlap=16)
+    first = sample(family, nag(windows(model), negative), **frames)
+    last = sample(family, windows(nag(model, negative)), **frames)
+    assert nearly(first, last, 1e-4) and not nearly(first, sample(family, windows(model), **frames), 1e-3)
 
 
 def test_nag_keeps_other_packs_out_of_its_rows():
