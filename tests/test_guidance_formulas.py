@@ -77,6 +77,17 @@ def test_sparse_less_dense_is_the_difference_of_two_attentions():
         torch.testing.assert_close(found[i][:, part], expected)
 
 
+@pytest.mark.parametrize("hidden", [False, float("-inf"), torch.finfo(torch.float32).min, -1e4], ids=str)
+def test_sparse_less_dense_leaves_out_what_a_mask_hides(hidden):
+    """As the host's masks say it: in truth values, or in numbers that are added to the scores."""
+    q, k, v = draw(2, 6, 8), 3 * draw(2, 5, 8, seed=1), draw(2, 5, 8, seed=2)
+    mask = torch.ones(2, 1, 1, 5).bool() if hidden is False else torch.zeros(2, 1, 1, 5)
+    mask[:, ..., 3:] = hidden
+    found = sparse_less_dense(q, k, v, 2, mask)
+    torch.testing.assert_close(found, sparse_less_dense(q, k[:, :3], v[:, :3], 2))
+    torch.testing.assert_close(sparse_less_dense(q, k, v, 2, mask[:1]), found)
+
+
 def test_sparse_less_dense_of_one_token_is_nothing_and_of_half_precision_stays_so():
     q, one = draw(1, 6, 8).half(), draw(1, 1, 8, seed=1).half()
     found = sparse_less_dense(q, one, one, 2)
