@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import comfy.model_base
 import pytest
 import torch
 from reins.tests.helpers.methods import nag
-from reins.tests.helpers.tiny_transformers import MODELS, sample, text
+from reins.tests.helpers.tiny_transformers import MODELS, latent, noise_like, sample, text
+from reins.tests.helpers.two_texts import conds_of
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "lumina", "wan", "predict2", "hunyuan_video", "qwen", "aura"])
@@ -31,3 +33,35 @@ def test_nag_refuses_texts_with_a_mask_in_joint_attention():
         sample("hunyuan_video", nag(model, text(3)), positive=masked)
     with pytest.raises(RuntimeError, match=r"but the negative leaves out some of its tokens \(attention_mask\)"):
         sample("hunyuan_video", nag(model, masked))
+
+
+def test_nag_refuses_words_that_a_second_encoder_reads():
+    byt5 = text(3, conditioning_byt5small=torch.randn(1, 4, 8))
+    with pytest.raises(ValueError, match=r"should have no words in quotes.*beside the positive in HunyuanVideo\."):
+        nag(MODELS["hunyuan_video"](), byt5)
+
+
+def test_nag_refuses_an_ltx_model_that_changes_its_text_in_each_step():
+    model = MODELS["ltxv"]()
+    model.model.diffusion_model.transformer_blocks[0].cross_attention_adaln = True
+    with pytest.raises(ValueError, match=r"this LTX model changes its text in each step \(LTX-2\.3\)"):
+        nag(model, text(3, family="ltxv"))
+
+
+def test_nag_refuses_pictures_between_text_and_picture_on_lumina():
+    model, negative = MODELS["lumina"](), text(3, family="lumina")
+    positive = text(1, family="lumina", reference_latents=[noise_like(latent("lumina", 4, 4))])
+    if "ref_latents" not in conds_of(model, positive, latent("lumina")):
+        pytest.skip("this ComfyUI gives Lumina2 no reference pictures")
+    with pytest.raises(RuntimeError, match=r"but the positive comes with pictures \(ref_latents\)"):
+        sample("lumina", nag(model, negative), positive=positive)
+
+
+def test_nag_refuses_a_longer_negative_on_longcat_image():
+    if not hasattr(comfy.model_base, "LongCatImage"):
+        pytest.skip("this ComfyUI has no LongCat-Image")
+    model = MODELS["flux"]()
+    model.model.__class__ = comfy.model_base.LongCatImage
+    with pytest.raises(RuntimeError, match=r"should not be longer than the positive \(5 tokens\).*but has 9"):
+        sample("flux", nag(model, text(3, 9)))
+    assert sample("flux", nag(model, text(3, 3))).isfinite().all()
