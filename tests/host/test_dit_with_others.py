@@ -164,7 +164,7 @@ def test_patched_weights_are_those_of_the_layers(family, name):
     assert not nearly(found, sample(family, term(name, family, model)), 1e-3)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", ["pag", "tpg"])
 def test_a_compiled_flux_gives_the_same(name):
     """By torch's backend that compiles nothing: the code that torch makes of the forward is run as it is."""
     counts = []
@@ -234,3 +234,37 @@ def test_a_slot_of_another_pack_on_a_skipped_block_is_skipped_too():
     ):  # fmt: skip
         c = predict("qwen", model, x, text(1, family="qwen"))
     assert nearly(found, b + 4.0 * (a - b) + 2.0 * (a - c), 2e-5)
+
+
+def guides(strength):
+    """Conds of LTX-Video by which the last frame of four is one to be followed, with a strength."""
+    entry = {"pre_filter_count": 96, "strength": strength, "pixel_mask": None, "latent_shape": (1, 8, 12)}
+    ends = [2] if getattr(MODELS["ltxv"]().model.diffusion_model.patchifier, "start_end", False) else []
+    return {"keyframe_idxs": torch.zeros((1, 3, 96, *ends)), "concat_mask": torch.ones((1, 1, 4, 8, 12)),
+            "guide_attention_entries": [entry]}  # fmt: skip
+
+
+def test_guides_of_some_strength_pass_skipped_blocks():
+    """The host gives blocks an object that has no rows, and blocks of LTX-Video add to their input in place."""
+    model, x = MODELS["ltxv"](), noise_like(latent("ltxv", frames=4))
+    positive, negative = both_texts("ltxv", **guides(0.5))
+    found, apart = (
+        predict("ltxv", slg(one, layers="b1"), x, positive, 4.0, negative=negative)
+        for one in (model, pass_through(model))
+    )
+    assert nearly(found, apart, 1e-5)
+    assert not nearly(found, predict("ltxv", model, x, positive, 4.0, negative=negative), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["pag", "seg"])
+def test_guides_of_some_strength_are_refused_by_layers_of_attention(name):
+    module = importlib.import_module("comfy.ldm.lightricks.model")
+    if not hasattr(module, "GuideAttentionMask"):
+        pytest.skip("this ComfyUI has no strength of guides")
+    model, x = MODELS["ltxv"](), noise_like(latent("ltxv", frames=4))
+    positive, negative = both_texts("ltxv", **guides(0.5))
+    with pytest.raises(RuntimeError, match=r"should have all its tokens at once, but a guide with a strength other"):
+        predict("ltxv", term(name, "ltxv", model), x, positive, 4.0, negative=negative)
+    positive, negative = both_texts("ltxv", **guides(1.0))
+    found = predict("ltxv", term(name, "ltxv", model), x, positive, 4.0, negative=negative)
+    assert not nearly(found, predict("ltxv", model, x, positive, 4.0, negative=negative), 1e-3)
