@@ -73,8 +73,8 @@ def check_attention(family: Family, conds: Mapping[str, Any]) -> None:
     if any(guide.get("strength", 1.0) != 1.0 or guide.get("pixel_mask") is not None for guide in guides):
         raise RuntimeError(
             f"A layer on the attention of {family.name} should have all its tokens at once, but a guide with a "
-            f"strength other than 1 or with a mask makes ComfyUI attend in parts. Set the guide's strength to 1, or use Skip "
-            f"Layer Guidance."
+            f"strength other than 1 or with a mask makes ComfyUI attend in parts. Set the guide's strength to 1, or "
+            f"use Skip Layer Guidance."
         )
 
 
