@@ -63,6 +63,10 @@ class Step:
         """Returns where extra chunks first differ from their originals, for those that do not from the start."""
         return {uuid: extra.first_change for uuid, extra in self.extras.items() if extra.first_change is not None}
 
+    def __deepcopy__(self, memo: dict) -> Step:
+        """Returns the step itself: a pack that copies the options of a call is still in the same step."""
+        return self
+
     def for_another_call(self) -> Step:
         """Returns the step for another call of the model at the same place. It shares only the layers' notes."""
         return Step(x=self.x, timestep=self.timestep, sigma=self.sigma, notes=self.notes)
@@ -141,8 +145,14 @@ class Run:
         self._at.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:
-        """A model cloned in the middle of a run starts empty: tensors of a run are never copied."""
-        return Run()
+        """Returns a run with the same seed and noise levels, and with empty caches: tensors are never copied.
+
+        Other packs copy the options of a call. What a method draws or looks up there must stay what it was.
+        """
+        copied = Run()
+        copied.seed, copied.sigmas, copied.is_hooked = self.seed, self.sigmas, self.is_hooked
+        copied.names, copied.sampler = dict(self.names), self.sampler
+        return copied
 
 
 def _is_noise(start: tuple[Any, Any] | None) -> bool:

@@ -25,7 +25,7 @@ from .blocks import OPTIONS, Arguments, run_block
 from .families import BlockPlace, Family, family_of, unwrapped
 from .override import attend_with_layers
 from .passage import OVERRIDE, PASSAGE, Passage, passage_in
-from .picture import picture_of
+from .picture import check_attention, picture_of
 from .text_parts import parts_for_texts
 from .text_rows import ROWS
 
@@ -49,6 +49,8 @@ def options_with_dit_layers(
     by_site = layers_by_site(options, in_span)
     if not by_site and not on_blocks:
         return without_layers
+    if by_site:
+        check_attention(family, conds)
     picture = picture_of(family, network, x, conds)
     options[NETWORK] = NetworkCall.of(options, lambda path: unwrapped(network).get_submodule(path))
     passage = Passage(network, family, picture, options[CHUNKS], by_site, on_blocks)

@@ -71,25 +71,29 @@ def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, run:
     count, rows = len(chunks), _rows(place, arguments)
     separable = passage.is_separable and _is_separable(arguments, chunks, rows)
     picture = passage.picture.within(_tokens(place, arguments), *_text(passage, place))
+    names = place.stack.streams
     rest = [chunk.index for chunk in chunks if chunk.mark not in layers]
-    parts = [(rest, _on_some(block, arguments, (rest, count, rows), separable)({}))] if rest else []
+    parts = [(rest, _on_some(block, names, arguments, (rest, count, rows), separable)({}))] if rest else []
     for mark in acting:
         numbers = [chunk.index for chunk in chunks if chunk.mark == mark]
         own = options_with(options, numbered([chunks[i] for i in numbers]))
         call = BlockCall(
-            streams={name: of_chunks(arguments[name], numbers, count, rows) for name in place.stack.streams},
+            streams={name: of_chunks(arguments[name], numbers, count, rows) for name in names},
             site=place.site, picture=picture, chunks=own[CHUNKS], options=own, **options[NETWORK]._asdict(),
         )  # fmt: skip
-        below = _on_some(block, arguments, (numbers, count, rows), separable)
+        below = _on_some(block, names, arguments, (numbers, count, rows), separable)
         layers[mark].signs.called = True
         parts.append((numbers, layers[mark].change(call, lambda call, below=below: below(call.streams))))
     return {name: _joined(count, [(numbers, streams[name]) for numbers, streams in parts]) for name in parts[0][1]}
 
 
 def _on_some(
-    block: Run, arguments: Arguments, part: tuple[Sequence[int], int, int], can_narrow: bool
+    block: Run, names: Sequence[Any], arguments: Arguments, part: tuple[Sequence[int], int, int], can_narrow: bool
 ) -> Callable[[Streams], Streams]:
-    """Returns the block for some of the chunks, by number, of so many chunks and rows. It is given changed streams."""
+    """Returns the block for some of the chunks, by number, of so many chunks and rows.
+
+    It is given changed streams, which are some of these names.
+    """
     numbers, count, rows = part
 
     def run(streams: Streams) -> Streams:
@@ -97,7 +101,9 @@ def _on_some(
             return block({**arguments, **streams})
         if can_narrow:
             return block({**narrowed(arguments, numbers, count, rows), **streams})
-        whole = {name: put(arguments[name], numbers, count, value) for name, value in streams.items()}
+        # Blocks of Flux and LTX-Video add to their input in place, and these rows will be asked for once more.
+        whole = {name: arguments[name].clone() for name in names}
+        whole |= {name: put(arguments[name], numbers, count, value) for name, value in streams.items()}
         made = block({**arguments, **whole})
         return {name: None if value is None else pick(value, numbers, count) for name, value in made.items()}
 

@@ -67,6 +67,17 @@ def picture_of(family: Family, network: nn.Module, x: Tensor, conds: Mapping[str
     )
 
 
+def check_attention(family: Family, conds: Mapping[str, Any]) -> None:
+    """Raises RuntimeError if the host calls the attention of the picture in parts, which layers do not know."""
+    guides = conds.get("guide_attention_entries") or ()
+    if any(guide.get("strength", 1.0) != 1.0 or guide.get("pixel_mask") is not None for guide in guides):
+        raise RuntimeError(
+            f"A layer on the attention of {family.name} should have all its tokens at once, but a guide with a "
+            f"strength other than 1 or with a mask makes ComfyUI attend in parts. Set the guide's strength to 1, or "
+            f"use Skip Layer Guidance."
+        )
+
+
 def _patch_size(network: Any) -> tuple[int, int, int]:
     if hasattr(network, "patch_spatial"):
         return network.patch_temporal, network.patch_spatial, network.patch_spatial

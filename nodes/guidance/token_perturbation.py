@@ -105,6 +105,7 @@ def _reordered(tokens: Tensor, picture: slice, order: Tensor) -> Tensor:
     return torch.cat(parts, 1).view_as(tokens)
 
 
+@torch.compiler.disable  # in a compiled network torch would trace the hash, and fails
 def _order(seed: int, sigma: float, site: Site, count: int) -> Tensor:
     name = struct.pack("<Qd", seed % 2**64, sigma) + repr(tuple(site)).encode()
     own_seed = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")

@@ -16,6 +16,7 @@ from reins.engine.run import RUN, Run
 from reins.nodes.guidance.self_attention import seen_in
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import METHODS, pag, sag
+from reins.tests.helpers.other_packs import regrouped
 from reins.tests.helpers.tiny_models import nearly, sample
 
 
@@ -105,10 +106,20 @@ def test_what_is_made_once_is_made_once_per_run():
     assert calls == [1, 1]
 
 
-def test_a_copied_run_starts_empty():
+def test_a_copied_run_has_empty_caches():
     run = Run()
     run.once("key", lambda: torch.zeros(3))
     assert copy.deepcopy({"a": run})["a"]._made == {}
+
+
+def test_a_pack_that_copies_the_options_of_a_call_changes_nothing(method, sd15):
+    """What a method draws from the seed or notes in a step must not be lost with the copy."""
+
+    def send(apply_model, args):
+        options = copy.deepcopy(args["c"]["transformer_options"])
+        return apply_model(args["input"], args["timestep"], **{**args["c"], "transformer_options": options})
+
+    assert nearly(sample(method(regrouped(sd15, send))), sample(method(sd15)))
 
 
 def test_runs_inside_runs_do_not_disturb_each_other(sd15):
