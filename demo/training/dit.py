@@ -26,7 +26,7 @@ class DiTTask:
         "words; the same world as the base model's."
     )
     file = DIT_FILE
-    plan = Plan(steps=5000, batch=32)
+    plan = Plan(steps=2500, batch=32)
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
