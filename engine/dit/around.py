@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..entries import entries
@@ -68,7 +67,7 @@ def options_with_dit_layers(
             if name in of_blocks:
                 passage.in_slots[name] = of_blocks[name]
             of_blocks[name] = _slot(place)
-            if place.stack.is_checkpointed and network is unwrapped(network) and not torch.is_grad_enabled():
+            if place.stack.is_checkpointed and network is unwrapped(network):
                 block = getattr(network, place.stack.attribute)[place.number]
                 passage.without_checkpoint[name] = _without_checkpoint(block)
     return {**options, "patches_replace": slots}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layers.call import NETWORK
-from ..rows.chunk import CHUNKS, Chunk, joined, numbered, of_chunks, options_with, pick, put
+from ..rows.chunk import CHUNKS, Chunk, chunks_at, joined, numbered, of_chunks, options_with, pick, put
 from .block_layers import BlockCall, Streams
 from .families import BlockPlace
 from .passage import Passage
@@ -63,12 +63,15 @@ def _begun(passage: Passage, place: BlockPlace, run: Run) -> Run:
 def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, run: Run) -> Streams:
     """Returns what a block makes of its streams, with the layers on it."""
     options, block = arguments[OPTIONS], _begun(passage, place, run)
-    chunks = options.get(CHUNKS, passage.chunks)
     layers = {layer.id: layer for layer in passage.on_blocks.get((place.stack.letter, place.number), ())}
+    if not layers:
+        return block(arguments)
+    rows = _rows(place, arguments)
+    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, rows)
     acting = dict.fromkeys(chunk.mark for chunk in chunks if chunk.mark in layers)
     if not acting:
         return block(arguments)
-    count, rows = len(chunks), _rows(place, arguments)
+    count, arguments = len(chunks), {**arguments, OPTIONS: options_with(options, chunks)}
     separable = passage.is_separable and _is_separable(arguments, chunks, rows)
     picture = passage.picture.within(_tokens(place, arguments), *_text(passage, place))
     names = place.stack.streams
