@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BUDGET = 27_000_000  # bytes, packed: 25.7 MB, of which 21.9 are the weights of the demo model
+BUDGET = 34_000_000  # bytes, packed: 32.5 MB, of which 28.7 are the weights of the demo model
 NOT_FOR_USERS = ("tests", "bench", "findings", ".ci", ".github")
 
 
