@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from comfy.model_patcher import ModelPatcher
 from reins.engine.find import all_sites
-from reins.nodes.guidance.auto_layers import chosen_sites
+from reins.nodes.inputs.auto_layers import chosen_sites
 from reins.nodes.inputs.layers import parse_layers
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.tiny_transformers import GUIDED, MODELS, make
