@@ -20,6 +20,7 @@ from ..run import RUN, STEP, Run, Step, not_told, sigma_in
 from .texts import PatchedTexts
 
 NETWORK = "reins_network"
+VIDEO = 5  # axes of the latent of a video, of which the third is time
 ORIGINAL_SHAPE = "original_shape"  # of the latents that the network is shown
 
 
@@ -86,7 +87,8 @@ class LayerCall:
     def check_whole(self, chunks: Iterable[Chunk], what: str, owner: str) -> None:
         """Raises RuntimeError if the network is shown a part of the picture that no chunk's conditioning asks for."""
         seen, window = self.size, self.window
-        cut = window is not None and window.dim != 0
+        whole = (0, 2) if len(self.options.get(ORIGINAL_SHAPE) or ()) == VIDEO else (0,)  # images, and frames
+        cut = window is not None and window.dim not in whole
         if cut or any(chunk.info is not None and chunk.info.seen != seen for chunk in chunks):
             raise RuntimeError(
                 f"The {what} of {owner} belongs to the whole picture, but another node shows the model a part of "

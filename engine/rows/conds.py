@@ -33,13 +33,16 @@ class Area(NamedTuple):
 class ChunkInfo(NamedTuple):
     """What is known of the conditioning of a chunk.
 
-    `area` is None if it is for the whole picture. `size` is the height and width of the whole picture, in cells.
+    `area` is None if it is for the whole picture. `size` is the height and width of the whole picture, in cells. Of the
+    `frames` of a video its area begins at the frame `start`.
     """
 
     area: Area | None
     size: tuple[int, int]
     names: tuple[str, ...]
     tokens: int | None = None  # how many its text has before the host repeats it to fill a batch
+    frames: int = 1
+    start: int = 0
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -89,11 +92,14 @@ def _negatives(conds: CondLists, run: Run) -> frozenset[int]:
 
 
 def _info(cond: Mapping[str, Any], x: Tensor) -> ChunkInfo:
-    size = tuple(x.shape[-2:])
+    size, start = tuple(x.shape[-2:]), 0
+    frames = x.shape[2] if x.ndim == 5 else 1
     area = cond.get("area")
     if area is not None:
         lengths, starts = area[: len(area) // 2], area[len(area) // 2 :]
         (h, w), (top, left) = lengths[-2:], starts[-2:]
+        start = starts[0] if x.ndim == 5 and len(starts) == 3 else 0
         area = Area(min(size[0] - top, h), min(size[1] - left, w), top, left)  # as the host cuts it
     text = getattr(cond["model_conds"].get("c_crossattn"), "cond", None)
-    return ChunkInfo(area, size, tuple(cond.get(NAMES, ())), None if text is None else text.shape[1])
+    tokens = None if text is None else text.shape[1]
+    return ChunkInfo(area, size, tuple(cond.get(NAMES, ())), tokens, frames, start)

@@ -13,7 +13,8 @@ LETTERS = {
 }  # fmt: skip
 OF_UNET = ("input", "middle", "output")
 PART = re.compile(
-    r"(?P<letter>[a-z])(?P<first>\d+)(?:-(?P=letter)?(?P<last>\d+))?(?:\.(?P<low>\d+)(?:-(?P<high>\d+))?)?"
+    r"(?P<letter>[a-z])(?P<first>\d{1,4})(?:-(?P=letter)?(?P<last>\d{1,4}))?"
+    r"(?:\.(?P<low>\d{1,4})(?:-(?P<high>\d{1,4}))?)?"
 )
 
 

@@ -16,6 +16,7 @@ LISTED = {
     "sd3": "b0-2",
     "sd35m": "b0-1.0-1, b2",
     "flux": "d0-1, s0-1",
+    "flux2": "d0-1, s0-1",
     "chroma": "d0-1, s0-1",
     "lumina": "n0, b0-2",
     "zimage": "n0, b0-2",
@@ -84,7 +85,9 @@ def test_a_layer_of_a_unet_is_refused_with_those_of_the_model(family, layers):
         assert f"This model has: {LISTED[family]}. auto chooses for you." in str(error.value)
 
 
-@pytest.mark.parametrize("layers", ["", " , ", "b", "b1-", "7", "b2-1", "x1", "b1.", "b-1", "d0;s0"])
+@pytest.mark.parametrize(
+    "layers", ["", " , ", "b", "b1-", "7", "b2-1", "x1", "b1.", "b-1", "d0;s0", "d0.0-99999999999999999999"]
+)
 def test_what_is_no_layer_is_refused(layers):
     model = MODELS["flux"]()
     with pytest.raises(ValueError, match=r"This model has: d0-1, s0-1\. auto chooses for you\."):

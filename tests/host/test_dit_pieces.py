@@ -63,6 +63,27 @@ def test_pieces_with_the_names_of_their_prompts_give_the_same(family, name):
     assert nearly(found, sample(family, term(name, family, model), cfg=1.0, batch=2), 1e-4)
 
 
+@EVERY
+def test_a_pack_may_run_the_network_once_more_without_layers(family, name):
+    """A pack below this one hands on a call, and makes another with options that hold nothing of other packs."""
+    model, plain = MODELS[family](), []
+
+    def bare(value):
+        if isinstance(value, dict):
+            return {key: item for key, item in value.items() if key in ("sigmas", "sample_sigmas")}
+        return value.clone() if isinstance(value, Tensor) else value
+
+    def twice(executor, *args, **kwargs):
+        plain.append(executor(*map(bare, args), **{key: bare(value) for key, value in kwargs.items()}))
+        return executor(*args, **kwargs)
+
+    steered = term(name, family, model)
+    expected = sample(family, steered, cfg=1.0)
+    steered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", twice)
+    assert nearly(sample(family, steered, cfg=1.0), expected, 1e-4)
+    assert all(nearly(*rows.chunk(2)) for rows in plain)  # positive and extra prediction are the same without layers
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("name", ["pag", "seg", "slg"])
 def test_a_guided_prediction_has_a_gradient_on_stable_diffusion_3(name, share):
