@@ -14,7 +14,8 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from reins.demo.evaluate import Score, conditioning, prompts, sample, score
 from reins.demo.training.data import ask_flow
 from reins.demo.training.dit import DiTTask, fused_attention
-from reins.demo.training.dit_numbers import FLOW, FREE
+from reins.demo.training.dit_numbers import BURNT, FLOW, FREE, corrected
+from reins.demo.training.guidance_numbers import clipped
 from reins.demo.training.numbers import load_base
 from reins.demo.world import nodes as demo_model
 from reins.demo.world.dit import DIT_FILE
@@ -153,6 +154,14 @@ def test_without_words_it_draws_what_it_likes(dit, table, words):
     found = score(sample(dit, table, free, FREE), words)
     assert found.rates["all"] <= ONE
     assert all(len(found.verdict.words[:, index].unique()) > 1 for index in range(5))  # not one and the same picture
+
+
+def test_apg_keeps_a_high_cfg_from_clipping_and_keeps_the_words(dit, table, words):
+    few = words[:8]
+    plain, apg = (score(sample(model, table, few, BURNT), few) for model in (dit, corrected(dit)["APG"]))
+    assert clipped(apg.image) < 0.5 * clipped(plain.image)
+    assert apg.quality > plain.quality + 1
+    assert apg.rates["all"] >= plain.rates["all"] - 1 / 8
 
 
 # --- its training ---
