@@ -62,6 +62,7 @@ LOADERS = {  # how many of the first widgets name files
 NO_FILE = "none"
 SHIPPED = (
     "base",
+    "dit",
     *(
         f"reins-demo-{kind}.safetensors"
         for kind in ("ip-adapter", "controlnet", "controlnext", "unicon", "prompt-diffusion")
