@@ -33,8 +33,8 @@ DIT: Mapping[str, object] = {
 def initialise_dit(network: nn.Module) -> nn.Module:
     """The transformer with weights to start training from.
 
-    Its last layer is silent, and the text, the picture and the time change nothing in the blocks. The gates of the
-    blocks are open, so that every layer learns from the first step on.
+    Its last layer is silent, and the time changes nothing in the blocks. The gates of the blocks are open, so that
+    all of them act from the first step on.
     """
     for name, module in network.named_modules():
         start_as_torch_does(module)
