@@ -13,8 +13,6 @@ from ...nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
 from ...nodes.guidance.cfg_zero import CFGZeroStar
 from ...nodes.guidance.normalized_attention import NormalizedAttentionGuidance
 from ...nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
-from ...nodes.guidance.skip_layer import SkipLayerGuidance
-from ...nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
 from ..evaluate import AT_ONCE, SamplingSettings, conditioning, prompts, sample, score
 from ..judge import judge
 from ..world.dit import DIT_FILE
@@ -46,15 +44,12 @@ def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
 
 
 def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
-    """The model with each guidance that perturbs its attention, at settings found on other noise.
+    """The model with each guidance that clears up its pictures, at settings found on other noise.
 
-    `auto` is block 4 for PAG, as in diffusers' pipeline for Stable Diffusion 3. What is blurred or skipped decides
-    little in this network: no settings of SEG and SLG were found that clear up its pictures as PAG does.
+    `auto` is block 4, as deep as the block that diffusers' pipeline for Stable Diffusion 3 takes. No settings of SEG
+    and SLG were found that are better than none in this network (demo/README.md).
     """
-    pag = PerturbedAttentionGuidance.execute(model, 0.8, 0.2, 0.7, "auto", "none", 0.1)
-    seg = SmoothedEnergyGuidance.execute(model, 0.7, -1.0, 0.2, 0.7, "b3", "none")
-    slg = SkipLayerGuidance.execute(model, 0.7, 0.2, 0.7, "b3")
-    return {"PAG": pag.result[0], "SEG": seg.result[0], "SLG": slg.result[0]}
+    return {"PAG": PerturbedAttentionGuidance.execute(model, 0.8, 0.2, 0.7, "auto", "none", 0.1).result[0]}
 
 
 def colours_drawn(model: ModelPatcher, table: Tensor, count: int) -> Tensor:

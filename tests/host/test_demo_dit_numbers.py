@@ -1,0 +1,59 @@
+"""What methods reach on the demo model's transformer, as numbers: each beside the same without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reins.demo.evaluate import AT_ONCE, Score, gain, prompts, sample, score
+from reins.demo.training.dit_numbers import BURNT, FREE, colours_drawn, colours_kept, corrected, guided, load_dit
+from reins.demo.training.guidance_numbers import clipped
+from reins.demo.training.numbers import GUIDANCE_SEED
+from reins.demo.world.scenes import SLOTS
+
+COUNT = 64
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return load_dit()
+
+
+@pytest.fixture(scope="module")
+def free() -> torch.Tensor:
+    return torch.full((COUNT, len(SLOTS)), -1)
+
+
+@pytest.fixture(scope="module")
+def unguided(dit, free) -> Score:
+    return score(sample(*dit, free, FREE, GUIDANCE_SEED), free)
+
+
+def test_pag_clears_up_pictures_that_no_word_guides(dit, free, unguided):
+    change = gain(score(sample(guided(dit[0])["PAG"], dit[1], free, FREE, GUIDANCE_SEED), free), unguided)
+    assert change.mean > 2 * change.error
+    assert change.better > 0.55
+
+
+def test_a_negative_that_names_a_colour_drives_it_out_without_cfg(dit):
+    model, table = dit
+    before = colours_drawn(model, table, AT_ONCE)
+    named, others = (colours_kept(model, table, before, shift) for shift in (0, 1))
+    assert named < 0.4
+    assert others > named + 0.1
+
+
+def test_apg_keeps_a_high_cfg_from_burning_the_picture(dit):
+    words = prompts(16)
+    plain, apg = (score(sample(corrected(dit[0])[name], dit[1], words, BURNT), words) for name in ("plain", "APG"))
+    assert clipped(apg.image) < 0.5 * clipped(plain.image)
+    assert apg.quality > plain.quality
+    assert apg.rates["all"] >= plain.rates["all"] - 1 / 16
+
+
+def test_cfg_zero_brings_a_high_cfg_nearer_to_the_words(dit):
+    words = prompts(16)
+    plain, zero = (
+        score(sample(corrected(dit[0])[name], dit[1], words, BURNT), words)
+        for name in ("plain", "CFG-Zero*, first step zero")
+    )
+    assert zero.verdict.template_error.mean() < plain.verdict.template_error.mean()
