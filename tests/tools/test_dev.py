@@ -102,7 +102,10 @@ def test_a_module_of_the_checkout_runs_if_python_leaves_the_current_folder_out(t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("demo", "--only", "demo_pag"), "there is no workflow demo_pag; there are demo_pag_perturbed_attention\n"),
+        (
+            ("demo", "--only", "demo_pag"),
+            "there is no workflow demo_pag; there are demo_pag_perturbed_attention, demo_pag_transformer\n",
+        ),
         (("demo", "--only", "demo_contrlnext"), "demo_controlnext"),
         (("demo", "--checkpoint", "nowhere.safetensors"), "there is no checkpoint file nowhere.safetensors"),
     ],
