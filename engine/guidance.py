@@ -25,13 +25,14 @@ from .effects import watch
 from .entries import Entry, append, entries, install_wrapper, next_order
 from .layers.attention import PerturbedLayers
 from .layers.others import treat_chunks_apart
+from .layers.tokens import PerturbedTokens
 from .network import install_layers, options_of_call
 from .rows.apart import each_apart
 from .rows.names import AROUND
 from .run import RUN, ExtraChunk, Step, run_of, start_run
 from .scope import Args, add_post_cfg
 from .shared_control import sharing_controls
-from .sites import Depth
+from .sites import Depth, Site
 from .span import Span, percent_at
 from .step import PRE_CFG, current_step, in_span, note_plain, note_step, plain_predictions, to_sigma
 
@@ -88,12 +89,13 @@ class Term(ExtraPrediction):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AttentionTerm(PerturbedLayers, Term):
-    """A term whose prediction is made with `apply` on the attentions `sites`.
+class TermAtSites(Term):
+    """A term whose prediction differs from the positive at some sites of the network.
 
     If `share` is set, the layers before the first of them are computed once for this prediction and the positive.
     """
 
+    sites: tuple[Site, ...]
     share: bool = True
 
     @property
@@ -102,17 +104,18 @@ class AttentionTerm(PerturbedLayers, Term):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BlockTerm(PerturbedBlocks, Term):
-    """A term whose prediction is made with `change` on the blocks that `sites` lie in, of a transformer.
+class AttentionTerm(PerturbedLayers, TermAtSites):
+    """A term whose prediction is made with `apply` on the attentions `sites`."""
 
-    If `share` is set, the blocks before the first of them are computed once for this prediction and the positive.
-    """
 
-    share: bool = True
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenTerm(PerturbedTokens, TermAtSites):
+    """A term whose prediction is made with `change` on the tokens between the attentions of `sites`, of a UNet."""
 
-    @property
-    def first_change(self) -> Depth | None:
-        return min(site.depth for site in self.sites) if self.share and self.sites else None
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockTerm(PerturbedBlocks, TermAtSites):
+    """A term whose prediction is made with `change` on the blocks that `sites` lie in, of a transformer."""
 
 
 def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:

@@ -163,9 +163,8 @@ class _WithPartners:
 
         def call(x: Tensor, *others: Any, **conds: Any) -> Tensor:
             *inputs, control, options = others
-            with_layers = options_with_dit_layers(
-                options, self.class_obj.diffusion_model, x, conds, control, _span_test(options)
-            )
+            network = self.class_obj.diffusion_model
+            with_layers = options_with_dit_layers(options, network, x, conds, control, in_span)
             return self.executor(x, *inputs, control, with_layers, **conds)
 
         return call_with_text_rows(call, self.class_obj, (*inputs, options), conds, in_span)

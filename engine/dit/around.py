@@ -20,10 +20,10 @@ from ..rows.chunk import CHUNKS, chunks_of, options_with
 from ..sharing import sharing_plan
 from ..span import Span
 from .block_layers import PerturbedBlocks, Streams
-from .blocks import OPTIONS, Arguments, run_block
+from .blocks import Arguments, run_block
 from .families import BlockPlace, Family, family_of, unwrapped
 from .override import attend_with_layers
-from .passage import OVERRIDE, PASSAGE, Passage, passage_in
+from .passage import OPTIONS, OVERRIDE, PASSAGE, Passage, passage_in
 from .picture import check_attention, picture_of
 from .text_parts import parts_for_texts
 from .text_rows import ROWS

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..layers.call import NETWORK
 from ..rows.chunk import CHUNKS, Chunk, chunks_at, joined, numbered, of_chunks, options_with, pick, put
+from ..sharing import Phase
 from .block_layers import BlockCall, Streams
 from .families import BlockPlace
-from .passage import Passage
+from .passage import OPTIONS, Passage
 
-OPTIONS = "transformer_options"
 Arguments = Mapping[Any, Any]  # of a block, by place or name
 Run = Callable[[Arguments], Streams]
 
@@ -167,7 +167,7 @@ def _text(passage: Passage, place: BlockPlace) -> tuple[int, bool]:
     return text, passage.family.text == "first"
 
 
-def _repeated(value: Tensor | None, phase: Any) -> Tensor | None:
+def _repeated(value: Tensor | None, phase: Phase) -> Tensor | None:
     if value is None:
         return None
     parts = value.chunk(len(phase.kept))

@@ -17,10 +17,8 @@ from ..layers.slots import stacked
 from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..sites import Site
 from .call import DiTCall, by_heads
-from .passage import Passage, passage_in
+from .passage import OPTIONS, Passage, passage_in
 from .text_rows import TextRows
-
-OPTIONS = "transformer_options"
 
 
 @torch.compiler.disable

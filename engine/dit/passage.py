@@ -21,6 +21,7 @@ from .picture import Picture
 from .text_rows import TextRows
 
 PASSAGE = "reins_passage"
+OPTIONS = "transformer_options"  # of the host, as an argument
 OVERRIDE = "optimized_attention_override"
 
 

@@ -22,10 +22,11 @@ from ..rows.chunk import Chunk, chunks_of
 from ..rows.conds import CONDS
 from ..rows.images import clamped
 from ..rows.names import IMAGES, LABELS, UUIDS
+from ..rows.order import reorder
 from ..run import STEP, Step
 from ..span import Span
 from .call import DiTCall
-from .families import Family, family_of
+from .families import Family, family_of, unwrapped
 from .own_texts import CONDS_OF_TEXTS, LLAMA, OwnText, TextsOfMethod, texts_in
 
 ROWS = "reins_text_rows"
@@ -154,14 +155,14 @@ def call_with_text_rows(
             f"for in LongCat-Image the place of the picture depends on it, but has {plan.padded[0]}. Shorten it."
         )
     sources = [chunk.index for chunk in chunks] + [row.source.index for row in rows]
-    spread = {name: _spread(value, sources, len(chunks), len(x)) for name, value in inputs.items()}
+    spread = {name: reorder(value, sources, len(x), len(chunks)) for name, value in inputs.items()}
     for place, name in enumerate(PER_TOKEN):
         if inputs.get(name) is not None:
             spread[name] = _texts(inputs[name], name, plan.padded[place], rows, options, chunks)
     if "num_tokens" in spread:
         spread["num_tokens"] = plan.padded[0]
     context = spread.pop(CONTEXT)
-    x, t, c_concat, control = (_spread(arguments[i], sources, len(chunks), len(x)) for i in (0, 1, 2, 4))
+    x, t, c_concat, control = (reorder(arguments[i], sources, len(x), len(chunks)) for i in (0, 1, 2, 4))
     out = executor(x, t, c_concat, context, control, _options(options, rows, plan), **spread)
     return out[: len(arguments[0])]
 
@@ -228,7 +229,7 @@ def _plan(
         conds = options[CONDS_OF_TEXTS][row.text.id]
         lengths[row.uuid] = tuple(conds[name].shape[dim] for name, dim in names.items())
     padded = tuple(max(of_text) for of_text in zip(of_host, *lengths.values(), strict=True))
-    multiple = getattr(getattr(network, "_orig_mod", network), "pad_tokens_multiple", None) or 0
+    multiple = getattr(unwrapped(network), "pad_tokens_multiple", None) or 0
     return TextRows(tuple(rows), padded, of_host, lengths, multiple)
 
 
@@ -258,20 +259,6 @@ def _options(options: Mapping[str, Any], rows: Sequence[TextRow], plan: TextRows
     if infos:
         with_rows[CONDS] = infos
     return with_rows
-
-
-def _spread(value: Any, sources: Sequence[int], count: int, rows: int) -> Any:
-    """Returns a value with the chunks of all tensors of `rows` rows as `sources` lists them, by number."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) != rows:
-            return value
-        chunks = value.chunk(count)
-        return torch.cat([chunks[i] for i in sources])
-    if isinstance(value, dict):
-        return {key: _spread(item, sources, count, rows) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_spread(item, sources, count, rows) for item in value]
-    return value
 
 
 def _texts(

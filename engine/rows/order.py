@@ -59,15 +59,18 @@ def negatives_first(
     return reorder(denoised, sorted(range(len(order)), key=order.__getitem__), len(x))
 
 
-def reorder(value: Any, order: Sequence[int], rows: int) -> Any:
-    """Returns a value with the chunks of all tensors of `rows` rows in `order`. It is copied, not changed."""
+def reorder(value: Any, order: Sequence[int], rows: int, count: int | None = None) -> Any:
+    """Returns a value with the chunks of all tensors of `rows` rows in `order`. It is copied, not changed.
+
+    There are `count` chunks. Without it there are as many as `order` has, which then only changes their places.
+    """
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] != rows:
             return value
-        chunks = value.chunk(len(order))
+        chunks = value.chunk(count or len(order))
         return torch.cat([chunks[i] for i in order])
     if isinstance(value, dict):
-        return {key: reorder(item, order, rows) for key, item in value.items()}
+        return {key: reorder(item, order, rows, count) for key, item in value.items()}
     if isinstance(value, list):
-        return [reorder(item, order, rows) for item in value]
+        return [reorder(item, order, rows, count) for item in value]
     return value

@@ -7,7 +7,7 @@ self-attention, where the host gives them to patches, leads to the same output. 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...engine.dit.block_layers import Block, BlockCall, Streams
 from ...engine.find import all_sites, dit_family
-from ...engine.guidance import BlockTerm, Term, add_term
-from ...engine.layers.tokens import PerturbedTokens, TokenCall
-from ...engine.sites import Depth, Site
+from ...engine.guidance import BlockTerm, TokenTerm, add_term
+from ...engine.layers.tokens import TokenCall
+from ...engine.sites import Site
 from ...engine.span import Span
 from ..inputs.auto_layers import chosen_sites
 from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
@@ -64,23 +64,9 @@ class TokenPerturbationGuidance(io.ComfyNode):
         return io.NodeOutput(add_term(model, term) if scale else model)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TokenTerm(PerturbedTokens, Term):
-    """A term whose prediction is made with `change` on the tokens of `sites`. Layers before them may be shared."""
-
-    share: bool = True
-
-    @property
-    def first_change(self) -> Depth | None:
-        return min(site.depth for site in self.sites) if self.share else None
-
-
 def shuffle_tokens(call: TokenCall) -> Tensor:
     """Returns the tokens (b, n, c) in another order, which depends on seed, noise level and block alone."""
-    run, site, count, device = call.run, call.site, call.tokens.shape[1], call.tokens.device
-    sigma = call.step.sigma
-    order = run.once_at(sigma, (shuffle_tokens, site, count, device), lambda: _order(run.seed, sigma, site, count))
-    return call.tokens[:, order.to(device)]
+    return call.tokens[:, _order_in(call, call.tokens.shape[1], call.tokens.device)]
 
 
 def shuffle_block(call: BlockCall, below: Block) -> Streams:
@@ -90,12 +76,17 @@ def shuffle_block(call: BlockCall, below: Block) -> Streams:
     """
     name, tokens = next(iter(call.streams.items()))
     count = call.picture.stop - call.picture.start
-    order = call.run.once_at(
-        call.sigma, (shuffle_block, call.site, count, tokens.device),
-        lambda: _order(call.run.seed, call.sigma, call.site, count).to(tokens.device),
-    )  # fmt: skip
+    order = _order_in(call, count, tokens.device)
     made = below(replace(call, streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
     return {**made, name: _reordered(made[name], call.picture, order.argsort())}
+
+
+def _order_in(call: TokenCall | BlockCall, count: int, device: torch.device) -> Tensor:
+    """Returns the order (count,) of the tokens of a block, which is drawn once in a step."""
+    run, site, sigma = call.run, call.site, call.sigma
+    return run.once_at(
+        sigma, (_order_in, site, count, device), lambda: _order(run.seed, sigma, site, count).to(device)
+    )  # fmt: skip
 
 
 def _reordered(tokens: Tensor, picture: slice, order: Tensor) -> Tensor:
