@@ -57,17 +57,31 @@ def texts_in(options: dict[str, Any], in_span: Callable[[Span], bool]) -> list[t
 def with_conds_of_texts(
     options: dict[str, Any], model: Any, x: Tensor, in_span: Callable[[Span], bool]
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the options of a call with what the model makes of the texts of methods, for x (b, c, ...)."""
+    """Returns the options of a call with what the model makes of the texts of methods, for x (b, c, ...).
+
+    Raises RuntimeError if a text lacks what the model reads beside it.
+    """
     run = run_in(options)
-    conds = {text.id: _conds(text, model, x, run) for _, texts in texts_in(options, in_span) for text in texts}
+    conds = {
+        text.id: _conds(text, entry.method, model, x, run)
+        for entry, texts in texts_in(options, in_span)
+        for text in texts
+    }
     return {**options, CONDS_OF_TEXTS: conds} if conds else options
 
 
-def _conds(text: OwnText, model: Any, x: Tensor, run: Run) -> dict[str, Any]:
-    """Returns the inputs of the model for a text, by their names."""
+def _conds(text: OwnText, method: str, model: Any, x: Tensor, run: Run) -> dict[str, Any]:
+    """Returns the inputs of the model for a text of a method, by their names."""
 
     def make() -> dict[str, Any]:
-        conds = encode_model_conds(model.extra_conds, convert_cond([list(text.conditioning)]), x, x.device, "negative")
+        prompt = convert_cond([list(text.conditioning)])
+        try:
+            conds = encode_model_conds(model.extra_conds, prompt, x, x.device, "negative")
+        except KeyError as missing:
+            raise RuntimeError(
+                f"The negative of {method} should come with {missing}, which this model reads beside the text, but it "
+                "has none. Encode it with the CLIP of this model."
+            ) from missing
         values = {name: cond.cond for name, cond in conds[0]["model_conds"].items()}
         return {name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in values.items()}
 

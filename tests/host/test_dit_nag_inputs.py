@@ -65,3 +65,9 @@ def test_nag_refuses_a_longer_negative_on_longcat_image():
     with pytest.raises(RuntimeError, match=r"should not be longer than the positive \(5 tokens\).*but has 9"):
         sample("flux", nag(model, text(3, 9)))
     assert sample("flux", nag(model, text(3, 3))).isfinite().all()
+
+
+def test_nag_asks_for_the_pooled_text_that_the_model_reads():
+    without = [[tokens, {"other": 1}] for tokens, _ in text(3)]
+    with pytest.raises(RuntimeError, match=r"negative of .* should come with 'pooled_output', which this model reads"):
+        sample("sd3", nag(MODELS["sd3"](), without))
