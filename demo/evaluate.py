@@ -91,7 +91,7 @@ def score(image: Tensor, words: Tensor) -> Score:
 
 
 class Gain(NamedTuple):
-    """How paired pictures differ in quality, in dB."""
+    """How paired pictures differ: in quality, in dB, or by how much less their shapes are off."""
 
     mean: float
     error: float  # standard error of the mean
@@ -100,7 +100,15 @@ class Gain(NamedTuple):
 
 def gain(after: Score, before: Score) -> Gain:
     """How much better the pictures of `after` are than those of `before`, pair by pair."""
-    difference = after.verdict.quality - before.verdict.quality
+    return _gain(after.verdict.quality - before.verdict.quality)
+
+
+def gain_of_shapes(after: Score, before: Score) -> Gain:
+    """How much smaller the template error is in `after` than in `before`, pair by pair."""
+    return _gain(before.verdict.template_error - after.verdict.template_error)
+
+
+def _gain(difference: Tensor) -> Gain:
     return Gain(
         difference.mean().item(),
         (difference.std() / len(difference) ** 0.5).item(),

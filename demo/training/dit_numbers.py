@@ -13,14 +13,16 @@ from ...nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
 from ...nodes.guidance.cfg_zero import CFGZeroStar
 from ...nodes.guidance.normalized_attention import NormalizedAttentionGuidance
 from ...nodes.guidance.perturbed_attention import PerturbedAttentionGuidance
-from ..evaluate import AT_ONCE, SamplingSettings, conditioning, prompts, sample, score
+from ...nodes.guidance.skip_layer import SkipLayerGuidance
+from ...nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
+from ..evaluate import AT_ONCE, SamplingSettings, conditioning, gain, gain_of_shapes, prompts, sample, score
 from ..judge import judge
 from ..world.dit import DIT_FILE
 from ..world.host_model import dit_config, load_model
 from ..world.model import BASE_FILE, WORDS_KEY
 from ..world.scenes import SLOTS
 from .guidance_numbers import COLOUR, FREE_SEED, clipped, free_words
-from .numbers import COUNT, cfg_lines, distances, free_lines
+from .numbers import COUNT, GUIDANCE_SEED, cfg_lines, distances, free_lines
 
 FLOW = SamplingSettings(sampler="euler", scheduler="simple")
 FREE = FLOW._replace(cfg=1.0)
@@ -46,10 +48,33 @@ def corrected(model: ModelPatcher) -> dict[str, ModelPatcher]:
 def guided(model: ModelPatcher) -> dict[str, ModelPatcher]:
     """The model with each guidance that clears up its pictures, at settings found on other noise.
 
-    `auto` is block 4, as deep as the block that diffusers' pipeline for Stable Diffusion 3 takes. No settings of SEG
-    and SLG were found that are better than none in this network (demo/README.md).
+    `auto` is block 4, as deep as the block that diffusers' pipeline for Stable Diffusion 3 takes.
     """
     return {"PAG": PerturbedAttentionGuidance.execute(model, 0.8, 0.2, 0.7, "auto", "none", 0.1).result[0]}
+
+
+def with_better_shapes(model: ModelPatcher) -> dict[str, ModelPatcher]:
+    """The model with each guidance that draws the shapes better that words ask for, at settings found on other noise.
+
+    Without words they do not help (demo/README.md).
+    """
+    return {
+        "SLG": SkipLayerGuidance.execute(model, 4.0, 0.0, 0.3, "b3").result[0],
+        "SEG": SmoothedEnergyGuidance.execute(model, 4.0, -1.0, 0.0, 0.3, "b3").result[0],
+    }
+
+
+def shape_lines(model: ModelPatcher, table: Tensor, words: Tensor) -> Iterator[str]:
+    """How much better words (b, slots) are drawn without CFG, each pair from the same noise."""
+    before = score(sample(model, table, words, FREE, GUIDANCE_SEED), words)
+    yield f"words, cfg 1: {distances(before)}"
+    for name, steered in with_better_shapes(model).items():
+        after = score(sample(steered, table, words, FREE, GUIDANCE_SEED), words)
+        quality, shapes = gain(after, before), gain_of_shapes(after, before)
+        yield (
+            f"words, cfg 1, {name}: {distances(after)}; {quality.mean:+.2f} ± {quality.error:.2f} dB, template error "
+            f"lower by {shapes.mean:.4f} ± {shapes.error:.4f}, in {shapes.better:.0%} of the pairs"
+        )
 
 
 def colours_drawn(model: ModelPatcher, table: Tensor, count: int) -> Tensor:
@@ -83,6 +108,7 @@ def dit_numbers(path: Path) -> Iterator[str]:
             f"{clipped(found.image):.1%}; {distances(found)}"
         )
     yield from free_lines(model, table, guided(model), FREE)
+    yield from shape_lines(model, table, words)
     before = colours_drawn(model, table, AT_ONCE)
     for shift, what in ((0, "these colours"), (1, "others")):
         kept = colours_kept(model, table, before, shift)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reins.demo.evaluate import AT_ONCE, Score, gain, prompts, sample, score
-from reins.demo.training.dit_numbers import BURNT, FREE, colours_drawn, colours_kept, corrected, guided, load_dit
+from reins.demo.evaluate import AT_ONCE, Score, gain, gain_of_shapes, prompts, sample, score
+from reins.demo.training.dit_numbers import (
+    BURNT,
+    FREE,
+    colours_drawn,
+    colours_kept,
+    corrected,
+    guided,
+    load_dit,
+    with_better_shapes,
+)
 from reins.demo.training.guidance_numbers import clipped
 from reins.demo.training.numbers import GUIDANCE_SEED
 from reins.demo.world.scenes import SLOTS
@@ -28,10 +37,27 @@ def unguided(dit, free) -> Score:
     return score(sample(*dit, free, FREE, GUIDANCE_SEED), free)
 
 
+@pytest.fixture(scope="module")
+def worded(dit) -> tuple[torch.Tensor, Score]:
+    """Prompts, and the pictures of them without guidance."""
+    words = prompts(COUNT)
+    return words, score(sample(*dit, words, FREE, GUIDANCE_SEED), words)
+
+
 def test_pag_clears_up_pictures_that_no_word_guides(dit, free, unguided):
     change = gain(score(sample(guided(dit[0])["PAG"], dit[1], free, FREE, GUIDANCE_SEED), free), unguided)
     assert change.mean > 2 * change.error
     assert change.better > 0.55
+
+
+@pytest.mark.parametrize("name", ["SLG", "SEG"])
+def test_skipped_layers_and_smoothed_energy_draw_the_shapes_better_that_words_ask_for(dit, worded, name):
+    words, before = worded
+    after = score(sample(with_better_shapes(dit[0])[name], dit[1], words, FREE, GUIDANCE_SEED), words)
+    shapes = gain_of_shapes(after, before)
+    assert shapes.mean > 2 * shapes.error
+    assert shapes.better > 0.55
+    assert gain(after, before).mean > 0
 
 
 def test_a_negative_that_names_a_colour_drives_it_out_without_cfg(dit):
