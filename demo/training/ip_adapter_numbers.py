@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...engine.loading import read_file
 from ...nodes.ip_adapter.apply_node import IPAdapterApply
-from ...nodes.ip_adapter.attention import IPAdapter
 from ...nodes.ip_adapter.encode_node import IPAdapterEncode
 from ...nodes.ip_adapter.load import make_ip_adapter
+from ...nodes.ip_adapter.prompt import IPAdapter
 from ..evaluate import AT_ONCE, SamplingSettings, one_line, sample, score
 from ..world.model import WEIGHTS
 from ..world.scenes import SLOTS, draw, draw_words, render

@@ -65,7 +65,10 @@ class FaceProjection(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Attention of latents (b, l, dim) to a picture (b, n, dim) and to themselves: (b, l, dim)."""
+    """Attention of latents (b, l, dim) to a picture (b, n, dim) and to themselves: (b, l, dim).
+
+    Normed latents may be scaled and shifted, by tensors (1 or b, 1, dim).
+    """
 
     def __init__(self, dim: int, inner: int, operations: ModuleType, **factory: Any) -> None:
         super().__init__()
@@ -76,8 +79,8 @@ class PerceiverAttention(nn.Module):
         self.to_kv = operations.Linear(dim, 2 * inner, bias=False, **factory)
         self.to_out = operations.Linear(inner, dim, bias=False, **factory)
 
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        x, latents = self.norm1(x), self.norm2(latents)
+    def forward(self, x: Tensor, latents: Tensor, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Tensor:
+        x, latents = self.norm1(x), self.norm2(latents) * scale + shift
         k, v = self.to_kv(torch.cat([x, latents], 1)).chunk(2, -1)
         q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (self.to_q(latents), k, v))
         out = functional.scaled_dot_product_attention(q, k, v)

@@ -15,10 +15,11 @@ from ...models.ip_adapter.combine import copy_logits
 from ...models.ip_adapter.weights import PEER_NAMES, PEER_SCALINGS, SCALINGS, WEIGHT_TYPES, Strength
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import ImageTokensSocket, checked_mask, hides_all
-from .attention import ImagePrompt, ImageTokens, IPAdapter, add_image_prompt
+from .attention import UNetImagePrompt, add_image_prompt
 from .encode_node import IPAdapterEncode
 from .inputs_node import clip_vision_input, ipadapter_input, mask_input, tuning_inputs, weight_input
 from .load import add_lora, as_ip_adapter, match_layers, narrowed, places_of
+from .prompt import ImageTokens, IPAdapter
 
 
 class IPAdapterApply(io.ComfyNode):
@@ -85,7 +86,7 @@ class IPAdapterApply(io.ComfyNode):
         if weight == 0 or not sites or tokens.is_empty or hides_all(mask, "mask", "IP-Adapter"):
             return io.NodeOutput(model)
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
-        prompt = ImagePrompt(
+        prompt = UNetImagePrompt(
             adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
             copies=None if per_frame else copy_logits(tokens.weights), sites=sites,
             scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame, only_for=only_for.strip(),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...models.ip_adapter.combine import Combine, combine, copy_logits, parse_weights
-from .attention import ImageTokens, IPAdapter
+from .prompt import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
 UncondPicture = Literal["paper", "black"]

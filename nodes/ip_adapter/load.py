@@ -21,7 +21,7 @@ from ...engine.unet import Transformer, find_transformers, unet_of
 from ...models.ip_adapter.files import take_apart
 from ...models.ip_adapter.network import ImageLayers
 from ...models.ip_adapter.weights import LayerWeight, TransformerPlace
-from .attention import IPAdapter, SiteWeight
+from .prompt import IPAdapter, SiteWeight
 
 FOREIGN = "the connected IPADAPTER"
 REASON = "The image acts in the text attentions of the UNet that its file was trained for."

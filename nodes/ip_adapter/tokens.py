@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ...engine.loading import check_finite, check_tensors, read_file, read_metadata
-from .attention import ImageTokens
+from .prompt import ImageTokens
 
 MADE_BY, FINGERPRINT = "made_by", "fingerprint"
 

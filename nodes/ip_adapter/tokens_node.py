@@ -11,10 +11,10 @@ from ...engine.loading import read_tensor
 from ..inputs.save import numbered_path
 from ..inputs.schema import make_input, prefix_input, schema
 from ..inputs.sockets import ImageTokensSocket, IPAdapterSocket
-from .attention import ImageTokens
 from .encode import TokenRequest, make_tokens
 from .encode_node import as_encoding
 from .load import as_ip_adapter
+from .prompt import ImageTokens
 from .tokens import load_tokens, save_tokens
 
 FOLDER = "image_tokens"

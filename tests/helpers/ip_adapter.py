@@ -23,8 +23,8 @@ from reins.models.ip_adapter.network import (
     Resampler,
 )
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
-from reins.nodes.ip_adapter.attention import ImageTokens, IPAdapter
 from reins.nodes.ip_adapter.load import in_file_order, make_ip_adapter
+from reins.nodes.ip_adapter.prompt import ImageTokens, IPAdapter
 from reins.tests.helpers.tiny_models import WIDTH
 from torch import Tensor, nn
 

@@ -12,7 +12,7 @@ from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.nodes.guidance.perturbed_attention import SEE_TEXT, THEMSELVES, PerturbedAttentionGuidance
 from reins.nodes.guidance.skip_layer import SkipLayerGuidance
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
-from reins.nodes.ip_adapter.attention import IPAdapter
+from reins.nodes.ip_adapter.prompt import IPAdapter
 from reins.nodes.look.nodes import GuidancePlot
 from reins.tests.helpers import (
     controlnext,

@@ -22,8 +22,8 @@ from reins.nodes.h_space.direction import StoredDirection
 from reins.nodes.h_space.files_node import HDirectionLoader
 from reins.nodes.h_space.load import save_direction
 from reins.nodes.inputs.folders import DEMO_WEIGHTS
-from reins.nodes.ip_adapter.attention import ImageTokens
 from reins.nodes.ip_adapter.load_node import IPAdapterLoader
+from reins.nodes.ip_adapter.prompt import ImageTokens
 from reins.nodes.ip_adapter.tokens import save_tokens
 from reins.nodes.ip_adapter.tokens_node import LoadImageTokens
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
