@@ -21,6 +21,7 @@ TASKS = (
     "controlnext",
     CONVERGENCE,
     "dit",
+    "dit-ip-adapter",
     "ip-adapter",
     "prompt-diffusion",
     "unicon",

@@ -69,12 +69,19 @@ def image_embeds(tower: nn.Module, pixels: Tensor) -> Tensor:
     The tower's forward adds in place, which breaks gradients. So its layers are called here one by one.
     """
     vision = tower.vision_model
+    x = hidden_states(tower, pixels, len(vision.encoder.layers))
+    return tower.visual_projection(vision.post_layernorm(x[:, 0]))
+
+
+def hidden_states(tower: nn.Module, pixels: Tensor, layers: int) -> Tensor:
+    """The hidden states (b, n, c) of pixels (b, 3, h, w) behind so many layers, made in the same way."""
+    vision = tower.vision_model
     x = vision.pre_layrnorm(vision.embeddings(pixels))
     attention = optimized_attention_for_device(x.device, mask=False, small_input=True)
-    for layer in vision.encoder.layers:
+    for layer in vision.encoder.layers[:layers]:
         x = x + layer.self_attn(layer.layer_norm1(x), None, attention)
         x = x + layer.mlp(layer.layer_norm2(x))
-    return tower.visual_projection(vision.post_layernorm(x[:, 0]))
+    return x
 
 
 def read_words(embeds: Tensor, vectors: Tensor) -> list[Tensor]:

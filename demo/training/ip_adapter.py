@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import comfy.ops
 import torch
@@ -18,7 +18,7 @@ from ..world.host_model import load_clip_vision
 from ..world.model import CLIP_VISION_CONFIG, CLIP_VISION_FILE, CONTEXT
 from ..world.scenes import draw, draw_words, render
 from .clip_vision import image_embeds
-from .data import draw_batch
+from .data import Batch, draw_batch
 from .frozen import FrozenBase
 from .ip_adapter_numbers import FILE
 from .trainer import Plan
@@ -70,15 +70,9 @@ class IPAdapterTask:
         }
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
-        drawn = draw_batch(batch, generator, unsaid=UNSAID)
-        others = draw_words(batch, generator)
-        contradicted = (drawn.prompt >= 0) & (torch.rand(batch, 1, generator=generator) < CONTRADICTED)
-        words = torch.where(contradicted, others, drawn.scenes.words)
-        image = render(draw(batch, generator, words)).image.to(self.base.device)
+        drawn, image = draw_with_references(batch, generator)
         with torch.no_grad():
-            mean, std = (image.new_tensor(values).view(3, 1, 1) for values in self.normalisation)
-            pixels = (image - mean) / std
-            embeds = image_embeds(self.tower, pixels)
+            embeds = image_embeds(self.tower, normalised(image.to(self.base.device), *self.normalisation))
         dropped = torch.rand(batch, 1, generator=generator) < NO_IMAGE
         tokens = self.projection(embeds.masked_fill(dropped.to(embeds.device), 0))
         replaced = {
@@ -93,6 +87,21 @@ class IPAdapterTask:
             return attention(q, k, v, heads) + attention(q, *self.layers.keys_and_values(n, tokens), heads)
 
         return attend_both
+
+
+def draw_with_references(count: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
+    """A batch with little said, and a reference picture (b, 3, SIZE, SIZE) in 0..1 for each of its pictures."""
+    drawn = draw_batch(count, generator, unsaid=UNSAID)
+    others = draw_words(count, generator)
+    contradicted = (drawn.prompt >= 0) & (torch.rand(count, 1, generator=generator) < CONTRADICTED)
+    words = torch.where(contradicted, others, drawn.scenes.words)
+    return drawn, render(draw(count, generator, words)).image
+
+
+def normalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures (b, 3, h, w) in 0..1 as an image encoder takes them."""
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (image - mean) / std
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

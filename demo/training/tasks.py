@@ -15,6 +15,8 @@ from .control_net_numbers import control_net_numbers
 from .controlnext import ControlNeXtTask
 from .controlnext_numbers import controlnext_numbers
 from .dit import DiTTask
+from .dit_ip_adapter import DiTIPAdapterTask
+from .dit_ip_adapter_numbers import dit_ip_adapter_numbers
 from .dit_numbers import dit_numbers
 from .ip_adapter import IPAdapterTask
 from .ip_adapter_numbers import ip_adapter_numbers
@@ -41,6 +43,7 @@ RUNS = {
     "controlnet": Run(ControlNetTask, control_net_numbers),
     "controlnext": Run(ControlNeXtTask, controlnext_numbers),
     "dit": Run(DiTTask, dit_numbers),
+    "dit-ip-adapter": Run(DiTIPAdapterTask, dit_ip_adapter_numbers),
     "ip-adapter": Run(IPAdapterTask, ip_adapter_numbers),
     "prompt-diffusion": Run(PromptDiffusionTask, prompt_diffusion_numbers),
     "unicon": Run(UniConTask, unicon_numbers),

@@ -25,7 +25,7 @@ from .muon import Muon
 SAVE_SECONDS = 120
 ADAM_PARTS = (
     "input_blocks.0.", ".out.2.", "words.", "embedding", "lora_", ".to_out.",
-    "_embedder.", "adaLN_modulation.", "final_layer.",
+    "_embedder.", "adaLN_modulation.", "final_layer.", "norm_ip.", ".latents",
 )  # fmt: skip
 SEED_STRIDE = 1_000_003  # a prime, so that steps of different seeds draw different pictures
 

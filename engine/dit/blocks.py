@@ -48,16 +48,27 @@ def run_block(passage: Passage, place: BlockPlace, arguments: Arguments, run: Ru
 
 
 def _begun(passage: Passage, place: BlockPlace, run: Run) -> Run:
-    """Returns the block, which tells the passage that it runs."""
+    """Returns the block, which tells the passage that it runs, with the terms that layers add behind it."""
 
     def begin(arguments: Arguments) -> Streams:
-        passage.begin(place)
+        passage.begin(place, arguments.get("pe"))
         try:
-            return run(arguments)
+            streams = run(arguments)
         finally:
-            passage.end()
+            terms = passage.end()
+        if not terms:
+            return streams
+        name = place.stack.streams[0]
+        picture = passage.picture.within(_tokens(place, arguments), *_text(passage, place))
+        return {**streams, name: _added(streams[name], picture, terms)}
 
     return begin
+
+
+def _added(stream: Tensor, picture: slice, terms: Sequence[Tensor]) -> Tensor:
+    """Returns a stream (rows, tokens, c) with terms added to its picture. Other packs may keep the stream."""
+    changed = stream[:, picture] + sum(terms)
+    return torch.cat([stream[:, : picture.start], changed, stream[:, picture.stop :]], 1)
 
 
 def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, run: Run) -> Streams:

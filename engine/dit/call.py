@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ class DiTCall(LayerCall):
 
     `picture` says which of the queries are the picture. Its tokens fill `grid`: frames, height and width. `is_joint`
     tells whether the keys are those tokens too, and not a text. `text` says which of them are text. `mask` is the
-    host's, or None.
+    host's, or None. `positions` (1 or rows, 1, tokens, d / 2, 2, 2) are the rotations by which the host has turned q
+    and k, if the block is given them. Terms (rows, tokens, c) in `after` are added to the picture behind the block.
     """
 
     q: Tensor
@@ -32,6 +33,8 @@ class DiTCall(LayerCall):
     grid: tuple[int, int, int]
     is_joint: bool
     text: slice
+    positions: Tensor | None = None
+    after: list[Tensor] = field(default_factory=list)
 
     @property
     def beside_text(self) -> slice:
@@ -61,7 +64,13 @@ class DiTCall(LayerCall):
         mask = self.mask
         if mask is not None and mask.ndim > 2 and len(mask) == len(self.q):
             mask = pick(mask, numbers, total)
-        return replace(self, q=q, k=k, v=v, mask=mask, options=options_with(self.options, chunks), chunks=chunks)
+        positions = self.positions
+        if positions is not None and len(positions) == len(self.q):
+            positions = pick(positions, numbers, total)
+        return replace(
+            self, q=q, k=k, v=v, mask=mask, positions=positions, options=options_with(self.options, chunks),
+            chunks=chunks,
+        )  # fmt: skip
 
     def of_keys(self, k: Tensor, v: Tensor, mask: Tensor | None) -> DiTCall:
         """Returns the same call with other keys and values (rows, heads, tokens, d), and their mask."""

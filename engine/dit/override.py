@@ -66,7 +66,8 @@ def _call(
         mask = _hiding(passage.texts, chunks, text, k, mask)
     return DiTCall(
         q=q, k=k, v=v, site=site, heads=heads, mask=mask, picture=picture, grid=passage.picture.grid, text=text,
-        is_joint=site.kind == "attn1", chunks=chunks, options=options, **options[NETWORK]._asdict(),
+        is_joint=site.kind == "attn1", chunks=chunks, options=options, positions=passage.positions,
+        after=passage.after, **options[NETWORK]._asdict(),
     )  # fmt: skip
 
 

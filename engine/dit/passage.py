@@ -42,6 +42,8 @@ class Passage:
         self.texts: TextRows | None = None  # if chunks have texts that are repeated to one length
         self.text = 0  # tokens of text in the sequence of a joint attention
         self.running: list[Site | None] = []  # attentions that the running block has yet to call
+        self.positions: Tensor | None = None  # rotations that the running block is given
+        self.after: list[Tensor] = []  # terms (rows, tokens, c) for the picture behind the running block
         self.sites: dict[tuple[str, int], list[Site | None]] = {}
         self.on_blocks: dict[tuple[str, int], list[PerturbedBlocks]] = {}
         self.places: dict[tuple[str, int], BlockPlace] = {}
@@ -86,13 +88,15 @@ class Passage:
             return picture, slice(0, picture.start)
         return picture, slice(0, self.text) if is_first else slice(picture.stop, tokens)
 
-    def begin(self, place: BlockPlace) -> None:
-        """Notes that a block begins."""
-        self.running = list(self.sites[place.stack.letter, place.number])
+    def begin(self, place: BlockPlace, positions: Tensor | None) -> None:
+        """Notes that a block begins, and the rotations that it is given."""
+        self.running, self.after = list(self.sites[place.stack.letter, place.number]), []
+        self.positions = positions
 
-    def end(self) -> None:
-        """Notes that a block is over."""
-        self.running = []
+    def end(self) -> list[Tensor]:
+        """Notes that a block is over. Returns the terms (rows, tokens, c) that layers add to the picture behind it."""
+        after, self.running, self.after, self.positions = self.after, [], [], None
+        return after
 
     def next_attention(self) -> Site | None:
         """Returns which attention is called now. None outside of the blocks that have layers."""

@@ -9,62 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from .network import FacePlusProjection, FaceProjection, FullProjection, LinearProjection, Resampler
+from .kinds import LAYERS, PROJECTION, TRAINED_WITH, AdapterParts, Kind, Weights, group
+from .network import (
+    FacePlusProjection,
+    FaceProjection,
+    FullProjection,
+    ImageLayers,
+    LinearProjection,
+    Resampler,
+)
+from .transformer_files import transformer_parts
 
-Weights = Mapping[str, Tensor]
-PROJECTION = ("image_proj_model.", "image_proj.")
-LAYERS = ("ip_adapter.", "adapter_modules.")
-TRAINED_WITH = ("unet.",)  # in training dumps: the frozen model itself
 LAYER = re.compile(r"(\d+)\.to_[kv]_ip\.weight")
 LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 KOLORS_TEXT = 4096  # width of Kolors' text before its model makes it 2048
 FACE_WIDTH = 512  # of ArcFace: a resampler that reads it is one of faces, not of pictures
-
-# The name of the encoder that a file needs, by what is read of the encoder and the width of that.
-ENCODERS = {
-    ("image_embeds", 1024): "CLIP-ViT-H-14-laion2B-s32B-b79K",
-    ("image_embeds", 1280): "CLIP-ViT-bigG-14-laion2B-39B-b160k",
-    ("image_embeds", 768): "clip-vit-large-patch14",
-    ("image_embeds", 96): "the CLIP_VISION of the Demo Model node",
-    ("penultimate_hidden_states", 1280): "CLIP-ViT-H-14-laion2B-s32B-b79K",
-    ("penultimate_hidden_states", 1664): "CLIP-ViT-bigG-14-laion2B-39B-b160k",
-    ("penultimate_hidden_states", 1024): "clip-vit-large-patch14-336",
-}
-
-
-class Kind(NamedTuple):
-    """What a file is, and what its projection reads. `tokens` is 0 if there is one for each hidden state.
-
-    `context` is the width of a token. It is that of the text, except for the faces of Kolors, whose model narrows both.
-    """
-
-    name: Literal["linear", "plus", "full", "face", "face plus", "face resampler"]
-    tokens: int
-    context: int
-    reads: Literal["image_embeds", "penultimate_hidden_states"] | None  # of the image encoder
-    width: int = 0  # of what it reads
-    face: int = 0  # width of a face's identity
-    shortcut: bool = False  # the picture's answer is added to the identity (FaceID plus v2)
-
-    @property
-    def encoder(self) -> str:
-        """The name of the image encoder that the file needs."""
-        return ENCODERS.get((self.reads, self.width), f"an encoder whose {self.reads} are {self.width} wide")
-
-
-class AdapterParts(NamedTuple):
-    """A file taken apart. `sizes` has (hidden, context) for each text attention."""
-
-    kind: Kind
-    make_projection: Callable[..., nn.Module]
-    projection: dict[str, Tensor]
-    layers: dict[str, Tensor]
-    sizes: list[tuple[int, int]]
-    lora: dict[str, Tensor]  # by number of the attention, e.g. 0.to_q_lora.down.weight
 
 
 def take_apart(weights: Weights, name: str, face_version: str = "auto") -> AdapterParts:
@@ -72,7 +34,10 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Adapt
 
     Raises ValueError if the file is not an IP-Adapter, is of an unknown kind or is incomplete.
     """
-    projection, adapter = _group(weights, PROJECTION), _group(weights, LAYERS)
+    for_transformer = transformer_parts(weights, name)
+    if for_transformer is not None:
+        return for_transformer
+    projection, adapter = group(weights, PROJECTION), group(weights, LAYERS)
     left_over = [key for key in weights if not key.startswith((*PROJECTION, *LAYERS, *TRAINED_WITH))]
     layers = {key: value for key, value in adapter.items() if LAYER.fullmatch(key)}
     if not projection or not layers or left_over:
@@ -96,16 +61,7 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Adapt
         )
     if kind.name == "face plus":
         kind = kind._replace(shortcut=_has_shortcut(kind, name, face_version))
-    return AdapterParts(kind, make, projection, layers, sizes, lora)
-
-
-def _group(weights: Weights, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in weights.items()
-        for prefix in prefixes
-        if key.startswith(prefix)
-    }
+    return AdapterParts(kind, make, projection, layers, partial(ImageLayers, sizes), sizes, lora)
 
 
 def _sizes(layers: Weights, name: str) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ WEIGHT_TYPES = (
     "strong style", "custom", "weak input", "weak middle", "weak output", "strong middle",
     "strong style and composition", "precise style", "precise composition",
 )  # fmt: skip
+FOR_ALL = ("linear", "ease in", "ease out", "ease in-out", "reverse in-out", "custom")  # that need no UNet
 PEER_NAMES = {  # weight types that ComfyUI_IPAdapter_plus calls otherwise
     "style transfer": "style",
     "strong style transfer": "strong style",
@@ -37,10 +38,13 @@ FLOOR = 0.05  # smallest share of the weight in an eased type
 WIDEST = 1280  # the C penalty of a layer is its channels over these
 
 
-class TransformerPlace(NamedTuple):
-    """A transformer of the UNet, as the host names its block."""
+UNET_BLOCKS = ("input", "middle", "output")
 
-    block: Literal["input", "middle", "output"]
+
+class TransformerPlace(NamedTuple):
+    """A transformer of the UNet, as the host names its block, or a block of a diffusion transformer."""
+
+    block: Literal["input", "middle", "output", "double", "single", "layer"]
     number: int
 
 
@@ -92,6 +96,12 @@ class Strength:
         if self.weight_type not in WEIGHT_TYPES:
             raise ValueError(
                 f"weight_type should be one of {', '.join(WEIGHT_TYPES)}, but is {self.weight_type!r}. Choose one."
+            )
+        if self.weight_type not in FOR_ALL and not any(place.block in UNET_BLOCKS for place in places):
+            raise ValueError(
+                f"weight_type {self.weight_type!r} means layers of a UNet, but this model is a transformer, whose "
+                f"blocks are all alike. Choose {', '.join(FOR_ALL)}, of which custom names blocks 0 to "
+                f"{len(places) - 1} in layer_weights."
             )
         return {place: layer for place, layer in self._all(places).items() if layer.weight}
 
@@ -197,6 +207,8 @@ def parse_layer_weights(text: str, places: Sequence[TransformerPlace]) -> dict[i
 
 
 def _listed(places: Sequence[TransformerPlace]) -> str:
+    if places and places[0].block not in UNET_BLOCKS:
+        return f"{len(places)} blocks in the order in which the model runs"
     return ", ".join(f"{i} {place.block} {place.number}" for i, place in enumerate(places))
 
 

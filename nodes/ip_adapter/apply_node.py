@@ -20,6 +20,7 @@ from .encode_node import IPAdapterEncode
 from .inputs_node import clip_vision_input, ipadapter_input, mask_input, tuning_inputs, weight_input
 from .load import add_lora, as_ip_adapter, match_layers, narrowed, places_of
 from .prompt import ImageTokens, IPAdapter
+from .transformer_attention import TransformerImagePrompt, add_transformer_image_prompt
 
 
 class IPAdapterApply(io.ComfyNode):
@@ -77,23 +78,30 @@ class IPAdapterApply(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         adapter, mask = as_ip_adapter(ipadapter), checked_mask(mask, "mask")
         check_tokens(tokens, adapter)
-        weight_type = PEER_NAMES.get(weight_type, weight_type)
+        weight_type, scaling = PEER_NAMES.get(weight_type, weight_type), PEER_SCALINGS.get(scaling, scaling)
+        if adapter.kind.form != "unet" and "penalty" in scaling:
+            raise ValueError(
+                f"scaling {scaling!r} weighs narrow layers of a UNet less, but {adapter.name} is for a transformer, "
+                f"whose layers are all of one width. Choose V only or K+V."
+            )
         strength = Strength(weight, weight_type, layer_weights, composition_weight, boost)
-        by_place = strength.by_place(places_of(model))
+        by_place = strength.by_place(places_of(adapter, model))
         if peer_compatible:
             by_place = {place: layer for place, layer in by_place.items() if place.block != "middle"}
         sites = match_layers(adapter, model, by_place)
         if weight == 0 or not sites or tokens.is_empty or hides_all(mask, "mask", "IP-Adapter"):
             return io.NodeOutput(model)
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
-        prompt = UNetImagePrompt(
+        make = UNetImagePrompt if adapter.kind.form == "unet" else TransformerImagePrompt
+        prompt = make(
             adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
             copies=None if per_frame else copy_logits(tokens.weights), sites=sites,
-            scaling=PEER_SCALINGS.get(scaling, scaling), mask=mask, per_frame=per_frame, only_for=only_for.strip(),
+            scaling=scaling, mask=mask, per_frame=per_frame, only_for=only_for.strip(),
         )  # fmt: skip
         if adapter.lora and lora_strength:
             model = add_lora(adapter, model, lora_strength)
-        return io.NodeOutput(add_image_prompt(model, prompt, Span(start_percent, end_percent)))
+        add = add_image_prompt if adapter.kind.form == "unet" else add_transformer_image_prompt
+        return io.NodeOutput(add(model, prompt, Span(start_percent, end_percent)))
 
 
 class IPAdapterSimple(io.ComfyNode):

@@ -6,6 +6,7 @@ mean colour). ComfyUI_IPAdapter_plus encodes a black picture instead. Both are m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...models.ip_adapter.combine import Combine, combine, copy_logits, parse_weights
+from ...models.ip_adapter.kinds import Form
 from .prompt import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
@@ -51,6 +53,11 @@ class TokenRequest(NamedTuple):
     uncond: UncondPicture = "paper"
 
 
+# Which empty picture the negative reads, for files whose authors do otherwise. Without one it reads zeros.
+EMPTY_PICTURES: Mapping[Form, Mapping[UncondPicture, UncondPicture]] = {
+    "sd3": {"black": "black"},  # InstantX: zeros in place of hidden states
+    "xlabs": {"paper": "black", "black": "black"},  # XLabs: a black picture
+}
 # The encoding of an empty picture never changes. It is kept as long as its encoder.
 _EMPTY: WeakKeyDictionary[ClipVisionModel, dict[UncondPicture, Encoding]] = WeakKeyDictionary()
 
@@ -133,11 +140,12 @@ def make_tokens(adapter: IPAdapter, request: TokenRequest) -> ImageTokens:
             None if part is None else combine(part, weights, request.combine) for part in (read, faces)
         )  # fmt: skip
         weights = weights.new_ones(1)
+    project = _unchanged if adapter.kind.name == "timed" else _project
     unconds = {
-        uncond: _project(adapter, _negative(adapter, request, uncond, read), _no_face(faces))
+        uncond: project(adapter, _negative(adapter, request, uncond, read), _no_face(faces))
         for uncond in ("paper", "black")
     }
-    cond = _project(adapter, read, faces)
+    cond = project(adapter, read, faces)
     for other in unconds.values():
         if other.shape[1] != cond.shape[1]:
             raise ValueError(
@@ -202,13 +210,21 @@ def _negative(
         return None
     if request.negative is not None:
         return _read(adapter, request.negative).mean(0, keepdim=True)
-    if adapter.kind.reads == "penultimate_hidden_states" and request.clip_vision is not None:
-        return _read(adapter, empty_picture(request.clip_vision, uncond))
+    reads_patches = adapter.kind.reads == "penultimate_hidden_states"
+    usual: Mapping[UncondPicture, UncondPicture] = {"paper": "paper", "black": "black"} if reads_patches else {}
+    shown = EMPTY_PICTURES.get(adapter.kind.form, usual).get(uncond)
+    if shown is not None and request.clip_vision is not None:
+        return _read(adapter, empty_picture(request.clip_vision, shown))
     return torch.zeros_like(read[:1])
 
 
 def _no_face(faces: Tensor | None) -> Tensor | None:
     return None if faces is None else torch.zeros_like(faces[:1])
+
+
+def _unchanged(adapter: IPAdapter, read: Tensor, faces: None) -> Tensor:
+    """Returns the hidden states (b, tokens, width) themselves: tokens are made of them at each noise level."""
+    return read.to(comfy.model_management.intermediate_device())
 
 
 def _project(adapter: IPAdapter, read: Tensor | None, faces: Tensor | None) -> Tensor:

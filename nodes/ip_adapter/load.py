@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional
 
+from ...engine.find import dit_family
 from ...engine.loading import flatten, load_network
 from ...engine.sites import Site
 from ...engine.unet import Transformer, find_transformers, unet_of
 from ...models.ip_adapter.files import take_apart
-from ...models.ip_adapter.network import ImageLayers
 from ...models.ip_adapter.weights import LayerWeight, TransformerPlace
 from .prompt import IPAdapter, SiteWeight
+from .transformer_match import transformer_sites
 
 FOREIGN = "the connected IPADAPTER"
 REASON = "The image acts in the text attentions of the UNet that its file was trained for."
@@ -35,7 +35,7 @@ def make_ip_adapter(weights: Mapping[str, Tensor], name: str, face_version: str 
         fingerprint=_fingerprint(parts.projection),
         kind=parts.kind,
         projection=load_network(parts.make_projection, parts.projection, name),
-        layers=load_network(partial(ImageLayers, parts.sizes), parts.layers, name),
+        layers=load_network(parts.make_layers, parts.layers, name),
         sizes=parts.sizes,
         lora=parts.lora,
     )
@@ -72,8 +72,20 @@ def as_ip_adapter(adapter: Any) -> IPAdapter:
     return replace(unpacked, clip_vision=(pipe.get("clipvision") or {}).get("model"))
 
 
-def places_of(model: ModelPatcher) -> list[TransformerPlace]:
-    """Returns where a model has transformers, in execution order, in which weight types count them."""
+def places_of(adapter: IPAdapter, model: ModelPatcher) -> list[TransformerPlace]:
+    """Returns where the layers of a file are in a model, in execution order, in which weight types count them.
+
+    Raises ValueError if the model has another kind of network.
+    """
+    if adapter.kind.form != "unet":
+        return list(dict.fromkeys(TransformerPlace(*site[1:3]) for site in transformer_sites(adapter, model)))
+    family = dit_family(model)
+    if family is not None:
+        raise ValueError(
+            f"{adapter.name} was made for a UNet with {_described(adapter.sizes)}, but the model is a transformer "
+            f"({family.name}). Choose a file that was made for it: there are some for Stable Diffusion 3.5 Large and "
+            f"Flux."
+        )
     blocks = find_transformers(unet_of(model, REASON))
     return list(dict.fromkeys(TransformerPlace(block.block, block.number) for block in blocks))
 
@@ -86,7 +98,13 @@ def in_file_order(transformers: Sequence[Transformer]) -> list[Transformer]:
 def match_layers(
     adapter: IPAdapter, model: ModelPatcher, weights: Mapping[TransformerPlace, LayerWeight]
 ) -> dict[Site, SiteWeight]:
-    """Returns the model's text attentions that have a weight. Raises ValueError if the file is for another model."""
+    """Returns the model's attentions that have a weight. Raises ValueError if the file is for another model."""
+    if adapter.kind.form != "unet":
+        return {
+            site: SiteWeight(number, weights[site[1:3]])
+            for number, site in enumerate(transformer_sites(adapter, model))
+            if site[1:3] in weights
+        }
     return {
         block.site("attn2"): SiteWeight(number, weights[block.block, block.number])
         for number, block in enumerate(_matching_transformers(adapter, model))
@@ -111,7 +129,7 @@ def narrowed(adapter: IPAdapter, model: ModelPatcher, *tokens: Tensor) -> tuple[
     Raises ValueError if the model cannot narrow them.
     """
     width = adapter.sizes[0][1]
-    if adapter.kind.context == width:
+    if adapter.kind.context == width or adapter.kind.form != "unet":
         return tokens
     narrow = getattr(unet_of(model, REASON), "encoder_hid_proj", None)
     if narrow is None or (narrow.in_features, narrow.out_features) != (adapter.kind.context, width):

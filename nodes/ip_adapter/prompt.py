@@ -20,7 +20,7 @@ from ...engine.rows.images import clamped
 from ...engine.rows.masks import mask_on_grid, shown_by
 from ...engine.run import Run
 from ...engine.sites import Site
-from ...models.ip_adapter.files import Kind
+from ...models.ip_adapter.kinds import Kind
 from ...models.ip_adapter.weights import LayerWeight, Scaling
 
 TokenRole = Literal["cond", "uncond"]

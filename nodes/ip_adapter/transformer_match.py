@@ -1,0 +1,55 @@
+"""Finds the attentions of a transformer for which an IP-Adapter file has matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from comfy.model_patcher import ModelPatcher
+
+from ...engine.dit.families import dit_sites, family_of, unwrapped
+from ...engine.sites import Block, Site
+from ...models.ip_adapter.kinds import Form
+from .prompt import IPAdapter
+
+
+class Fitting(NamedTuple):
+    """What a form of file is for: the name of the model, families by name, and the blocks that have matrices."""
+
+    model: str
+    families: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+
+FITTINGS: Mapping[Form, Fitting] = {
+    "sd3": Fitting("Stable Diffusion 3.5", ("SD3",), ("layer",)),
+    "xlabs": Fitting("Flux", ("Flux", "Chroma"), ("double",)),
+    "instantx": Fitting("Flux", ("Flux", "Chroma"), ("double", "single")),
+}
+
+
+def transformer_sites(adapter: IPAdapter, model: ModelPatcher) -> list[Site]:
+    """Returns the attentions of a model in the order of the file, which is that of execution.
+
+    Raises ValueError if the file is for another model.
+    """
+    fitting = FITTINGS[adapter.kind.form]
+    network: Any = unwrapped(model.get_model_object("diffusion_model"))
+    family = family_of(network)
+    if family is None or family.name not in fitting.families:
+        raise ValueError(
+            f"{adapter.name} was made for {fitting.model}, but the model is {type(model.model).__name__} "
+            f"({type(network).__name__}). Choose an IP-Adapter that was made for this kind of model."
+        )
+    sites = [site for site in dit_sites(network, "attn1") if site.block in fitting.blocks]
+    has, needs = (len(sites), network.hidden_size), (len(adapter.sizes), adapter.sizes[0][0])
+    if has != needs:
+        raise ValueError(
+            f"{adapter.name} was made for {fitting.model} with {_described(needs)}, but the model has "
+            f"{_described(has)}. Choose an IP-Adapter that was made for this size of the model."
+        )
+    return sites
+
+
+def _described(size: Sequence[int]) -> str:
+    return f"{size[0]} attentions {size[1]} wide"
