@@ -80,6 +80,22 @@ def test_xlabs_equals_that_of_diffusers(tokens):
     )
 
 
+@pytest.mark.parametrize("network", ["bare", "normed", "dual"])
+@pytest.mark.parametrize("timestep", [1000, 500])
+def test_the_adapter_is_a_clear_part_of_the_prediction_of_sd3(network, timestep):
+    golden = load_file(SD3)
+    plain, adapted = (golden[f"{which}.{network}.{timestep}"] for which in ("plain", "adapted"))
+    assert 0.05 < (adapted - plain).norm() / plain.norm() < 0.5
+
+
+@pytest.mark.parametrize("tokens", [4, 16])
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+def test_the_adapter_is_a_clear_part_of_the_prediction_of_flux(tokens, sigma):
+    golden = load_file(XLABS)
+    plain, adapted = golden[f"plain.{sigma}"], golden[f"adapted.{tokens}.{sigma}"]
+    assert 0.05 < (adapted - plain).norm() / plain.norm() < 0.5
+
+
 def test_instantx_norms_keys_and_values():
     """So a gain on either changes next to nothing, and a token alone gives its normed value to each query."""
     weights, draw = instantx_flux_file(tokens=1), torch.Generator().manual_seed(1)
