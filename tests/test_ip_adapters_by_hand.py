@@ -1,4 +1,4 @@
-"""The formulas of IP-Adapters for transformers give what diffusers gave, and files have the released layout."""
+"""The formulas of IP-Adapters for transformers give what was stored of other implementations, and files have the released layout."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
 SD3, XLABS = GOLDEN / "sd3_ip_adapter.safetensors", GOLDEN / "flux_xlabs.safetensors"
+INSTANTX = GOLDEN / "flux_instantx.safetensors"
 TINY = {"sd3": sd3_file, "xlabs": xlabs_file, "xlabs v2": xlabs_file, "instantx flux": instantx_flux_file}
 
 
@@ -93,6 +94,22 @@ def test_the_adapter_is_a_clear_part_of_the_prediction_of_sd3(network, timestep)
 def test_the_adapter_is_a_clear_part_of_the_prediction_of_flux(tokens, sigma):
     golden = load_file(XLABS)
     plain, adapted = golden[f"plain.{sigma}"], golden[f"adapted.{tokens}.{sigma}"]
+    assert 0.05 < (adapted - plain).norm() / plain.norm() < 0.5
+
+
+def test_the_instantx_file_is_that_of_the_goldens():
+    assert digest(instantx_flux_file()) == metadata(INSTANTX)["adapter_sha256"]
+
+
+def test_instantx_tokens_equal_the_stored_ones():
+    golden = load_file(INSTANTX)
+    assert nearly(instantx_flux_tokens(instantx_flux_file(), golden["pooler_output"]), golden["tokens"])
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+def test_the_adapter_of_instantx_is_a_clear_part_of_the_prediction_of_flux(sigma):
+    golden = load_file(INSTANTX)
+    plain, adapted = golden[f"plain.{sigma}"], golden[f"adapted.{sigma}"]
     assert 0.05 < (adapted - plain).norm() / plain.norm() < 0.5
 
 

@@ -1,5 +1,6 @@
-"""Stored results of diffusers' IP-Adapters for Stable Diffusion 3 and for Flux, on tiny networks of seed 0.
+"""Stored results of IP-Adapters for Stable Diffusion 3 and for Flux, on tiny networks of seed 0.
 
+diffusers made those of SD3 and of XLabs' adapter, ComfyUI-IPAdapter-Flux those of InstantX' adapter for Flux.
 diffusers has the feed-forward layers of Flux four times as wide as its tokens, and the tiny network is made so.
 """
 
@@ -10,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from reins.tests.helpers import tiny_transformers
-from reins.tests.helpers.hooked_ip_adapters import sd3_added, xlabs_added
+from reins.tests.helpers.hooked_ip_adapters import instantx_flux_added, sd3_added, xlabs_added
 from reins.tests.helpers.tiny_models import nearly
-from reins.tests.helpers.transformer_ip_adapters import digest, sd3_file, xlabs_file
+from reins.tests.helpers.transformer_ip_adapters import digest, instantx_flux_file, sd3_file, xlabs_file
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SD3, XLABS = GOLDEN / "sd3_ip_adapter.safetensors", GOLDEN / "flux_xlabs.safetensors"
+INSTANTX = GOLDEN / "flux_instantx.safetensors"
 NETWORKS = {
     "bare": ("sd3", {"num_blocks": 2, "qk_norm": None}),
     "normed": ("sd3", {"num_blocks": 2}),
@@ -51,9 +53,10 @@ def test_the_weights_of_sd3_are_those_of_the_goldens(network):
     assert digest(weights) == metadata(SD3)[f"weights_sha256.{network}"]
 
 
-def test_the_weights_of_flux_are_those_of_the_goldens():
+@pytest.mark.parametrize("file", [XLABS, INSTANTX], ids=lambda file: file.stem)
+def test_the_weights_of_flux_are_those_of_the_goldens(file):
     weights = tiny_transformers.make("flux", **FLUX).model.diffusion_model.state_dict()
-    assert digest(weights) == metadata(XLABS)["weights_sha256"]
+    assert digest(weights) == metadata(file)["weights_sha256"]
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
@@ -65,8 +68,9 @@ def test_the_plain_prediction_of_sd3_equals_the_stored_one(network, sigma):
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
-def test_the_plain_prediction_of_flux_equals_the_stored_one(sigma):
-    golden = load_file(XLABS)
+@pytest.mark.parametrize("file", [XLABS, INSTANTX], ids=lambda file: file.stem)
+def test_the_plain_prediction_of_flux_equals_the_stored_one(file, sigma):
+    golden = load_file(file)
     model = tiny_transformers.make("flux", **FLUX)
     expected = golden["x"] - sigma * golden[f"plain.{sigma}"]
     assert nearly(denoised("flux", model, golden, sigma), expected, 1e-5)
@@ -89,3 +93,11 @@ def test_the_hooked_adapter_of_xlabs_gives_the_stored_prediction(tokens, sigma):
     with xlabs_added(model, xlabs_file(tokens=tokens), golden["image_embeds"], 0.7):
         actual = denoised("flux", model, golden, sigma)
     assert nearly(actual, golden["x"] - sigma * golden[f"adapted.{tokens}.{sigma}"], 1e-5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+def test_the_hooked_adapter_of_instantx_gives_the_stored_prediction(sigma):
+    golden, model = load_file(INSTANTX), tiny_transformers.make("flux", **FLUX)
+    with instantx_flux_added(model, instantx_flux_file(), golden["pooler_output"], 0.7):
+        actual = denoised("flux", model, golden, sigma)
+    assert nearly(actual, golden["x"] - sigma * golden[f"adapted.{sigma}"], 1e-5)
