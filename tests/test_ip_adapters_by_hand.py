@@ -1,4 +1,4 @@
-"""The formulas of IP-Adapters for transformers give what was stored of other implementations, and files have the released layout."""
+"""The formulas of IP-Adapters for transformers give what was stored, and files have the released layout."""
 
 from __future__ import annotations
 
