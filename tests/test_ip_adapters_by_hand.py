@@ -12,6 +12,7 @@ from reins.tests.helpers.ip_adapters_by_hand import (
     instantx_flux_tokens,
     resampled,
     sd3_term,
+    siglip_pooled,
     xlabs_term,
     xlabs_tokens,
 )
@@ -99,6 +100,11 @@ def test_the_adapter_is_a_clear_part_of_the_prediction_of_flux(tokens, sigma):
 
 def test_the_instantx_file_is_that_of_the_goldens():
     assert digest(instantx_flux_file()) == metadata(INSTANTX)["adapter_sha256"]
+
+
+def test_the_pooled_output_of_siglip_equals_that_of_transformers():
+    golden = load_file(INSTANTX)
+    assert nearly(siglip_pooled(golden, golden["last_hidden_state"], heads=2), golden["pooler_output"])
 
 
 def test_instantx_tokens_equal_the_stored_ones():

@@ -88,6 +88,20 @@ def instantx_flux_tokens(weights: Weights, pooled: Tensor) -> Tensor:
     return _tokens(weights, "image_proj.norm", _linear(weights, "image_proj.proj.2", inner))
 
 
+def siglip_pooled(weights: Weights, hidden: Tensor, heads: int = 16) -> Tensor:
+    """SigLIP's pooled output (b, width), of its last hidden states (b, n, width) behind the last norm.
+
+    A learned query looks at all tokens. ComfyUI leaves this head of the encoder's file out.
+    """
+    name = "vision_model.head"
+    matrices, biases = (weights[f"{name}.attention.in_proj_{part}"].chunk(3) for part in ("weight", "bias"))
+    inputs = (weights[f"{name}.probe"].expand(len(hidden), -1, -1), hidden, hidden)
+    q, k, v = (_heads(x @ m.T + bias, heads) for x, m, bias in zip(inputs, matrices, biases, strict=True))
+    seen = _linear(weights, f"{name}.attention.out_proj", attention(q, k, v))
+    inner = _linear(weights, f"{name}.mlp.fc1", _norm(weights, f"{name}.layernorm", seen, 1e-6))
+    return (seen + _linear(weights, f"{name}.mlp.fc2", gelu(inner, approximate="tanh")))[:, 0]
+
+
 def instantx_flux_term(weights: Weights, i: int, q: Tensor, tokens: Tensor) -> Tensor:
     """What InstantX' adapter for Flux adds to attention i before the projection, (b, n, heads * d).
 
@@ -122,5 +136,5 @@ def _linear(weights: Weights, name: str, x: Tensor) -> Tensor:
     return out + weights[f"{name}.bias"] if f"{name}.bias" in weights else out
 
 
-def _norm(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+def _norm(weights: Weights, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    return layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
