@@ -1,4 +1,4 @@
-"""An IP-Adapter for the transformer, in the form of InstantX's for Stable Diffusion 3.5: its attention, not its size."""
+"""An IP-Adapter for the transformer, with the attention of InstantX's for Stable Diffusion 3.5, not its size."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DiTIPAdapterTask:
 
     name = "dit-ip-adapter"
     what = (
-        "An IP-Adapter for the demo's transformer, in the form of InstantX's file for Stable Diffusion 3.5: eight tokens "
+        "An IP-Adapter for the transformer, in the form of InstantX's for Stable Diffusion 3.5: eight tokens "
         "that change with the time of the sampler, in an attention together with the picture's own keys."
     )
     file = FILE

@@ -71,10 +71,15 @@ def references(count: int = COUNT, seed: int = SEED) -> References:
 
 def ip_adapter_numbers(path: Path) -> Iterator[str]:
     """The lines of numbers for the card of a file."""
-    prompted, given = load_ip_adapter_demo(path), references()
+    yield from numbers_of(load_ip_adapter_demo(path), SamplingSettings())
+
+
+def numbers_of(prompted: IPAdapterDemo, settings: SamplingSettings) -> Iterator[str]:
+    """The lines of numbers of an adapter."""
+    given = references()
     for cfg, weight in ((3.0, 0.0), (3.0, 0.5), (3.0, 1.0), (1.0, 1.0)):
         prompts, wanted = given.saying(())
-        result = score(prompted.draw(prompts, given.image, SamplingSettings(cfg=cfg), weight=weight), wanted)
+        result = score(prompted.draw(prompts, given.image, settings._replace(cfg=cfg), weight=weight), wanted)
         yield f"nothing said, cfg {cfg:g}, weight {weight:g}: as the reference in {one_line(result.rates)}"
         if (cfg, weight) == (3.0, 1.0):
             others = score(result.image, wanted.roll(1, 0))
@@ -82,7 +87,7 @@ def ip_adapter_numbers(path: Path) -> Iterator[str]:
     for said in (FORM, LOOK):
         prompts, wanted = given.saying(said)
         for weight in (0.5, 0.8, 1.0):
-            result = score(prompted.draw(prompts, given.image, SamplingSettings(), weight=weight), wanted)
+            result = score(prompted.draw(prompts, given.image, settings, weight=weight), wanted)
             yield (
                 f"{', '.join(said)} said, the rest left to a reference that shows others, weight {weight:g}: "
                 f"{one_line(result.rates)}; quality {result.quality:.1f} dB"

@@ -89,7 +89,7 @@ class Passage:
         return picture, slice(0, self.text) if is_first else slice(picture.stop, tokens)
 
     def begin(self, place: BlockPlace, positions: Tensor | None) -> None:
-        """Notes that a block begins, and the rotations that it is given."""
+        """Notes that a block begins, and the rotations (1 or rows, 1, tokens, d / 2, 2, 2) that it is given."""
         self.running, self.after = list(self.sites[place.stack.letter, place.number]), []
         self.positions = positions
 

@@ -66,6 +66,12 @@ class LayerCall:
         return sigma_in(self.options) if self.step is None else self.step.sigma
 
     @property
+    def sigmas(self) -> Tensor:
+        """The sampler's own tensor of noise levels (b,), on the device. Its identity tells one step from the next."""
+        sigmas = self.options.get("sigmas")
+        return not_told("sigmas") if sigmas is None else sigmas
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width, in cells, of the latent that the network is shown."""
         return tuple((self.options.get(ORIGINAL_SHAPE) or not_told(ORIGINAL_SHAPE))[-2:])

@@ -17,6 +17,13 @@ from .transformer_layers import FluxLayers, SD3Layers
 
 XLABS_PROJECTION = "ip_adapter_proj_model."
 XLABS_LAYER = re.compile(r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)")
+# Parts of the resampler's layers in the copy of InstantX's file for diffusers, and their names in the original.
+OF_DIFFUSERS = {
+    "ln0.": "0.norm1.", "ln1.": "0.norm2.", "attn.to_q.": "0.to_q.", "attn.to_kv.": "0.to_kv.",
+    "attn.to_out.0.": "0.to_out.", "adaln_norm.": "1.0.", "ff.net.0.proj.": "1.1.", "ff.net.2.": "1.3.",
+    "adaln_proj.": "2.1.",
+}  # fmt: skip
+RESAMPLER_LAYER = re.compile(r"(layers\.\d+\.)(.+?)(weight|bias)")
 SD3 = "Stable Diffusion 3.5 (InstantX)"
 XLABS = "Flux (XLabs)"
 INSTANTX = "Flux (InstantX)"
@@ -35,7 +42,17 @@ def transformer_parts(weights: Weights, name: str) -> AdapterParts | None:
     if not is_sd3 and "0.to_k_ip.weight" not in layers and "0.to_v_ip.weight" not in layers:
         return None  # a UNet's file has odd numbers alone
     check_all_known(weights, (*PROJECTION, *LAYERS, *TRAINED_WITH), name)
-    return (_sd3 if is_sd3 else _instantx)(projection, layers, name)
+    return _sd3(_original(projection), layers, name) if is_sd3 else _instantx(projection, layers, name)
+
+
+def _original(projection: Weights) -> dict[str, Tensor]:
+    """The tensors of a resampler under the names of InstantX's original."""
+    renamed = {}
+    for key, value in projection.items():
+        found = RESAMPLER_LAYER.fullmatch(key)
+        is_copy = found is not None and found[2] in OF_DIFFUSERS
+        renamed[f"{found[1]}{OF_DIFFUSERS[found[2]]}{found[3]}" if is_copy else key] = value
+    return renamed
 
 
 def _sd3(projection: Weights, layers: Weights, name: str) -> AdapterParts:

@@ -169,6 +169,8 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
             f"{adapter.name} reads the {kind.reads} of an image encoder, but none was given. Connect an image and "
             f"{kind.encoder} as clip_vision, or its CLIP_VISION_OUTPUT."
         )
+    if kind.name == "pooled" and part.ndim == 3:
+        part = _pooled(adapter, part)
     if not len(part):
         raise ValueError(f"{adapter.name} needs at least one image, but the {kind.reads} hold none. Connect an image.")
     if part.shape[-1] != kind.width:
@@ -176,7 +178,33 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
             f"{adapter.name} reads {kind.reads} {kind.width} wide, but this image encoder's are {part.shape[-1]} "
             f"wide. Load {kind.encoder} as clip_vision."
         )
+    if part.ndim != (2 if kind.reads == "image_embeds" else 3):
+        raise ValueError(
+            f"{adapter.name} reads {kind.reads} with {2 if kind.reads == 'image_embeds' else 3} axes, but this image "
+            f"encoder's are {tuple(part.shape)}. Load {kind.encoder} as clip_vision."
+        )
     return part.float()
+
+
+def _pooled(adapter: IPAdapter, hidden: Tensor) -> Tensor:
+    """Returns hidden states (b, n, c) as one vector (b, c) each, by SigLIP's pooling head.
+
+    Raises ValueError if there is no head, or if it is of another encoder.
+    """
+    if adapter.pooling is None:
+        raise ValueError(
+            f"{adapter.name} reads one vector of a picture, which SigLIP's pooling head makes, but ComfyUI's image "
+            f"encoder has no such head. Choose the encoder's file as pooling_head in Load IP-Adapter."
+        )
+    head = adapter.pooling
+    comfy.model_management.load_models_gpu([head])
+    if hidden.shape[-1] != adapter.kind.width:
+        raise ValueError(
+            f"{adapter.name} reads hidden states {adapter.kind.width} wide, but this image encoder's are "
+            f"{hidden.shape[-1]} wide. Load {adapter.kind.encoder} as clip_vision."
+        )
+    with torch.no_grad():
+        return head.model(hidden.to(head.load_device, torch.float32)).to(hidden.device)
 
 
 def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:

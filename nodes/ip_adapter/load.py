@@ -14,17 +14,38 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional
 
-from ...engine.find import dit_family
+from ...engine.dit.families import unwrapped
 from ...engine.loading import flatten, load_network
 from ...engine.sites import Site
 from ...engine.unet import Transformer, find_transformers, unet_of
 from ...models.ip_adapter.files import take_apart
+from ...models.ip_adapter.siglip import take_out_head
 from ...models.ip_adapter.weights import LayerWeight, TransformerPlace
 from .prompt import IPAdapter, SiteWeight
 from .transformer_match import transformer_sites
 
 FOREIGN = "the connected IPADAPTER"
 REASON = "The image acts in the text attentions of the UNet that its file was trained for."
+
+
+def with_pooling(adapter: IPAdapter, encoder: Mapping[str, Tensor], name: str) -> IPAdapter:
+    """Returns an adapter with the pooling head of an encoder's file called `name`.
+
+    Raises ValueError if the adapter needs none, or if the file has none of its width.
+    """
+    if adapter.kind.name != "pooled":
+        raise ValueError(
+            f"{adapter.name} needs no pooling head, for it reads what ComfyUI's image encoder gives. Set pooling_head "
+            f"to none."
+        )
+    make, weights = take_out_head(encoder, name)
+    width = weights["probe"].shape[-1]
+    if width != adapter.kind.width:
+        raise ValueError(
+            f"{adapter.name} reads pictures pooled to {adapter.kind.width} numbers, but the head of {name} makes "
+            f"{width}. Choose the file of {adapter.kind.encoder} as pooling_head."
+        )
+    return replace(adapter, pooling=load_network(make, weights, name))
 
 
 def make_ip_adapter(weights: Mapping[str, Tensor], name: str, face_version: str = "auto") -> IPAdapter:
@@ -79,14 +100,14 @@ def places_of(adapter: IPAdapter, model: ModelPatcher) -> list[TransformerPlace]
     """
     if adapter.kind.form != "unet":
         return list(dict.fromkeys(TransformerPlace(*site[1:3]) for site in transformer_sites(adapter, model)))
-    family = dit_family(model)
-    if family is not None:
+    network = unwrapped(model.get_model_object("diffusion_model"))
+    if not isinstance(network, UNetModel):
         raise ValueError(
-            f"{adapter.name} was made for a UNet with {_described(adapter.sizes)}, but the model is a transformer "
-            f"({family.name}). Choose a file that was made for it: there are some for Stable Diffusion 3.5 Large and "
-            f"Flux."
+            f"{adapter.name} was made for a UNet with {_described(adapter.sizes)}, but the model is "
+            f"{type(model.model).__name__} ({type(network).__name__}). Choose a file that was made for it: there are "
+            f"some for Stable Diffusion 3.5 Large and Flux."
         )
-    blocks = find_transformers(unet_of(model, REASON))
+    blocks = find_transformers(network)
     return list(dict.fromkeys(TransformerPlace(block.block, block.number) for block in blocks))
 
 

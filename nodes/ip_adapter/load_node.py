@@ -8,7 +8,9 @@ from ...engine.folders import files_in, path_of
 from ...engine.loading import read_file
 from ..inputs.schema import make_input, schema
 from ..inputs.sockets import IPAdapterSocket
-from .load import make_ip_adapter
+from .load import make_ip_adapter, with_pooling
+
+NO_HEAD = "none"
 
 
 class IPAdapterLoader(io.ComfyNode):
@@ -31,10 +33,19 @@ class IPAdapterLoader(io.ComfyNode):
                     tooltip="For FaceID plus alone, whose versions have the same tensors. auto: v2 for SDXL and for "
                     "files with plusv2 in their name, else v1.",
                 ),
+                make_input(
+                    io.Combo, "pooling_head", options=[NO_HEAD, *files_in("clip_vision")], default=NO_HEAD,
+                    optional=True,
+                    tooltip="For InstantX's file for Flux alone: the file of its image encoder, for it reads a part of "
+                    "it that ComfyUI leaves out.",
+                ),
             ],
             outputs=[IPAdapterSocket.Output(tooltip="For the IP-Adapter nodes.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, name: str, face_version: str = "auto") -> io.NodeOutput:
-        return io.NodeOutput(make_ip_adapter(read_file(path_of("ipadapter", name)), name, face_version))
+    def execute(cls, name: str, face_version: str = "auto", pooling_head: str = NO_HEAD) -> io.NodeOutput:
+        adapter = make_ip_adapter(read_file(path_of("ipadapter", name)), name, face_version)
+        if pooling_head != NO_HEAD:
+            adapter = with_pooling(adapter, read_file(path_of("clip_vision", pooling_head)), pooling_head)
+        return io.NodeOutput(adapter)

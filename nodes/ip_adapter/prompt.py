@@ -31,7 +31,7 @@ class IPAdapter:
     """A file as the host's patchers.
 
     `lora` is by number of the attention. `clip_vision` is the image encoder that another pack loaded with the file.
-    `fingerprint` is the same for files with one projection, whatever their names.
+    `fingerprint` is the same for files with one projection, whatever their names. `pooling` is the head of SigLIP.
     """
 
     name: str
@@ -42,6 +42,7 @@ class IPAdapter:
     sizes: Sequence[tuple[int, int]]
     lora: Mapping[str, Tensor]
     clip_vision: ClipVisionModel | None = None
+    pooling: ModelPatcher | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ class ImagePrompt:
         return self.cond if role == "cond" else self.uncond
 
     def rows(self, run: Run, images: tuple[int, ...], count: int, device: torch.device) -> Tensor:
-        """Returns which of `count` images each row reads: image i row i, and the last one further rows."""
+        """Returns which of `count` images each row reads, (b,): image i row i, and the last one further rows."""
         key = (self, "rows", images, count, device)
         return run.once(key, lambda: torch.tensor(clamped(images, count), device=device))
 

@@ -16,7 +16,7 @@ keys and values of the others are made once in a run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -29,14 +29,12 @@ from ...engine.layers.attention import Attend
 from ...engine.loading import load_with
 from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import add, joined
-from ...engine.run import not_told
 from ...engine.span import Span
 from ...models.ip_adapter.time_resampler import STEPS, TimedTokens
 from ...models.ip_adapter.transformer_layers import normed_again, without_positions
 from .prompt import ActingChunk, ImagePrompt, TokenRole
 
 OUTERMOST = -2  # above NAG, whose rows get the term of their positive
-SIGMAS = "sigmas"  # of the host's options: the sampler's tensor of noise levels
 
 
 class KeysAndValues(NamedTuple):
@@ -155,12 +153,12 @@ class TransformerImagePrompt(ImagePrompt):
 
         key = (self, call.site, role, like.dtype, like.device)
         if self.adapter.kind.form == "sd3":
-            return call.run.once_at(_sigmas(call), key, project)
+            return call.run.once_at(call.sigmas, key, project)
         return call.run.once(key, project)
 
     def _at_this_time(self, call: DiTCall, role: TokenRole) -> TimedTokens:
         """Returns the image tokens at the noise level of this call, in the type of q, made once for all layers."""
-        like, sigmas = call.q, _sigmas(call)
+        like, sigmas = call.q, call.sigmas
 
         def make() -> TimedTokens:
             hidden, time = self.tokens(role).to(like.device, torch.float32), sigmas[:1].float() * STEPS
@@ -183,11 +181,6 @@ class TransformerImagePrompt(ImagePrompt):
 def _weight_of(norm: nn.Module, like: Tensor) -> Tensor | None:
     """Returns the weight (d,) of a norm, by what it makes of ones. None if it norms nothing."""
     return None if isinstance(norm, nn.Identity) else norm(like.new_ones(1, like.shape[-1]))[0]
-
-
-def _sigmas(call: DiTCall) -> Tensor:
-    sigmas: Any = call.options.get(SIGMAS)
-    return not_told(SIGMAS) if sigmas is None else sigmas
 
 
 def add_transformer_image_prompt(model: ModelPatcher, prompt: TransformerImagePrompt, span: Span) -> ModelPatcher:

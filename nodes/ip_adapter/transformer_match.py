@@ -36,7 +36,8 @@ def transformer_sites(adapter: IPAdapter, model: ModelPatcher) -> list[Site]:
     fitting = FITTINGS[adapter.kind.form]
     network: Any = unwrapped(model.get_model_object("diffusion_model"))
     family = family_of(network)
-    if family is None or family.name not in fitting.families:
+    is_flux2 = getattr(getattr(network, "params", None), "global_modulation", False)  # with Flux's class
+    if family is None or family.name not in fitting.families or is_flux2:
         raise ValueError(
             f"{adapter.name} was made for {fitting.model}, but the model is {type(model.model).__name__} "
             f"({type(network).__name__}). Choose an IP-Adapter that was made for this kind of model."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.nodes.guidance.image_guidance import ImageGuidance
 from reins.nodes.guidance.perturbed_attention import SEE_TEXT, THEMSELVES, PerturbedAttentionGuidance
 from reins.nodes.guidance.skip_layer import SkipLayerGuidance
 from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
+from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.nodes.ip_adapter.prompt import IPAdapter
 from reins.nodes.look.nodes import GuidancePlot
 from reins.tests.helpers import (
@@ -25,6 +28,7 @@ from reins.tests.helpers import (
     unicon,
 )
 from reins.tests.helpers.tiny_transformers import latent, noise_like, sample, text
+from reins.tests.helpers.transformer_ip_adapters import instantx_flux_file, sd3_file, xlabs_file
 from torch import Tensor
 
 STEPS = 3
@@ -127,6 +131,21 @@ def _ip_adapter(model: ModelPatcher, weight: float) -> ModelPatcher:
     return IPAdapterApply.execute(model, made, ip_adapter.tokens(made), weight).result[0]
 
 
+def _of_transformer(make_file: Callable[..., Mapping[str, Tensor]], width: int) -> Method:
+    """An IP-Adapter in a form for transformers, on what an encoder gave, which is `width` wide."""
+
+    def node(model: ModelPatcher, family: str, weight: float) -> ModelPatcher:
+        dual = {"layers": 5} if family == "sd35m" and "layers" in getattr(make_file, "keywords", ()) else {}
+        made = make_ip_adapter(make_file(**dual), "tiny.safetensors")
+        read = torch.randn(
+            (1, 7, width) if made.kind.name == "timed" else (1, width), generator=torch.Generator().manual_seed(4)
+        )
+        (tokens,) = IPAdapterEncode.execute(made, clip_vision_output=read).result
+        return IPAdapterApply.execute(model, made, tokens, weight).result[0]
+
+    return scaled(node, 1.0)
+
+
 def _controlnext(model: ModelPatcher, strength: float) -> ModelPatcher:
     return ControlNeXtApply.execute(model, _of_sd15("next"), controlnext.picture(), strength, strength).result[0]
 
@@ -164,7 +183,10 @@ METHODS: Mapping[str, Method] = {
     "Guidance Rescale": on_and_off(methods.rescale, methods.OFF["rescale 0"]),
     "Image Guidance": scaled(_image, 0.5),
     "Guidance Scope and Plot": on_and_off(methods.scope, lambda model: model, changes=False),
-    "IP-Adapter": without_family(_ip_adapter, 1.0),
+    "IP-Adapter for SD3.5": _of_transformer(partial(sd3_file, layers=3), 20),
+    "IP-Adapter for Flux, XLabs": _of_transformer(xlabs_file, 12),
+    "IP-Adapter for Flux, InstantX": _of_transformer(instantx_flux_file, 12),
+    "IP-Adapter for UNets": without_family(_ip_adapter, 1.0),
     "ControlNeXt": without_family(_controlnext, 1.0),
     "UniCon": without_family(_unicon, 1.0),
     "H-Space Edit": without_family(_h_space, 0.5),
