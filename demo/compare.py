@@ -62,6 +62,7 @@ STRIPS = {
     "tpg": beside("demo_tpg_token_perturbation", (2, 3, 4), demo_plain="plain", demo_tpg="TPG"),
     "sag": beside("demo_sag_self_attention", (4, 1, 2), demo_plain="plain", demo_sag="SAG"),
     "seg": beside("demo_seg_smoothed_energy", (1, 3, 4), demo_seg_plain="plain", demo_seg="SEG"),
+    "slg": beside("demo_slg_transformer", (2, 1, 3), demo_dit_plain="plain", demo_dit_slg="SLG"),
     "swg": beside("demo_swg_sliding_window", (1, 2), 192, demo_plain="plain", demo_swg="SWG"),
     "nag": beside("demo_nag_negative_without_cfg", (1, 2, 4), demo_cfg_1="CFG 1", demo_nag="NAG"),
     "pladis": beside(

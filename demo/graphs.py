@@ -99,11 +99,13 @@ def needs_checkpoint(graph: Graph) -> bool:
 def needs_more_files(graph: Graph) -> bool:
     """Whether an SD1.5 checkpoint does not do.
 
-    The graph then loads an adapter, an encoder or a picture that does not ship, or has a node for transformers.
+    The graph then loads an adapter, an encoder or a picture that does not ship, or its checkpoint has to be a
+    transformer.
     """
     named = (value for node in graph.values() for value in node["inputs"].values())
     loads = any(isinstance(value, str) and value in OTHER_FILES for value in named)
-    return loads or any(_has(graph, node) for node in TRANSFORMERS_ONLY)
+    steers_a_transformer = any(_has(graph, node) for node in TRANSFORMERS_ONLY)
+    return loads or (steers_a_transformer and needs_checkpoint(graph))
 
 
 def _has(graph: Graph, class_type: str) -> bool:
