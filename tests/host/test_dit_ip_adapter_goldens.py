@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from reins.nodes.ip_adapter.apply_node import IPAdapterApply
+from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
+from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests.helpers import tiny_transformers
 from reins.tests.helpers.hooked_ip_adapters import instantx_flux_added, sd3_added, xlabs_added
 from reins.tests.helpers.tiny_models import nearly
-from reins.tests.helpers.transformer_ip_adapters import digest, instantx_flux_file, sd3_file, xlabs_file
+from reins.tests.helpers.transformer_ip_adapters import (
+    digest,
+    in_diffusers_names,
+    instantx_flux_file,
+    sd3_file,
+    xlabs_file,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -101,3 +110,38 @@ def test_the_hooked_adapter_of_instantx_gives_the_stored_prediction(sigma):
     with instantx_flux_added(model, instantx_flux_file(), golden["pooler_output"], 0.7):
         actual = denoised("flux", model, golden, sigma)
     assert nearly(actual, golden["x"] - sigma * golden[f"adapted.{sigma}"], 1e-5)
+
+
+def steered(model, file, read, weight=0.7, **settings):
+    """A model with an adapter on what an encoder gave."""
+    adapter = make_ip_adapter(file, "tiny.safetensors")
+    (tokens,) = IPAdapterEncode.execute(adapter, clip_vision_output=read).result
+    return IPAdapterApply.execute(model, adapter, tokens, weight, **settings).result[0]
+
+
+@pytest.mark.parametrize("names", ["original", "diffusers"])
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_adapter_of_sd3_equals_that_of_diffusers(network, sigma, names):
+    golden, file = load_file(SD3), sd3_file(layers=3 if network == "dual" else 2)
+    file = in_diffusers_names(file) if names == "diffusers" else file
+    model = steered(sd3(network), file, golden["hidden_states"])
+    expected = golden["x"] - sigma * golden[f"adapted.{network}.{1000 * sigma:.0f}"]
+    assert nearly(denoised("sd3", model, golden, sigma), expected, 1e-5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_the_adapter_of_xlabs_equals_that_of_diffusers(tokens, sigma):
+    golden = load_file(XLABS)
+    model = steered(tiny_transformers.make("flux", **FLUX), xlabs_file(tokens=tokens), golden["image_embeds"])
+    expected = golden["x"] - sigma * golden[f"adapted.{tokens}.{sigma}"]
+    assert nearly(denoised("flux", model, golden, sigma), expected, 1e-5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
+def test_the_adapter_of_instantx_for_flux_equals_that_of_comfyui_ipadapter_flux(sigma):
+    golden = load_file(INSTANTX)
+    model = steered(tiny_transformers.make("flux", **FLUX), instantx_flux_file(), golden["pooler_output"])
+    expected = golden["x"] - sigma * golden[f"adapted.{sigma}"]
+    assert nearly(denoised("flux", model, golden, sigma), expected, 1e-5)
