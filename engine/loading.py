@@ -2,16 +2,21 @@
 
 The weights belong to the host. It loads a network together with the model, counts its memory, and offloads it. What is
 wrong with a file is said before the run begins.
+
+The weights of a network are the file's own tensors, in the types of the file, and the system reads a file's pages as
+they are needed (mmap). So a file that is in use cannot be replaced on Windows, as that of a checkpoint. The host's
+option --disable-mmap turns this off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import comfy.model_management
 import comfy.ops
@@ -36,11 +41,27 @@ def read_file(path: str | Path) -> StateDict:
     Raises ValueError if the file is damaged, unsafe or holds no tensors.
     """
     name = Path(path).name
-    weights = _opened(path, lambda: comfy.utils.load_torch_file(str(path), safe_load=True))
+    load = _load_zipped if _is_zipped(path) else partial(comfy.utils.load_torch_file, safe_load=True)
+    weights = _opened(path, lambda: load(str(path)))
     flat = flatten(weights) if isinstance(weights, dict) else {}
     if not any(isinstance(value, Tensor) for value in flat.values()):
         raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}. Choose a model file.")
     return flat
+
+
+def _is_zipped(path: str | Path) -> bool:
+    """Whether a file is a pickle that torch can read by pages."""
+    is_pickle = Path(path).is_file() and Path(path).suffix.lower() not in (".safetensors", ".sft")
+    return is_pickle and not getattr(comfy.utils, "DISABLE_MMAP", False) and is_zipfile(path)
+
+
+def _load_zipped(path: str) -> Any:
+    """Returns what a pickle holds, without the group that a training run puts around its weights, as the host does."""
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, dict):
+        return loaded
+    inner = loaded.get("state_dict", next(iter(loaded.values())) if len(loaded) == 1 else None)
+    return inner if isinstance(inner, dict) else loaded
 
 
 def read_tensor(path: str | Path) -> Tensor:
@@ -105,8 +126,10 @@ def load_network(make: Callable[..., nn.Module], weights: Mapping[str, Tensor], 
     check_finite(weights, name)
     outline = make(operations=Outline, device=torch.device("meta"), dtype=torch.float32)
     check_tensors(shapes_of(outline), weights, name)
-    network = make(operations=comfy.ops.manual_cast, device=offload_device, dtype=widest(weights))
-    network.load_state_dict(dict(weights))
+    dtype = widest(weights)
+    network = make(operations=comfy.ops.manual_cast, device=torch.device("meta"), dtype=dtype)
+    numbers = {key: value if value.is_floating_point() else value.to(dtype) for key, value in weights.items()}
+    network.load_state_dict(numbers, assign=True)
     network.eval().requires_grad_(False)
     return ModelPatcher(network, load_device=load_device, offload_device=offload_device)
 
@@ -130,7 +153,11 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
 
 
 def _finite(values: Tensor) -> bool:
-    return bool((values if values.dtype.itemsize > 1 else values.float()).isfinite().all())
+    """Whether all numbers are finite, in one pass: the extremes of numbers with a NaN are NaN."""
+    if not values.numel():
+        return True
+    extremes = (values if values.dtype.itemsize > 1 else values.float()).aminmax()
+    return all(bool(extreme.isfinite()) for extreme in extremes)
 
 
 def check_tensors(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:

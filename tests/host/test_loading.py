@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 
 import comfy.sampler_helpers
+import comfy.utils
 import pytest
 import torch
-from reins.engine.loading import load_network, load_with, read_file
+from reins.engine.loading import check_finite, flatten, load_network, load_with, read_file
 from reins.tests.helpers.tiny_models import sample
 from safetensors.torch import save_file
 from torch import nn
@@ -35,6 +36,39 @@ class Hostile:
 def test_files_of_every_format_are_read(name, tmp_path):
     (save_file if name.endswith("safetensors") else torch.save)(weights(), tmp_path / name)
     read = read_file(tmp_path / name)
+    assert all(torch.equal(read[key], value) for key, value in weights().items())
+
+
+GROUPED = {
+    "plain": lambda: weights(),
+    "two groups": lambda: {"a": weights(), "b": {"x": torch.zeros(1)}},
+    "one group": lambda: {"a": weights()},
+    "a training run": lambda: {"state_dict": weights(), "step": 3},
+    "one tensor": lambda: {"a": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("groups", GROUPED)
+def test_groups_of_a_pickle_are_read_as_the_host_reads_them(groups, old, tmp_path):
+    path = tmp_path / "groups.bin"
+    torch.save(GROUPED[groups](), path, _use_new_zipfile_serialization=not old)
+    expected = flatten(comfy.utils.load_torch_file(str(path), safe_load=True))
+    read = read_file(path)
+    assert list(read) == list(expected)
+    assert all(read[key] is value or torch.equal(read[key], value) for key, value in expected.items() if key != "step")
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_pickle_is_read_by_pages_unless_the_user_forbids_it(disabled, tmp_path, monkeypatch):
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", disabled, raising=False)
+    torch.save(weights(), tmp_path / "a.bin")
+    asked, load = [], torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kwargs: asked.append(kwargs.get("mmap")) or load(*args, **kwargs)
+    )
+    read = read_file(tmp_path / "a.bin")
+    assert [bool(by_pages) for by_pages in asked] == [not disabled]
     assert all(torch.equal(read[key], value) for key, value in weights().items())
 
 
@@ -98,6 +132,50 @@ def test_a_network_keeps_the_type_of_its_file_and_answers_in_that_of_the_input(d
     )
     expected = torch.nn.functional.linear(first, *(weights(dtype)[f"second.{p}"].float() for p in ("weight", "bias")))
     torch.testing.assert_close(out, expected)
+
+
+def test_a_network_has_the_tensors_of_the_file_and_no_copy():
+    tensors = weights(torch.float16)
+    network = load_network(Small, tensors, "small").model
+    assert all(value.data_ptr() == tensors[key].data_ptr() for key, value in network.state_dict().items())
+    assert not any(value.requires_grad or value.is_meta for value in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "types",
+    [(torch.float16, torch.bfloat16), (torch.float32, torch.float16), (torch.float8_e4m3fn, torch.float16)],
+    ids=str,
+)
+def test_a_file_of_mixed_types_keeps_them_and_answers_in_the_type_of_the_input(types):
+    mixed = {key: value.to(types[i % 2]) for i, (key, value) in enumerate(weights().items())}
+    network = load_network(Small, mixed, "small").model
+    assert [value.dtype for value in network.state_dict().values()] == [value.dtype for value in mixed.values()]
+    exact = load_network(Small, {key: value.float() for key, value in mixed.items()}, "small").model
+    x = torch.ones(1, 3)
+    torch.testing.assert_close(network.second(network.first(x)), exact.second(exact.first(x)))
+
+
+def test_whole_numbers_are_taken_as_weights():
+    whole = weights() | {"first.bias": torch.arange(4)}
+    network = load_network(Small, whole, "small").model
+    assert torch.equal(network.first.bias, torch.arange(4.0))
+
+
+NUMBERS = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("place", [0, 7, 14])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(dtype, bad, place):
+    values = torch.linspace(-3, 3, 15)
+    check_finite({"fine": values.to(dtype), "empty": torch.empty(0, 4, dtype=dtype)}, "file")
+    values[place] = float(bad)
+    values = values.view(3, 5).to(dtype)
+    if values.float().isfinite().all():
+        pytest.skip("this type has no such number")
+    with pytest.raises(ValueError, match=r"some are not \(NaN\): bad\. Download"):
+        check_finite({"fine": torch.ones(3), "bad": values}, "file")
 
 
 def test_wrong_tensors_are_named():
