@@ -51,6 +51,11 @@ class Entry:
         return self
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NetworkEntry(Entry):
+    """What acts inside the network, and not on its inputs or results alone."""
+
+
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 

@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .compiled import acts_inside, as_written
 from .dit.around import forward_with_layers, options_with_dit_layers
 from .dit.own_texts import with_conds_of_texts
 from .dit.text_rows import call_with_text_rows
@@ -113,6 +114,15 @@ def with_wrappers(transformer_options: dict[str, Any], wrappers: Mapping[str, An
     return {**transformer_options, "wrappers": by_kind}
 
 
+def without_wrapper(options: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Returns the options without the pack's wrapper of a kind."""
+    by_kind = options.get("wrappers", {})
+    if KEY not in by_kind.get(kind, {}):
+        return options
+    others = {key: wrappers for key, wrappers in by_kind[kind].items() if key != KEY}
+    return {**options, "wrappers": {**by_kind, kind: others}}
+
+
 def each_prompt_alone(
     executor: Any, model: Any, conds: CondLists, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:  # fmt: skip
@@ -130,7 +140,11 @@ def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     """APPLY_MODEL wrapper: puts the chunks in order and adds the rows of partners. Returns the result (b, c, h, w)."""
     if any(isinstance(value, dict) and GROUPS in value for value in arguments):
         return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
-    return negatives_first(_WithPartners(executor), *arguments, **conds)
+    *inputs, options = arguments
+    if not acts_inside(options):
+        return negatives_first(executor, *inputs, without_wrapper(options, WrappersMP.DIFFUSION_MODEL), **conds)
+    with as_written(options, executor.class_obj, run_in(options)):
+        return negatives_first(_WithPartners(executor), *arguments, **conds)
 
 
 @dataclass

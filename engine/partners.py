@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 import torch
 from torch import Tensor
 
-from .entries import Entry, entries
+from .entries import NetworkEntry, entries
 from .rows.chunk import Chunk, chunks_of
 from .rows.conds import CONDS, Area
 from .rows.groups import GROUPS, Group
@@ -30,7 +30,7 @@ Role = Literal["image", "condition", "half"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Partner(Entry):
+class Partner(NetworkEntry):
     """Rows beside those of the host's call: an image, a condition, or the second half of what is sampled.
 
     `latent` (n, c, h, w) is as the model takes it, and `noise` is like it. A half has neither, but `condition_noise`,

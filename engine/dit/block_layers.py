@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..entries import Entry
+from ..entries import NetworkEntry
 from ..layers.call import LayerCall
 from ..sites import Site
 
@@ -32,7 +32,7 @@ BlockLayer = Callable[[BlockCall, Block], Streams]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PerturbedBlocks(Entry):
+class PerturbedBlocks(NetworkEntry):
     """A layer that acts only on the chunks of one extra prediction, which are marked with this entry's id.
 
     It acts on the blocks that the sites lie in.

@@ -16,7 +16,7 @@ from comfy.sampler_helpers import convert_cond
 from comfy.samplers import encode_model_conds
 from torch import Tensor, nn
 
-from ..entries import Entry, entries
+from ..entries import NetworkEntry, entries
 from ..run import Run, run_in
 from ..span import WHOLE_RUN, Span
 from .call import DiTCall
@@ -36,7 +36,7 @@ class OwnText:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TextsOfMethod(Entry):
+class TextsOfMethod(NetworkEntry):
     """Texts that a method reads in a transformer. `method` is its name for errors.
 
     If they are `in_rows`, each positive chunk of a call gets a further chunk for each text.

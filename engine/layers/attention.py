@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..entries import Entry
+from ..entries import NetworkEntry
 from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick_each
 from ..sites import AttentionKind, Site
 from ..span import WHOLE_RUN, Span
@@ -86,7 +86,7 @@ Layer = Callable[[Call, Attend], Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AttentionLayer(Entry):
+class AttentionLayer(NetworkEntry):
     """A layer that acts on every chunk, those of extra predictions included.
 
     `rows` matters if partners take part. The layer then acts on the rows that are open to all methods (those of the
@@ -102,7 +102,7 @@ class AttentionLayer(Entry):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PerturbedLayers(Entry):
+class PerturbedLayers(NetworkEntry):
     """A layer that acts only on the chunks of one extra prediction, which are marked with this entry's id."""
 
     sites: tuple[Site, ...]

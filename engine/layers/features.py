@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ..entries import Entry, entries
+from ..entries import NetworkEntry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..run import not_told
 from ..sites import ORDER, Depth
@@ -62,7 +62,7 @@ AddedTerm = Callable[[FeatureCall], Tensor | None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FeatureLayer(Entry):
+class FeatureLayer(NetworkEntry):
     """A term that acts on every chunk, those of extra predictions included. It may return None to add nothing."""
 
     site: FeatureSite

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ..entries import Entry
+from ..entries import NetworkEntry
 from ..rows.chunk import Chunk
 from ..sites import Site
 from .attention import Call
@@ -55,7 +55,7 @@ class AroundAttention(Protocol):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ProjectionLayer(Entry):
+class ProjectionLayer(NetworkEntry):
     """An entry: what a method does around attentions, and their paths in the network."""
 
     sites: Mapping[Site, str]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..entries import Entry, entries
+from ..entries import NetworkEntry, entries
 from ..rows.chunk import CHUNKS, options_with
 from ..sites import Site
 from ..span import WHOLE_RUN, Span
@@ -23,7 +23,7 @@ NEGATIVE = 1  # the host's label
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OwnTexts(Entry):
+class OwnTexts(NetworkEntry):
     """Texts (1 or n, tokens, c) that a method projects at these attentions."""
 
     sites: frozenset[Site]

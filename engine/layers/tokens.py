@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..entries import Entry, entries
+from ..entries import NetworkEntry, entries
 from ..rows.chunk import CHUNKS, chunks_at, numbered, pick, put
 from ..run import not_told
 from ..sites import Site
@@ -32,7 +32,7 @@ TokenLayer = Callable[[TokenCall], Tensor]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PerturbedTokens(Entry):
+class PerturbedTokens(NetworkEntry):
     """A layer that acts only on the chunks of one extra prediction, which are marked with this entry's id."""
 
     sites: tuple[Site, ...]
