@@ -36,6 +36,11 @@ KNOWN = re.compile(  # places that exist; whoever adds one has been there
     | github\.com/(comfyanonymous/ComfyUI | cubiq/ComfyUI_IPAdapter_plus | dvlab-research/ControlNeXt
                  | Zhendong-Wang/Prompt-Diffusion)
     | huggingface\.co/Comfy-Org/stable-diffusion-v1-5-archive
+    | huggingface\.co/(InstantX/(SD3\.5-Large|FLUX\.1-dev)-IP-Adapter | XLabs-AI/flux-ip-adapter(-v2)?
+                      | Comfy-Org/sigclip_vision_384 | google/siglip-so400m-patch14-384
+                      | openai/clip-vit-large-patch14 | h94/IP-Adapter(-FaceID)? | ostris/ip-composition-adapter
+                      | Kwai-Kolors/Kolors-IP-Adapter-(FaceID-)?Plus)
+      (/resolve/main/[\w.-]+)?
     | huggingface\.co/(Comfy-Org/(stable-diffusion-3\.5-fp8 | flux1-dev | z_image | z_image_turbo
                                   | Wan_2\.1_ComfyUI_repackaged) | comfyanonymous/flux_text_encoders)
       /resolve/main/(split_files/\w+/)?[\w.-]+\.safetensors
