@@ -34,7 +34,7 @@ KNOWN = re.compile(  # places that exist; whoever adds one has been there
     r"""(https?://)?(
     arxiv\.org/abs/\d{4}\.\d{5}
     | github\.com/(comfyanonymous/ComfyUI | cubiq/ComfyUI_IPAdapter_plus | dvlab-research/ControlNeXt
-                 | Zhendong-Wang/Prompt-Diffusion)
+                 | Zhendong-Wang/Prompt-Diffusion | huggingface/diffusers | Shakker-Labs/ComfyUI-IPAdapter-Flux)
     | huggingface\.co/Comfy-Org/stable-diffusion-v1-5-archive
     | huggingface\.co/(InstantX/(SD3\.5-Large|FLUX\.1-dev)-IP-Adapter | XLabs-AI/flux-ip-adapter(-v2)?
                       | Comfy-Org/sigclip_vision_384 | google/siglip-so400m-patch14-384
