@@ -21,6 +21,7 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
         "sd_xl_base_1.0.safetensors",
         "sd_xl_turbo_1.0_fp16.safetensors",
         "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
+        "sd3.5_large_fp8_scaled.safetensors",
         "svd_xt_1_1.safetensors",
         "sd21-unclip-h.ckpt",
     ),
@@ -36,7 +37,11 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
         "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     ),
     "models/vae": ("ae.safetensors", "wan_2.1_vae.safetensors"),
-    "models/clip_vision": ("CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",),
+    "models/clip_vision": (
+        "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+        "sigclip_vision_patch14_384.safetensors",
+        "model.safetensors",
+    ),
     "models/controlnet": ("prompt-diffusion-sd15.ckpt",),
     "models/controlnext": (
         "controlnext-sd15-pose.safetensors",
@@ -45,7 +50,13 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
         "controlnext-svd-v2.bin",
         "controlnext-svd-v2-unet.bin",
     ),
-    "models/ipadapter": ("ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors"),
+    "models/ipadapter": (
+        "ip-adapter-plus_sd15.safetensors",
+        "ip-adapter-plus_sdxl_vit-h.safetensors",
+        "ip-adapter_diffusers.safetensors",
+        "ip_adapter.safetensors",
+        "ip-adapter.bin",
+    ),
     "models/unicon": ("unicon-depth/model.pth", "unicon-pose/model.pth"),
     "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
 }

@@ -34,8 +34,13 @@ KNOWN = re.compile(  # places that exist; whoever adds one has been there
     r"""(https?://)?(
     arxiv\.org/abs/\d{4}\.\d{5}
     | github\.com/(comfyanonymous/ComfyUI | cubiq/ComfyUI_IPAdapter_plus | dvlab-research/ControlNeXt
-                 | Zhendong-Wang/Prompt-Diffusion)
+                 | Zhendong-Wang/Prompt-Diffusion | huggingface/diffusers | Shakker-Labs/ComfyUI-IPAdapter-Flux)
     | huggingface\.co/Comfy-Org/stable-diffusion-v1-5-archive
+    | huggingface\.co/(InstantX/(SD3\.5-Large|FLUX\.1-dev)-IP-Adapter | XLabs-AI/flux-ip-adapter(-v2)?
+                      | Comfy-Org/sigclip_vision_384 | google/siglip-so400m-patch14-384
+                      | openai/clip-vit-large-patch14 | h94/IP-Adapter(-FaceID)? | ostris/ip-composition-adapter
+                      | Kwai-Kolors/Kolors-IP-Adapter-(FaceID-)?Plus)
+      (/resolve/main/[\w.-]+)?
     | huggingface\.co/(Comfy-Org/(stable-diffusion-3\.5-fp8 | flux1-dev | z_image | z_image_turbo
                                   | Wan_2\.1_ComfyUI_repackaged) | comfyanonymous/flux_text_encoders)
       /resolve/main/(split_files/\w+/)?[\w.-]+\.safetensors
@@ -74,6 +79,7 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
     "sd_xl_turbo_1.0_fp16.safetensors": ("Non-Commercial", "6.9 GB", "models/checkpoints"),
     "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": ("Stability AI Community", "11.6 GB", "models/checkpoints"),
+    "sd3.5_large_fp8_scaled.safetensors": ("Stability AI Community", "14.9 GB", "models/checkpoints"),
     "flux1-dev.safetensors": ("Non-Commercial License", "23.8 GB", "models/diffusion_models"),
     "clip_l.safetensors": ("Apache 2.0", "246 MB", "models/text_encoders"),
     "t5xxl_fp8_e4m3fn_scaled.safetensors": ("Apache 2.0", "5.2 GB", "models/text_encoders"),
@@ -92,8 +98,13 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "controlnext-svd-v2.bin": ("Apache 2.0", "14 MB", "models/controlnext"),
     "controlnext-svd-v2-unet.bin": ("Apache 2.0", "6.1 GB", "models/controlnext"),
     "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("MIT", "2.5 GB", "models/clip_vision"),
+    "sigclip_vision_patch14_384.safetensors": ("Apache 2.0", "857 MB", "models/clip_vision"),
+    "model.safetensors": ("MIT", "1.7 GB", "models/clip_vision"),
     "ip-adapter-plus_sd15.safetensors": ("Apache 2.0", "98 MB", "models/ipadapter"),
     "ip-adapter-plus_sdxl_vit-h.safetensors": ("Apache 2.0", "850 MB", "models/ipadapter"),
+    "ip-adapter_diffusers.safetensors": ("Stability AI Community", "1.6 GB", "models/ipadapter"),
+    "ip_adapter.safetensors": ("Non-Commercial License", "1.06 GB", "models/ipadapter"),
+    "ip-adapter.bin": ("Non-Commercial License", "5.3 GB", "models/ipadapter"),
     **dict.fromkeys(("unicon-depth", "unicon-pose"), ("state no licence", "300 MB", "models/unicon")),
     "example.png": ("comes with ComfyUI",),
     "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
@@ -102,7 +113,9 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
         ("yours to make", "the folder `input`"),
     ),
 }
-TRANSFORMERS = ("_sd35", "_flux", "_z_image", "_wan21")  # ends of names of examples for released transformers
+TRANSFORMERS = (  # ends of names of examples for released transformers
+    "_sd35", "_flux", "_flux_xlabs", "_flux_instantx", "_z_image", "_wan21",
+)  # fmt: skip
 START = "_start_here"  # the example to open first
 POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -574,7 +587,7 @@ def offers_of(path: Path) -> dict[str, list[dict[str, str]]]:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
 def test_an_example_for_a_released_transformer_offers_all_its_downloads(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    loaders = {node["type"]: node for node in nodes if node["type"] in LOADERS}
+    loaders = {node["type"]: node for node in nodes if node["type"] in LOADERS and node["type"] != "LoadImage"}
     offers = offers_of(path)
     wanted = path.stem.endswith(TRANSFORMERS)
     assert set(offers) == (set(loaders) if wanted else set())

@@ -39,18 +39,19 @@ class IPAdapterApply(io.ComfyNode):
                 weight_input(),
                 make_input(
                     io.Combo, "weight_type", options=list(WEIGHT_TYPES), default="linear",
-                    tooltip="Which layers listen, and how much: " + " · ".join(WEIGHT_TYPES),
+                    tooltip="Which layers listen, and how much: " + " · ".join(WEIGHT_TYPES) + ". Transformers take "
+                    "the first five and custom.",
                 ),
                 make_input(
                     io.String, "layer_weights", default="",
                     tooltip="For custom: layer and weight pairs such as 3:0.5, 6:1.0. Layers count in the order in "
-                    "which the model runs, the middle included.",
+                    "which the model runs, the middle included. On a transformer they are its blocks.",
                 ),
                 make_input(
                     io.Combo, "scaling", options=list(SCALINGS), default=SCALINGS[0],
                     tooltip="What the weight multiplies. V only: the image's answer, as in the paper. K+V: its "
                     "attention too. K+V with C penalty: less in narrow layers. K+mean(V) with C penalty: the mean of "
-                    "the answer alone.",
+                    "the answer alone. Transformers take the first two.",
                 ),
                 *percent_inputs(), mask_input(),
                 *tuning_inputs(),

@@ -53,12 +53,12 @@ def combining_inputs() -> list[io.Input]:
         make_input(
             io.Combo, "uncond", options=["paper", "black"], default="paper",
             tooltip="What the negative sees. paper: nothing, as in training. black: a black picture, as in "
-            "ComfyUI_IPAdapter_plus.",
+            "ComfyUI_IPAdapter_plus. With XLabs' files both are a black picture.",
         ),
         make_input(
             io.Combo, "fit", options=["crop", "squash", "pad"], default="crop",
             tooltip="How a picture becomes square. crop: its middle. squash: all of it, distorted, as the "
-            "authors advise. pad: all of it on a neutral ground.",
+            "authors advise, above all with SigLIP. pad: all of it on a neutral ground.",
         ),
     ]  # fmt: skip
 

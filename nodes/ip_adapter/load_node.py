@@ -36,8 +36,8 @@ class IPAdapterLoader(io.ComfyNode):
                 make_input(
                     io.Combo, "pooling_head", options=[NO_HEAD, *files_in("clip_vision")], default=NO_HEAD,
                     optional=True,
-                    tooltip="For InstantX's file for Flux alone: the file of its image encoder, for it reads a part of "
-                    "it that ComfyUI leaves out.",
+                    tooltip="For InstantX's file for Flux alone: the file of its image encoder, of which it reads a "
+                    "part that ComfyUI leaves out. none: for all others.",
                 ),
             ],
             outputs=[IPAdapterSocket.Output(tooltip="For the IP-Adapter nodes.")],

@@ -36,6 +36,9 @@ LEFT_OUT = {
     "cfg_zero_star_sd35": "SD3.5 with its T5 is 15 GB, and more on a CPU",
     "slg_skip_layers_sd35": "SD3.5 with its T5 is 15 GB, and more on a CPU",
     "nag_negative_without_cfg_flux": "Flux with its T5 is 29 GB, and more on a CPU",
+    "ip_adapter_sd35": "SD3.5 Large with its T5 is 24 GB, and more on a CPU",
+    "ip_adapter_flux_xlabs": "Flux with its T5 is 29 GB, and more on a CPU",
+    "ip_adapter_flux_instantx": "Flux with its T5 is 29 GB, and more on a CPU",
     "pag_perturbed_attention_z_image": "Z-Image with its text encoder is 20 GB, and more on a CPU",
     "slg_stg_skip_layers_wan21": "the text encoder of Wan alone is 7 GB, and more on a CPU",
 }

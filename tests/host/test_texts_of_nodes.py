@@ -18,7 +18,7 @@ from reins.tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "ko", "ja", "zh")
-FILES = ("name", "control_name", "unet_name")  # inputs that list what lies in a folder
+FILES = ("name", "control_name", "unet_name", "pooling_head")  # inputs that list what lies in a folder
 ADVICE = re.compile(r"\*\*Works:\*\*.*?(?:\. |\.?$)", re.MULTILINE)  # recommends an option and does not explain it
 BULLET = re.compile(r"^- ((?:`\w+`(?:, )?)+): (.*)$", re.MULTILINE)  # of inputs
 DEFINED = re.compile(r"`([^`]+)`: ")
