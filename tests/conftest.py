@@ -19,8 +19,8 @@ OF_STORED = 2  # the same for stored results
 OF_PACKS = 4  # the same for cases beside other packs
 OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
-    "test_controlnext", "test_dit_laws", "test_dit_nag", "test_dit_pag", "test_dit_seg", "test_dit_sharing",
-    "test_dit_slg", "test_dit_tpg", "test_dit_with_others", "test_h_space", "test_ip_adapter",
+    "test_compile", "test_controlnext", "test_dit_laws", "test_dit_nag", "test_dit_pag", "test_dit_seg",
+    "test_dit_sharing", "test_dit_slg", "test_dit_tpg", "test_dit_with_others", "test_h_space", "test_ip_adapter",
     "test_laws_on_transformers", "test_methods", "test_prompt_diffusion", "test_unicon", "test_unicon_with_others",
 )  # fmt: skip
 PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from reins.tests.helpers import ip_adapter, tiny_models
 from reins.tests.helpers.methods import METHODS
@@ -19,7 +20,7 @@ RANGED = {
 }
 ALL = METHODS | RANGED
 NEEDS_CFG = ("apg", "fdg", "cfg-zero", "interval", "rescale")
-ROUNDING = 1e-5  # layers are shared among the rows of a call in a network that is not compiled alone
+ROUNDING = 1e-4  # layers are shared among the rows of a call in a network that is not compiled alone
 TOLD = "so the run is not compiled"
 
 
@@ -54,7 +55,7 @@ def plain(model):
 def test_a_method_is_right_between_plain_runs(name, cfg, model, plain):
     steered = ALL[name](model)
     expected = sample(steered, steps=2, cfg=cfg)
-    assert not nearly(expected, plain[cfg], 1e-3) or (cfg == 1.0 and name in NEEDS_CFG)
+    assert not torch.equal(expected, plain[cfg]) or (cfg == 1.0 and name in NEEDS_CFG)
     for some, right in ((model, plain[cfg]), (steered, expected)) * 2:
         assert nearly(sample(compiled(some), steps=2, cfg=cfg), right, ROUNDING)
 
@@ -69,7 +70,7 @@ def test_a_node_that_compiles_may_come_before_the_others(name, model):
 
 @pytest.mark.filterwarnings("ignore")
 def test_parts_that_another_pack_compiled_are_seen(model):
-    steered, path = METHODS["pag"](model), "diffusion_model.middle_block"
+    steered, path = METHODS["pag"](model), "diffusion_model.middle_block.1.transformer_blocks.0"
     expected = sample(steered, steps=2)
     for some in (model, steered):
         some = some.clone()
@@ -86,20 +87,19 @@ def test_the_log_says_once_that_a_run_is_not_compiled(name, model, caplog):
     assert sum(TOLD in record.message for record in caplog.records) == (name not in OUTSIDE)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_methods_outside_the_network_compile_nothing_more_than_a_plain_run(name, model, plain):
-    from torch._dynamo.utils import counters
+def test_a_method_outside_the_network_leaves_nothing_to_be_compiled(name, model):
+    wrappers = []
 
-    def graphs(steered) -> int:
-        torch._dynamo.reset()
-        counters.clear()
-        sample(compiled(steered), steps=1)
-        return counters["stats"]["unique_graphs"]
+    def look(executor, *args, **kwargs):
+        options = kwargs.get("transformer_options") or args[-1]
+        wrappers.append(set(options["wrappers"][WrappersMP.DIFFUSION_MODEL]))
+        return executor(*args, **kwargs)
 
-    if name in ("weak", "swg"):
-        pytest.skip("these ask the network for other shapes")
-    assert graphs(METHODS[name](model)) == graphs(model)
+    steered = METHODS[name](model)
+    steered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", look)
+    sample(steered, steps=1)
+    assert wrappers and all(keys == {"look"} for keys in wrappers)
 
 
 def test_without_the_compiler_nothing_is_said_or_slowed(model, caplog):
