@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
 VALUES_COSINE = 0.5  # a file of a greater cosine holds values, for that of increments is near 0
 FINGERPRINT = 256  # how many numbers, from all over a tensor, tell it from others
+LOOKED_AT = 64  # one in so many numbers of a large tensor decides what a file holds
 KEPT_TYPES = (torch.float16, torch.bfloat16, torch.float32)  # a difference of narrower numbers needs more bits
 Mode = Literal["auto", "increment", "full"]
 
@@ -53,7 +54,8 @@ def add_unet_weights(
 ) -> ModelPatcher:
     """Returns a clone of `model` with the file's weights.
 
-    Values become their difference from `reference`, or from the model without one. If several nodes have the same file,
+    Without a `reference` values replace a share of the model's weights. With one their difference from it is added. If
+    several nodes have the same file,
     as for two hints in a picture, its weights are added once, at the strength of the first node.
     Raises ValueError if the file is made for another model.
     """
@@ -67,32 +69,66 @@ def add_unet_weights(
                 first[0],
             )
         return model
-    increments = increments_of(weights, model, reference)
-    model = model.clone()
-    model.add_patches({key: ("diff", (value,)) for key, value in increments.items()}, strength)
-    model.set_attachments(attachment, settings)
-    return model
-
-
-def increments_of(
-    weights: UNetWeights, model: ModelPatcher, reference: ModelPatcher | None = None
-) -> dict[str, Tensor]:  # fmt: skip
-    """Returns what a file adds to a model, by the host's names.
-
-    Raises ValueError if it is made for another model, or if it may hold values and the model's cannot be read.
-    """
     own = Unpatched(model, PREFIX)
     tensors = _matched(model, weights, own)
     base = own if reference is None else _checked_reference(Unpatched(reference, PREFIX), tensors, own)
-    if _mode_of(weights, tensors, base) == "increment":
+    mode = _mode_of(weights, tensors, base)
+    model = model.clone()
+    model.set_attachments(attachment, settings)
+    if mode == "increment":
         if reference is not None:
             logger.warning("%s holds increments, which need no reference_model: it is not used", weights.name)
-        return tensors
-    differences = {
+        _add_increments(model, tensors, strength)
+        return model
+    # A patch that scales the weights below it, as a merge of two models does, must not scale the file's.
+    plain = [] if reference is not None else [key for key in tensors if not _is_scaled(model, key)]
+    _add_values(model, {key: tensors[key] for key in plain}, strength)
+    rest = {key: value for key, value in tensors.items() if key not in set(plain)}
+    _add_increments(model, differences(rest, base), strength)
+    return model
+
+
+class Values(tuple):
+    """A patch of the host with full values. It is one of the patches that come before all others."""
+
+    __slots__ = ()
+
+
+def _add_increments(model: ModelPatcher, increments: Mapping[str, Tensor], strength: float) -> None:
+    model.add_patches({key: ("diff", (value,)) for key, value in increments.items()}, strength)
+
+
+def _add_values(model: ModelPatcher, values: Mapping[str, Tensor], strength: float) -> None:
+    """Moves a clone's own weights towards the values: w + strength * (values - w), with no copy of either.
+
+    The first patch leaves (1 - the sum of all strengths) of the weight, and each adds its share of a file.
+    """
+    model.add_patches({key: Values(("diff", (value,))) for key, value in values.items()}, strength)
+    for key in values:
+        *others, (share, value, left, *rest) = model.patches[key]
+        left -= strength
+        if others and isinstance(others[0][1], Values):
+            first_share, first, others_left, *first_rest = others[0]
+            left += others_left - 1
+            others[0] = (first_share, first, 1.0, *first_rest)
+        model.patches[key] = [(share, value, left, *rest), *others]
+
+
+def _is_scaled(model: ModelPatcher, key: str) -> bool:
+    patches = model.patches.get(key, ())
+    return any(patch[2] != 1 and not isinstance(patch[1], Values) for patch in patches)
+
+
+def differences(tensors: Mapping[str, Tensor], base: Unpatched) -> dict[str, Tensor]:
+    """Returns the tensors minus those of a model, (any, ...) each, by the host's names. Those of 0 are left out.
+
+    Raises ValueError if the model's cannot be read.
+    """
+    found = {
         key: (value.float() - base[key]).to(value.dtype if value.dtype in KEPT_TYPES else torch.float32)
         for key, value in tensors.items()
     }
-    return {key: value for key, value in differences.items() if value.any()}
+    return {key: value for key, value in found.items() if value.any()}
 
 
 def _matched(model: ModelPatcher, weights: UNetWeights, own: Unpatched) -> dict[str, Tensor]:
@@ -147,7 +183,8 @@ def _mode_of(weights: UNetWeights, tensors: Mapping[str, Tensor], own: Unpatched
 def _cosine(tensors: Mapping[str, Tensor], own: Unpatched) -> float:
     dot = file_square = own_square = 0.0
     for key, value in tensors.items():
-        value, weight = value.float().flatten(), own[key].flatten()
+        step = LOOKED_AT if value.numel() > LOOKED_AT**2 else 1
+        value, weight = value.flatten()[::step].float(), own.some(key, step)
         dot += float(value @ weight)
         file_square += float(value @ value)
         own_square += float(weight @ weight)

@@ -23,6 +23,14 @@ class Unpatched:
         return key in self._names
 
     def __getitem__(self, key: str) -> Tensor:
+        return self._numbers(key).to("cpu", torch.float32).as_subclass(Tensor)
+
+    def some(self, key: str, step: int) -> Tensor:
+        """Returns every `step`-th number of a weight (n,)."""
+        return self._numbers(key).as_subclass(Tensor).flatten()[::step].to("cpu", torch.float32)
+
+    def _numbers(self, key: str) -> Tensor:
+        """Returns a weight in its true shape, in the type and on the device that it is kept in."""
         weight, _, convert = get_key_weight(self._patcher.model, key)
         # What the host put aside when it loaded a patched clone. All clones share these.
         if (kept := self._patcher.backup.get(key)) is not None:
@@ -34,7 +42,7 @@ class Unpatched:
         shape = self.shape(key)
         if tuple(weight.size()) != shape or not weight.is_floating_point():
             weight = _unpacked(self._layer(key), weight, shape, key)
-        return weight.to("cpu", torch.float32).as_subclass(Tensor)
+        return weight
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Returns the shape of a weight without reading it."""

@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 from reins.engine.layers.features import channels_at
 from reins.models.controlnext.files import VARIANTS
 from reins.models.unet_names import host_name
@@ -351,6 +352,59 @@ def test_full_values_of_a_loaded_and_patched_model_start_from_its_own_weights(sd
         torch.testing.assert_close(after[key], before[key] + increments[key], atol=1e-6, rtol=1e-6)
 
 
+def two_files(model):
+    """Two files of full values that have some weights in common, and their increments."""
+    first = controlnext.unet_file(model)
+    second = {key: 0.5 * value.flip(0) for key, value in list(first.items())[:4]}
+    return (full_file(model, first), first), (full_file(model, second), second)
+
+
+@pytest.mark.parametrize("lora", ["none", "before", "between", "after"])
+def test_the_values_of_two_files_add_up(lora, sd15):
+    (first, of_first), (second, of_second) = two_files(sd15)
+    keys, before = list(of_first)[:3], weights_of(sd15)
+    model = lora_on(sd15, keys) if lora == "before" else sd15
+    model = with_unet(model, first, "full", unet_strength=0.6)
+    model = lora_on(model, keys) if lora == "between" else model
+    model = with_unet(model, second, "full", unet_strength=-0.3)
+    model = lora_on(model, keys) if lora == "after" else model
+    after, with_lora = weights_of(model), weights_of(sd15 if lora == "none" else lora_on(sd15, keys))
+    for key in of_first:
+        expected = with_lora[key] + 0.6 * of_first[key] - 0.3 * of_second.get(key, torch.zeros(()))
+        torch.testing.assert_close(after[key], expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(after[key], before[key]) for key in before if key not in of_first)
+
+
+@pytest.mark.parametrize("merge", ["before", "after"])
+def test_a_merge_of_two_models_scales_what_lies_below_it(merge, sd15):
+    increments = controlnext.unet_file(sd15)
+    other, before = tiny_models.sd15(seed=5), weights_of(sd15)
+    of_other = weights_of(other)
+    model = sd15 if merge == "after" else ModelMergeSimple().merge(sd15, other, 0.25)[0]
+    model = with_unet(model, full_file(sd15, increments), "full")
+    model = model if merge == "before" else ModelMergeSimple().merge(model, other, 0.25)[0]
+    share = 1.0 if merge == "before" else 0.25
+    after = weights_of(model)
+    for key, value in increments.items():
+        expected = 0.25 * before[key] + 0.75 * of_other[key] + share * value
+        torch.testing.assert_close(after[key], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_values_are_not_copied(sd15):
+    tensors = full_file(sd15, controlnext.unet_file(sd15))
+    steered = with_unet(sd15, tensors, "full", unet_strength=0.5)
+    for key, value in tensors.items():
+        ((strength, patch, left, *_),) = steered.patches[f"diffusion_model.{key}"]
+        assert patch[1][0].data_ptr() == value.data_ptr()
+        assert (strength, left) == (0.5, 0.5)
+
+
+def test_values_at_full_strength_are_those_of_the_file(sd15):
+    tensors = full_file(sd15, controlnext.unet_file(sd15))
+    after = weights_of(with_unet(sd15, tensors, "full"))
+    assert all(torch.equal(after[key], value) for key, value in tensors.items())
+
+
 def test_a_reference_model_carries_what_was_learnt_to_another(sd15):
     other = tiny_models.sd15(seed=5, dtype=torch.float64)
     increments = controlnext.unet_file(sd15)
@@ -417,7 +471,8 @@ def test_the_hosts_conversion_of_stored_weights_is_used(sd15, monkeypatch):
     layer = sd15.model.diffusion_model.input_blocks[0][0]
     before = weights_of(sd15)[key]
     monkeypatch.setattr(layer, "convert_weight", lambda weight, inplace=False, **_: 2 * weight, raising=False)
-    (patch,) = with_unet(sd15, {key: (2 * before + 1).float()}, "full").patches[f"diffusion_model.{key}"]
+    steered = with_unet(sd15, {key: (2 * before + 1).float()}, "full", reference_model=sd15)
+    (patch,) = steered.patches[f"diffusion_model.{key}"]
     torch.testing.assert_close(patch[1][1][0], torch.ones_like(before).float(), atol=1e-5, rtol=1e-5)
 
 
