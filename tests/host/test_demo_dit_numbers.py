@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from reins.demo.evaluate import AT_ONCE, Score, gain, gain_of_shapes, prompts, sample, score
+from reins.demo.training.dit_ip_adapter_numbers import load_dit_ip_adapter_demo
 from reins.demo.training.dit_numbers import (
     BURNT,
+    FLOW,
     FREE,
     colours_drawn,
     colours_kept,
@@ -16,6 +18,7 @@ from reins.demo.training.dit_numbers import (
     with_better_shapes,
 )
 from reins.demo.training.guidance_numbers import clipped
+from reins.demo.training.ip_adapter_numbers import FORM, references
 from reins.demo.training.numbers import GUIDANCE_SEED
 from reins.demo.world.scenes import SLOTS
 
@@ -66,6 +69,29 @@ def test_a_negative_that_names_a_colour_drives_it_out_without_cfg(dit):
     named, others = (colours_kept(model, table, before, shift) for shift in (0, 1))
     assert named < 0.4
     assert others > named + 0.1
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    return load_dit_ip_adapter_demo(), references(16)
+
+
+def test_the_ip_adapter_draws_what_the_reference_shows(prompted):
+    demo, given = prompted
+    words, wanted = given.saying(())
+    drawn = demo.draw(words, given.image, FLOW, weight=1.0)
+    found, others = score(drawn, wanted).rates, score(drawn, wanted.roll(1, 0)).rates
+    without = score(demo.draw(words, given.image, FLOW, weight=0.0), wanted).rates
+    assert found["all"] > 0.4 and others["all"] < 0.1 and without["all"] < 0.1
+    assert all(found[slot] > 0.85 for slot in ("colour", "place", "size", "background", "texture"))
+
+
+def test_the_prompt_keeps_its_words_beside_a_reference_that_shows_others(prompted):
+    demo, given = prompted
+    words, wanted = given.saying(FORM)
+    found = score(demo.draw(words, given.image, FLOW, weight=1.0), wanted).rates
+    assert all(found[slot] > 0.85 for slot in FORM)
+    assert found["background"] > 0.85 and found["texture"] > 0.85 and found["colour"] > 0.6
 
 
 @pytest.fixture(scope="module")
