@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..foreign_files import few
+
 Weights = Mapping[str, Tensor]
 PROJECTION = ("image_proj_model.", "image_proj.")
 LAYERS = ("ip_adapter.", "adapter_modules.")
@@ -78,6 +80,4 @@ def check_all_known(weights: Weights, prefixes: tuple[str, ...], name: str) -> N
     """Raises ValueError if a file has tensors with none of these prefixes."""
     unknown = [key for key in weights if not key.startswith(prefixes)]
     if unknown:
-        raise ValueError(
-            f"{name} has tensors that no known IP-Adapter has: {', '.join(unknown[:4])}. Download it again."
-        )
+        raise ValueError(f"{name} has tensors that no known IP-Adapter has: {few(unknown)}. Download it again.")
