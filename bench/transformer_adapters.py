@@ -49,7 +49,7 @@ class Network(NamedTuple):
     changes: dict
     size: tuple[int, int]
     steps: int = 4
-    rounds: int = 3
+    rounds: int = 7
 
 
 class Acting(NamedTuple):
