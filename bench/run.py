@@ -53,7 +53,8 @@ def preface(version: str) -> list[str]:
         "tensor beyond those of plain sampling, on a GPU each waits for the device: one per step, and some once per "
         "run to turn percents into sigmas. Times compare cases of one run: every round goes through all cases, ratios "
         "are medians over rounds; 'to' compares with the host's own nodes. The allocator keeps its memory, because "
-        "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls.",
+        "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls. Rows of "
+        "other packs are measured with `--packs FOLDER` if their checkouts lie there; none is part of this pack.",
         "",
         f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
         "CPU, float32, Euler, one picture.", "",

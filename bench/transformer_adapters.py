@@ -142,7 +142,7 @@ def ways_of(network: Network, folder: Path | None) -> dict[str, Callable[[ModelP
 def _ways(name: str, one: tuple[IPAdapter, ImageTokens]) -> dict[str, Callable[[ModelPatcher], Acting]]:
     return {
         "plain": Acting, name: ours(one), f"{name} with mask": ours(one, mask=MASK),
-        f"{name}, 0 to 50 %": ours(one, end_percent=0.5), f"{name}, two pictures' nodes": ours(one, one),
+        f"{name}, 0 to 50 %": ours(one, end_percent=0.5), f"two {name}": ours(one, one),
     }  # fmt: skip
 
 
