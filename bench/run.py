@@ -53,7 +53,8 @@ def preface(version: str) -> list[str]:
         "tensor beyond those of plain sampling, on a GPU each waits for the device: one per step, and some once per "
         "run to turn percents into sigmas. Times compare cases of one run: every round goes through all cases, ratios "
         "are medians over rounds; 'to' compares with the host's own nodes. The allocator keeps its memory, because "
-        "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls.",
+        "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls. Rows of "
+        "other packs are measured with `--packs FOLDER` if their checkouts lie there; none is part of this pack.",
         "",
         f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
         "CPU, float32, Euler, one picture.", "",
@@ -63,10 +64,21 @@ def preface(version: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the tiny network only, few rounds, nothing written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--packs", type=Path, help="a folder of other packs, to measure beside the nodes")
+    options = parser.parse_args()
+    quick = options.quick
     enter()
     import comfyui_version
-    from reins.bench import adapters, examples, hints, partners, sharing, steps, transformers
+    from reins.bench import (
+        adapters,
+        diffusion_transformers,
+        examples,
+        hints,
+        partners,
+        sharing,
+        steps,
+        transformer_adapters,
+    )
     from reins.bench.cases import ADAPTED, EDITS, GUIDANCE, HINTED, NETWORKS, PAIRED
     from reins.bench.measure import measure
 
@@ -87,8 +99,14 @@ def main() -> None:
         found = adapters.table(network, adapters.measure(network))
         print("\n".join(found), flush=True)
         lines += found
-    for network in [transformers.NETWORKS[1]._replace(rounds=1)] if quick else transformers.NETWORKS:
-        found = transformers.table(network, transformers.measure(network))
+    steered = diffusion_transformers.NETWORKS
+    for network in [steered[1]._replace(rounds=1)] if quick else steered:
+        found = diffusion_transformers.table(network, diffusion_transformers.measure(network))
+        print("\n".join(found), flush=True)
+        lines += found
+    adapted = transformer_adapters.NETWORKS
+    for network in [adapted[1]._replace(steps=2, rounds=1)] if quick else adapted:
+        found = transformer_adapters.table(network, *transformer_adapters.measure(network, options.packs))
         print("\n".join(found), flush=True)
         lines += found
     found = steps.table(steps.measure(NETWORKS[0].make()))

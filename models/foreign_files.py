@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 SHOWN = 4  # names in an error
+LONGEST = 120  # characters of one of them
 
 
 def without_wrapping(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -32,4 +33,5 @@ def few(names: Iterable[str]) -> str:
     """Returns the first names in one line, and how many more there are, for an error."""
     names = list(names)
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{rest}"
+    shown = (name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(str, names[:SHOWN]))
+    return f"{', '.join(shown)}{rest}"

@@ -114,8 +114,8 @@ def test_the_spellings_of_releases_and_training_dumps_mean_the_same(layers, proj
 
 
 BAD = {
-    "a ControlNet": ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "is not an IP-Adapter: it should hold"),
-    "a LoRA": ({"lora_unet_x.lora_up.weight": torch.zeros(1)}, "but holds lora_unet_x.lora_up.weight"),
+    "a ControlNet": ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "IP-Adapter but a ControlNet: use"),
+    "a LoRA": ({"lora_unet_x.lora_up.weight": torch.zeros(1)}, "not an IP-Adapter but a LoRA: use Load LoRA"),
     "no layers": ({"image_proj.proj.weight": torch.zeros(4, 4)}, "is not an IP-Adapter"),
     "no projection": ({"ip_adapter.1.to_k_ip.weight": torch.zeros(4, 4)}, "is not an IP-Adapter"),
     "something left over": (small(extra=torch.zeros(1)), "but holds extra"),

@@ -143,7 +143,8 @@ def _number(scale: Tensor | None, name: str) -> float:
 
 def _layout(weights: Weights, name: str) -> tuple[Layout, tuple[str, ...]]:
     """The layout by the number of stages, and its variants. The shapes of the tensors give all widths."""
-    count = 1 + max(int(match[1]) for key in weights if (match := re.match(r"down_res\.(\d+)\.", key)))
+    numbers = [int(found[1]) for key in weights if (found := re.match(r"down_res\.([0-9]{1,4})\.", key))]
+    count = 1 + max(numbers, default=-1)
     has_stem = any(key.startswith("embedding.") for key in weights)
     groups = {(False, 3): (1, 8, 8), (True, 2): (4, 8), (True, 3): (4, 8, 8)}.get((has_stem, count))
     if groups is None:

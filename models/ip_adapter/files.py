@@ -12,6 +12,7 @@ from functools import partial
 
 from torch import nn
 
+from ..foreign_files import few
 from .kinds import LAYERS, PROJECTION, TRAINED_WITH, AdapterParts, Kind, Weights, group
 from .network import (
     FacePlusProjection,
@@ -21,10 +22,11 @@ from .network import (
     LinearProjection,
     Resampler,
 )
+from .refusals import check_one_spelling, refusal
 from .transformer_files import transformer_parts
 
-LAYER = re.compile(r"(\d+)\.to_[kv]_ip\.weight")
-LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+LAYER = re.compile(r"([0-9]{1,4})\.to_[kv]_ip\.weight")
+LORA = re.compile(r"([0-9]{1,4})\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 KOLORS_TEXT = 4096  # width of Kolors' text before its model makes it 2048
 FACE_WIDTH = 512  # of ArcFace: a resampler that reads it is one of faces, not of pictures
 
@@ -34,6 +36,7 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Adapt
 
     Raises ValueError if the file is not an IP-Adapter, is of an unknown kind or is incomplete.
     """
+    check_one_spelling(weights, name)
     for_transformer = transformer_parts(weights, name)
     if for_transformer is not None:
         return for_transformer
@@ -41,17 +44,11 @@ def take_apart(weights: Weights, name: str, face_version: str = "auto") -> Adapt
     left_over = [key for key in weights if not key.startswith((*PROJECTION, *LAYERS, *TRAINED_WITH))]
     layers = {key: value for key, value in adapter.items() if LAYER.fullmatch(key)}
     if not projection or not layers or left_over:
-        names = left_over or list(weights)
-        raise ValueError(
-            f"{name} is not an IP-Adapter: it should hold image_proj.* and ip_adapter.<n>.to_k_ip.weight, but holds "
-            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}. Choose a file from an IP-Adapter release."
-        )
+        raise ValueError(refusal(weights, name, left_over))
     lora = {key: value for key, value in adapter.items() if LORA.fullmatch(key)}
     unknown = [key for key in adapter if key not in layers and key not in lora]
     if unknown:
-        raise ValueError(
-            f"{name} has tensors that no known IP-Adapter has: {', '.join(unknown[:4])}. Download it again."
-        )
+        raise ValueError(f"{name} has tensors that no known IP-Adapter has: {few(unknown)}. Download it again.")
     sizes = _sizes(layers, name)
     kind, make = _kind(projection, name)
     if kind.context not in (sizes[0][1], KOLORS_TEXT):
@@ -142,7 +139,7 @@ def _face(
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
+    return sum(key.startswith(prefix) and key.endswith(".0.to_q.weight") for key in shapes)
 
 
 def _has_shortcut(kind: Kind, name: str, face_version: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..foreign_files import few
+
 Weights = Mapping[str, Tensor]
 PROJECTION = ("image_proj_model.", "image_proj.")
 LAYERS = ("ip_adapter.", "adapter_modules.")
@@ -25,6 +27,7 @@ ENCODERS = {
     ("image_embeds", 1152): "sigclip_vision_patch14_384 (SigLIP so400m)",
     ("penultimate_hidden_states", 128): "the CLIP_VISION of the Demo Model node",
 }
+SIGLIP_WIDTH, SIGLIP_PATCHES = 1152, 729  # of SigLIP so400m at 384 pixels. At 512 pixels there are 1024 patches.
 
 
 Form = Literal["unet", "sd3", "xlabs", "instantx"]  # the network, and whose file for it
@@ -50,6 +53,14 @@ class Kind(NamedTuple):
     def encoder(self) -> str:
         """The name of the image encoder that the file needs."""
         return ENCODERS.get((self.reads, self.width), f"an encoder whose {self.reads} are {self.width} wide")
+
+    @property
+    def patches(self) -> int:
+        """How many hidden states of a picture the file reads. 0: as many as there are.
+
+        Encoders of other sizes are as wide as SigLIP, so the width does not tell them.
+        """
+        return SIGLIP_PATCHES if self.width == SIGLIP_WIDTH and self.form in ("sd3", "instantx") else 0
 
 
 class AdapterParts(NamedTuple):
@@ -78,6 +89,4 @@ def check_all_known(weights: Weights, prefixes: tuple[str, ...], name: str) -> N
     """Raises ValueError if a file has tensors with none of these prefixes."""
     unknown = [key for key in weights if not key.startswith(prefixes)]
     if unknown:
-        raise ValueError(
-            f"{name} has tensors that no known IP-Adapter has: {', '.join(unknown[:4])}. Download it again."
-        )
+        raise ValueError(f"{name} has tensors that no known IP-Adapter has: {few(unknown)}. Download it again.")

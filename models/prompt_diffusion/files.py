@@ -88,8 +88,8 @@ def diffusers_pairs(weights: Weights) -> Pairs:
         names = ["conv_in", *(f"blocks.{i}" for i in range(len(CONVS) - 1)), "conv_out"]
         pairs |= {f"{theirs}.{name}": f"input_hint_block.{ours}.{2 * i}" for i, name in enumerate(names)}
     block = 1
-    for level in range(_count(weights, r"down_blocks\.(\d+)\.")):
-        for i in range(_count(weights, rf"down_blocks\.{level}\.resnets\.(\d+)\.")):
+    for level in range(_count(weights, r"down_blocks\.([0-9]{1,2})\.")):
+        for i in range(_count(weights, rf"down_blocks\.{level}\.resnets\.([0-9]{{1,2}})\.")):
             pairs[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{block}.0"
             pairs[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{block}.1"
             block += 1

@@ -195,7 +195,7 @@ class _SizeReader:
 
     def _low_rank(self, place: LoRAPlace) -> LowRank:
         down, up = (self.loras.get((place, end)) for end in ("down", "up"))
-        called = f"{place.set} of {place.block}.{place.attention}.{place.projection}"
+        called = few([f"{place.set} of {place.block}.{place.attention}.{place.projection}"])
         if down is None or up is None:
             raise ValueError(f"{self.name} lacks the {called}. Download it again.")
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
@@ -217,4 +217,4 @@ def _natural(block: str) -> list:
     """The key that sorts blocks: down, middle, up, and each by its numbers."""
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     first, *rest = block.split(".")
-    return [order[first], *(int(part) for part in rest if part.isdigit())]
+    return [order[first], *((len(part), part) for part in rest if part.isdigit())]

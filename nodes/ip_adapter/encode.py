@@ -23,6 +23,8 @@ from .prompt import ImageTokens, IPAdapter
 
 Fit = Literal["crop", "squash", "pad"]
 UncondPicture = Literal["paper", "black"]
+Part = Literal["image_embeds", "penultimate_hidden_states"]
+PLACES: Mapping[Part, int] = {"image_embeds": 2, "penultimate_hidden_states": 1}  # in what the host's encoder returns
 AT_ONCE = 16  # pictures in one call of the encoder
 
 
@@ -62,9 +64,10 @@ EMPTY_PICTURES: Mapping[Form, Mapping[UncondPicture, UncondPicture]] = {
 _EMPTY: WeakKeyDictionary[ClipVisionModel, dict[UncondPicture, Encoding]] = WeakKeyDictionary()
 
 
-def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
+def encode_pictures(encoder: ClipVisionModel, pictures: Pictures, reads: Part | None = None) -> Encoding:
     """Returns the encoding of pictures, fitted and masked. What the mask hides is the mean colour.
 
+    Of many pictures only the part that is read should be kept, for SigLIP's embeddings are as large as its states.
     Raises ValueError if there are neither one mask nor one for each picture.
     """
     pixels = _fitted(pictures.image[..., :3], pictures.fit, encoder, normalise=True)
@@ -77,7 +80,7 @@ def encode_pictures(encoder: ClipVisionModel, pictures: Pictures) -> Encoding:
         mask = pictures.mask[..., None].expand(-1, -1, -1, 3)
         mask = functional.interpolate(mask.movedim(-1, 1), size=pictures.image.shape[1:3], mode="bilinear")
         pixels = pixels * _fitted(mask.movedim(1, -1), pictures.fit, encoder, normalise=False)
-    return _encode(encoder, pixels)
+    return _encode(encoder, pixels, reads)
 
 
 def _fitted(image: Tensor, fit: Fit, encoder: ClipVisionModel, normalise: bool) -> Tensor:
@@ -98,16 +101,17 @@ def _padded(image: Tensor, colour: list[float]) -> Tensor:
     return square
 
 
-def _encode(encoder: ClipVisionModel, pixels: Tensor) -> Encoding:
+def _encode(encoder: ClipVisionModel, pixels: Tensor, reads: Part | None = None) -> Encoding:
     """Returns the encoding of pixel values (b, 3, size, size), as the host's encode_image makes it of pictures."""
     comfy.model_management.load_model_gpu(encoder.patcher)
     keep = comfy.model_management.intermediate_device()
-    embeds, hidden = [], []
+    parts: dict[Part, list[Tensor]] = {part: [] for part in PLACES if reads in (None, part)}
     for some in pixels.split(AT_ONCE):
-        out = encoder.model(pixel_values=some.to(encoder.load_device).float(), intermediate_output=-2)
-        embeds.append(out[2].to(keep).float())
-        hidden.append(out[1].to(keep).float())
-    return Encoding(torch.cat(embeds), torch.cat(hidden))
+        with torch.no_grad():
+            out = encoder.model(pixel_values=some.to(encoder.load_device).float(), intermediate_output=-2)
+        for part, found in parts.items():
+            found.append(out[PLACES[part]].to(keep).float())
+    return Encoding(*(torch.cat(parts[part]) if part in parts else None for part in Encoding._fields))
 
 
 def empty_picture(encoder: ClipVisionModel, uncond: UncondPicture) -> Encoding:
@@ -169,8 +173,6 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
             f"{adapter.name} reads the {kind.reads} of an image encoder, but none was given. Connect an image and "
             f"{kind.encoder} as clip_vision, or its CLIP_VISION_OUTPUT."
         )
-    if kind.name == "pooled" and part.ndim == 3:
-        part = _pooled(adapter, part)
     if not len(part):
         raise ValueError(f"{adapter.name} needs at least one image, but the {kind.reads} hold none. Connect an image.")
     if part.shape[-1] != kind.width:
@@ -178,6 +180,13 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
             f"{adapter.name} reads {kind.reads} {kind.width} wide, but this image encoder's are {part.shape[-1]} "
             f"wide. Load {kind.encoder} as clip_vision."
         )
+    if kind.patches and part.ndim == 3 and part.shape[1] != kind.patches:
+        raise ValueError(
+            f"{adapter.name} reads {kind.patches} hidden states of a picture, but this image encoder makes "
+            f"{part.shape[1]}, so it is another one. Load {kind.encoder} as clip_vision."
+        )
+    if kind.name == "pooled" and part.ndim == 3:
+        part = _pooled(adapter, part)
     if part.ndim != (2 if kind.reads == "image_embeds" else 3):
         raise ValueError(
             f"{adapter.name} reads {kind.reads} with {2 if kind.reads == 'image_embeds' else 3} axes, but this image "
@@ -189,7 +198,7 @@ def _read(adapter: IPAdapter, encoding: Encoding | None) -> Tensor | None:
 def _pooled(adapter: IPAdapter, hidden: Tensor) -> Tensor:
     """Returns hidden states (b, n, c) as one vector (b, c) each, by SigLIP's pooling head.
 
-    Raises ValueError if there is no head, or if it is of another encoder.
+    Raises ValueError if there is no head.
     """
     if adapter.pooling is None:
         raise ValueError(
@@ -198,13 +207,9 @@ def _pooled(adapter: IPAdapter, hidden: Tensor) -> Tensor:
         )
     head = adapter.pooling
     comfy.model_management.load_models_gpu([head])
-    if hidden.shape[-1] != adapter.kind.width:
-        raise ValueError(
-            f"{adapter.name} reads hidden states {adapter.kind.width} wide, but this image encoder's are "
-            f"{hidden.shape[-1]} wide. Load {adapter.kind.encoder} as clip_vision."
-        )
     with torch.no_grad():
-        return head.model(hidden.to(head.load_device, torch.float32)).to(hidden.device)
+        pooled = [head.model(some.to(head.load_device, torch.float32)) for some in hidden.split(AT_ONCE)]
+    return torch.cat(pooled).to(hidden.device)
 
 
 def _checked_faces(adapter: IPAdapter, faces: Tensor | None) -> Tensor | None:
@@ -252,7 +257,7 @@ def _no_face(faces: Tensor | None) -> Tensor | None:
 
 def _unchanged(adapter: IPAdapter, read: Tensor, faces: None) -> Tensor:
     """Returns the hidden states (b, tokens, width) themselves: tokens are made of them at each noise level."""
-    return read.to(comfy.model_management.intermediate_device())
+    return read.detach().to(comfy.model_management.intermediate_device())
 
 
 def _project(adapter: IPAdapter, read: Tensor | None, faces: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from ..inputs.sockets import (
 from .encode import Encoding, Pictures, TokenRequest, encode_pictures, make_tokens
 from .inputs_node import clip_vision_input, combining_inputs, ipadapter_input
 from .load import as_ip_adapter
+from .prompt import IPAdapter
 
 
 class IPAdapterEncode(io.ComfyNode):
@@ -67,27 +68,37 @@ class IPAdapterEncode(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         adapter = as_ip_adapter(ipadapter)
         encoder = clip_vision or adapter.clip_vision
+        check_encoder(adapter, encoder)
         positive, mask = as_encoding(clip_vision_output), checked_mask(mask, "mask")
         if image is not None and adapter.kind.reads:
-            positive = encoded(encoder, Pictures(checked_image(image, "image"), fit, mask))
+            positive = encoded(adapter, encoder, Pictures(checked_image(image, "image"), fit, mask))
         elif mask is not None:
             raise ValueError("mask hides a part of image, but no image is connected. Connect one, or remove the mask.")
         negative = None
         if negative_image is not None and adapter.kind.reads:
-            negative = encoded(encoder, Pictures(checked_image(negative_image, "negative_image"), fit))
+            negative = encoded(adapter, encoder, Pictures(checked_image(negative_image, "negative_image"), fit))
         request = TokenRequest(positive, negative, face_embeds, encoder, image_weights, combine, uncond)
         tokens = make_tokens(adapter, request)
         return io.NodeOutput(tokens.emptied() if hides_all(mask, "mask", "IP-Adapter Encode") else tokens)
 
 
-def encoded(encoder: ClipVisionModel | None, pictures: Pictures) -> Encoding:
-    """Returns the encoding of pictures. Raises ValueError if there is no encoder."""
+def encoded(adapter: IPAdapter, encoder: ClipVisionModel | None, pictures: Pictures) -> Encoding:
+    """Returns what an adapter reads of the encoding of pictures. Raises ValueError if there is no encoder."""
     if encoder is None:
         raise ValueError(
             "An image needs a clip_vision to be encoded, but none is connected. Connect Load CLIP Vision, or a "
             "clip_vision_output."
         )
-    return encode_pictures(encoder, pictures)
+    return encode_pictures(encoder, pictures, adapter.kind.reads)
+
+
+def check_encoder(adapter: IPAdapter, encoder: ClipVisionModel | None) -> None:
+    """Raises ValueError if an adapter gets an encoder for pictures of any size, as SigLIP 2 NaFlex is one."""
+    if encoder is not None and adapter.kind.reads and encoder.image_size <= 0:
+        raise ValueError(
+            f"{adapter.name} reads an image encoder for pictures of one size, but clip_vision takes them in any size, "
+            f"as SigLIP 2 NaFlex does. Load {adapter.kind.encoder} as clip_vision."
+        )
 
 
 def as_encoding(output: Any) -> Encoding | None:

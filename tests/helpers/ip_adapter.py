@@ -98,10 +98,11 @@ def encoder(seed: int = 0, **changes: object) -> comfy.clip_vision.ClipVisionMod
 
 
 def blank_encoder(**changes: object) -> comfy.clip_vision.ClipVisionModel:
-    """Without weights; older hosts read their settings from a file only."""
+    """Without weights; older hosts read their settings from a file only. A setting of None is left out."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps({**VISION, **changes}), encoding="utf-8")
+        settings = {key: value for key, value in {**VISION, **changes}.items() if value is not None}
+        path.write_text(json.dumps(settings), encoding="utf-8")
         made = comfy.clip_vision.ClipVisionModel(str(path))
     made.model.float()
     return made

@@ -29,6 +29,7 @@ from reins.nodes.ip_adapter.tokens_node import LoadImageTokens
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
 from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.load_node import UniConLoader
+from reins.tests.helpers.transformer_ip_adapters import instantx_flux_file, sd3_file, xlabs_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,8 +57,14 @@ def unicon(model: ModelPatcher, name: str) -> object:
     return UniConApply.execute(model, file, partner, "condition", words, words)
 
 
+TRANSFORMER_FILES = {
+    "ip-adapter for SD3": sd3_file, "ip-adapter of XLabs": xlabs_file, "ip-adapter for Flux": instantx_flux_file,
+}  # fmt: skip
 LOADERS = {
-    "ip-adapter": Loader("ipadapter", lambda model, name: IPAdapterLoader.execute(name)),
+    **{
+        name: Loader("ipadapter", lambda model, name: IPAdapterLoader.execute(name))
+        for name in ("ip-adapter", *TRANSFORMER_FILES)
+    },
     "controlnext": Loader("controlnext", controlnext, "controlnext."),
     "controlnext unet": Loader(
         "controlnext", lambda model, name: controlnext(model, "whole.safetensors", name), "unet."
@@ -85,6 +92,8 @@ def whole(name: str, path: Path) -> None:
     elif name == "direction":
         directions = Directions(torch.randn(2, 64, 4, 4), (5.0, 1.0))
         save_direction(StoredDirection("a direction", directions, {}), path)
+    elif name in TRANSFORMER_FILES:
+        save_file(TRANSFORMER_FILES[name](), path)
     else:
         path.write_bytes((DEMO_WEIGHTS / f"{SHIPPED[name]}.safetensors").read_bytes())
 

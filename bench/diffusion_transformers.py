@@ -100,7 +100,7 @@ def cases_of(network: Network) -> dict[str, Steer]:
 
 
 @contextmanager
-def _counted(model: ModelPatcher) -> Iterator[tuple[list[int], list[int]]]:
+def counted(model: ModelPatcher) -> Iterator[tuple[list[int], list[int]]]:
     """Calls of the network, and the rows of each call of a block."""
     network = model.model.diffusion_model
     calls: list[int] = []
@@ -121,7 +121,7 @@ def _counted(model: ModelPatcher) -> Iterator[tuple[list[int], list[int]]]:
             hook.remove()
 
 
-def _sample(network: Network, model: ModelPatcher) -> None:
+def sample_on(network: Network, model: ModelPatcher) -> None:
     texts = [tiny_transformers.text(seed, TOKENS, network.family) for seed in (1, 2)]
     h, w = network.size
     tiny_transformers.sample(
@@ -136,14 +136,14 @@ def measure(network: Network) -> list[Row]:
     steered = {name: steer(model) for name, steer in cases_of(network).items()}
     counts = {}
     for name, case in steered.items():
-        with _counted(model) as (calls, rows):
-            _sample(network, case)
+        with counted(model) as (calls, rows):
+            sample_on(network, case)
         counts[name] = len(calls) / network.steps, sum(rows) / blocks / network.steps
     seconds: dict[str, list[float]] = {name: [] for name in steered}
     for _ in range(network.rounds):
         for name, case in steered.items():
             start = time.perf_counter()
-            _sample(network, case)
+            sample_on(network, case)
             seconds[name].append(time.perf_counter() - start)
 
     def ratio(name: str, other: str) -> float:
