@@ -129,7 +129,10 @@ class TransformerImagePrompt(ImagePrompt):
                 parts.append([part.index_select(0, rows) for part in pair])
             else:
                 parts.append([part.expand(len(chunk.images), -1, -1, -1) for part in self._of_images(call, role)])
-        return KeysAndValues(*(torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True)))
+        k, v = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
+        if self.per_frame and self.scaling == "K+V":
+            k = k * self.weights_of_frames(call.run, acting, k)[..., None]
+        return KeysAndValues(k, v)
 
     def _of_images(self, call: DiTCall, role: TokenRole) -> KeysAndValues:
         """Returns k and v (1, heads, images * tokens, d) of all images as one prompt."""
