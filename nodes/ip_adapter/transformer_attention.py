@@ -33,6 +33,7 @@ from ...engine.span import Span
 from ...models.ip_adapter.time_resampler import STEPS, TimedTokens
 from ...models.ip_adapter.transformer_layers import normed_again, without_positions
 from .prompt import ActingChunk, ImagePrompt, TokenRole
+from .transformer_match import path_of_sd3
 
 OUTERMOST = -2  # above NAG, whose rows get the term of their positive
 
@@ -164,7 +165,10 @@ class TransformerImagePrompt(ImagePrompt):
         like, sigmas = call.q, call.sigmas
 
         def make() -> TimedTokens:
-            hidden, time = self.tokens(role).to(like.device, torch.float32), sigmas[:1].float() * STEPS
+            hidden = call.run.once(
+                (self, "hidden", role, like.device), lambda: self.tokens(role).to(like.device, torch.float32)
+            )
+            time = sigmas[:1].float() * STEPS
             timed = self.adapter.projection.model(hidden, time.to(like.device))
             return TimedTokens(*(part.to(like.dtype) for part in timed))
 
@@ -174,11 +178,11 @@ class TransformerImagePrompt(ImagePrompt):
         """Returns the weights (d,) of the norms that q and k of the picture have been through. None: no norm."""
 
         def read() -> tuple[Tensor | None, Tensor | None]:
-            name = "attn" if call.site.index == 0 else "attn2"
-            attention = call.module(f"joint_blocks.{call.site.number}.x_block.{name}")
+            attention = call.module(path_of_sd3(call.site))
             return _weight_of(attention.ln_q, call.q), _weight_of(attention.ln_k, call.q)
 
-        return read() if call.run.is_hooked else call.run.once((self, "norms", call.site, call.q.dtype), read)
+        key = (self, "norms", call.site, call.q.dtype, call.q.device)
+        return read() if call.run.is_hooked else call.run.once(key, read)
 
 
 def _weight_of(norm: nn.Module, like: Tensor) -> Tensor | None:
