@@ -61,9 +61,9 @@ def path_of_sd3(site: Site) -> str:
 
 
 def _check_norms(adapter: IPAdapter, network: nn.Module, sites: Sequence[Site]) -> None:
-    """Raises ValueError if a norm of the picture's queries and keys cannot be undone.
+    """Checks the norms of the picture's queries and keys, which the adapter replaces by those of its file.
 
-    The adapter has norms of its own, and layers see queries and keys behind those of the network.
+    Layers see queries and keys behind the norms of the network. Raises ValueError if one of these cannot be undone.
     """
     for path in (f"{path_of_sd3(site)}.{name}" for site in sites for name in ("ln_q", "ln_k")):
         norm = network.get_submodule(path)
