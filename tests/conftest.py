@@ -23,7 +23,8 @@ LONG = (
     "test_dit_slg", "test_dit_tpg", "test_dit_with_others", "test_h_space", "test_ip_adapter",
     "test_laws_on_transformers", "test_methods", "test_prompt_diffusion", "test_transformer_ip_adapter_cost",
     "test_transformer_ip_adapter_formula", "test_transformer_ip_adapter_guidance", "test_transformer_ip_adapter_others",
-    "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions", "test_transformer_ip_adapter_types",
+    "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions", "test_transformer_ip_adapter_runs",
+    "test_transformer_ip_adapter_types",
     "test_unicon", "test_unicon_with_others",
 )  # fmt: skip
 PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")
