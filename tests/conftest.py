@@ -21,7 +21,10 @@ OF_METHODS = 3  # one in so many, where each test takes every method through the
 LONG = (
     "test_compile", "test_controlnext", "test_dit_laws", "test_dit_nag", "test_dit_pag", "test_dit_seg",
     "test_dit_sharing", "test_dit_slg", "test_dit_tpg", "test_dit_with_others", "test_h_space", "test_ip_adapter",
-    "test_laws_on_transformers", "test_methods", "test_prompt_diffusion", "test_unicon", "test_unicon_with_others",
+    "test_laws_on_transformers", "test_methods", "test_prompt_diffusion", "test_transformer_ip_adapter_cost",
+    "test_transformer_ip_adapter_formula", "test_transformer_ip_adapter_guidance",
+    "test_transformer_ip_adapter_others", "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions",
+    "test_transformer_ip_adapter_runs", "test_transformer_ip_adapter_types", "test_unicon", "test_unicon_with_others",
 )  # fmt: skip
 PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")
 TWICE = "test_an_example_runs_through_the_api"  # the browser's tests run each of them too

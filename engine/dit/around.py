@@ -20,13 +20,15 @@ from ..rows.chunk import CHUNKS, chunks_of, options_with
 from ..sharing import sharing_plan
 from ..span import Span
 from .block_layers import PerturbedBlocks, Streams
-from .blocks import Arguments, run_block
-from .families import BlockPlace, Family, family_of, unwrapped
+from .blocks import Arguments, begun, run_block
+from .families import DOUBLE, BlockPlace, Family, family_of, unwrapped
 from .override import attend_with_layers
 from .passage import OPTIONS, OVERRIDE, PASSAGE, Passage, passage_in
 from .picture import check_attention, picture_of
 from .text_parts import parts_for_texts
 from .text_rows import ROWS
+
+BEFORE_ATTENTION = "attn1_patch"  # the host's patches on q, k, v and positions
 
 
 def options_with_dit_layers(
@@ -70,7 +72,23 @@ def options_with_dit_layers(
             if place.stack.is_checkpointed and network is unwrapped(network):
                 block = getattr(network, place.stack.attribute)[place.number]
                 passage.without_checkpoint[name] = _without_checkpoint(block)
-    return {**options, "patches_replace": slots}
+    return {**_with_noted_positions(options, family), "patches_replace": slots}
+
+
+def _with_noted_positions(options: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Returns the options with one more patch on q and k of Flux, behind those by which others may change positions."""
+    patches = options.get("patches", {})
+    if DOUBLE not in family.stacks or not patches.get(BEFORE_ATTENTION):
+        return options
+    return {**options, "patches": {**patches, BEFORE_ATTENTION: [*patches[BEFORE_ATTENTION], _note_positions]}}
+
+
+def _note_positions(q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None = None, **told: Any) -> dict[str, Any]:
+    """Notes the rotations (1 or rows, 1, tokens, d / 2, 2, 2) of an attention. Returns nothing that changes it."""
+    passage = passage_in(told.get("extra_options"))
+    if passage is not None:
+        passage.positions = pe
+    return {}
 
 
 @cache  # the same function in every call, so that a compiled network is not compiled anew
@@ -82,7 +100,7 @@ def _slot(place: BlockPlace) -> Callable[..., dict[str, Any]]:
         passage = passage_in(args[OPTIONS])
         if passage is None:
             return extra["original_block"](args)
-        block = passage.without_checkpoint.get(name) or extra["original_block"]
+        block = begun(passage, place, passage.without_checkpoint.get(name) or extra["original_block"])
         occupant = passage.in_slots.get(name)
 
         def run(arguments: Arguments) -> Streams:
@@ -126,7 +144,8 @@ class _StandIn:
             out = self.block(*positional, **{name: arguments[name] for name in kwargs})
             return dict(zip(self.place.stack.streams, out if isinstance(out, tuple) else (out,), strict=True))
 
-        out = tuple(run_block(self.passage, self.place, {**dict(enumerate(args)), **kwargs}, run).values())
+        block = begun(self.passage, self.place, run)
+        out = tuple(run_block(self.passage, self.place, {**dict(enumerate(args)), **kwargs}, block).values())
         return out if len(out) > 1 else out[0]
 
 

@@ -31,7 +31,7 @@ class NotSeparable(Exception):
 def run_block(passage: Passage, place: BlockPlace, arguments: Arguments, run: Run) -> Streams:
     """Returns what a block makes of its streams, with the layers on it, and for each chunk only once if it is shared.
 
-    `run` is the block, which takes its arguments.
+    `run` is the block as `begun` gives it, with another pack's function around it if there is one.
     """
     stack = place.stack
     if "txt" in stack.streams:
@@ -47,8 +47,11 @@ def run_block(passage: Passage, place: BlockPlace, arguments: Arguments, run: Ru
     return _with_layers(passage, place, arguments, run)
 
 
-def _begun(passage: Passage, place: BlockPlace, run: Run) -> Run:
-    """Returns the block, which tells the passage that it runs, with the terms that layers add behind it."""
+def begun(passage: Passage, place: BlockPlace, run: Run) -> Run:
+    """Returns the block, which tells the passage that it runs, with the terms that layers add behind it.
+
+    Another pack's function may run it several times, with other arguments, and change what it makes.
+    """
 
     def begin(arguments: Arguments) -> Streams:
         passage.begin(place, arguments.get("pe"))
@@ -71,9 +74,9 @@ def _added(stream: Tensor, picture: slice, terms: Sequence[Tensor]) -> Tensor:
     return torch.cat([stream[:, : picture.start], changed, stream[:, picture.stop :]], 1)
 
 
-def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, run: Run) -> Streams:
+def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, block: Run) -> Streams:
     """Returns what a block makes of its streams, with the layers on it."""
-    options, block = arguments[OPTIONS], _begun(passage, place, run)
+    options = arguments[OPTIONS]
     layers = {layer.id: layer for layer in passage.on_blocks.get((place.stack.letter, place.number), ())}
     if not layers:
         return block(arguments)

@@ -15,7 +15,7 @@ keys and values of the others are made once in a run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from ...engine.span import Span
 from ...models.ip_adapter.time_resampler import STEPS, TimedTokens
 from ...models.ip_adapter.transformer_layers import normed_again, without_positions
 from .prompt import ActingChunk, ImagePrompt, TokenRole
+from .transformer_match import path_of_sd3
 
 OUTERMOST = -2  # above NAG, whose rows get the term of their positive
 
@@ -96,7 +97,8 @@ class TransformerImagePrompt(ImagePrompt):
         if self.per_frame:
             return attention_pytorch(q, *self._of_rows(call, acting), call.heads, skip_reshape=True)
         # Rows of a chunk share k and v, so their queries stand in one row, and k and v are never repeated.
-        pairs = [self._of_images(call, acts.role) for acts in acting]
+        of_roles = self._project(call, acting)
+        pairs = [_as_one_prompt(of_roles[acts.role]) for acts in acting]
         k, v = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         shared = rearrange(q, "(chunks b) h n d -> chunks h (b n) d", chunks=len(acting))
         out = attention_pytorch(
@@ -121,61 +123,77 @@ class TransformerImagePrompt(ImagePrompt):
 
     def _of_rows(self, call: DiTCall, acting: Sequence[ActingChunk]) -> KeysAndValues:
         """Returns k and v (chunks * b, heads, tokens, d) of the image for each row."""
-        parts = []
+        parts, of_roles = [], self._project(call, acting)
         for role, chunk in acting:
+            pair = of_roles[role]
             if self.per_frame:
-                pair = self._project(call, role)
                 rows = self.rows(call.run, chunk.images, len(pair.k), call.q.device)
                 parts.append([part.index_select(0, rows) for part in pair])
             else:
-                parts.append([part.expand(len(chunk.images), -1, -1, -1) for part in self._of_images(call, role)])
-        return KeysAndValues(*(torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True)))
+                parts.append([part.expand(len(chunk.images), -1, -1, -1) for part in _as_one_prompt(pair)])
+        k, v = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
+        if self.per_frame and self.scaling == "K+V":
+            k = k * self.weights_of_frames(call.run, acting, k)[..., None]
+        return KeysAndValues(k, v)
 
-    def _of_images(self, call: DiTCall, role: TokenRole) -> KeysAndValues:
-        """Returns k and v (1, heads, images * tokens, d) of all images as one prompt."""
-        pair = self._project(call, role)
-        return KeysAndValues(*(rearrange(part, "images h n d -> 1 h (images n) d") for part in pair))
+    def _project(self, call: DiTCall, acting: Sequence[ActingChunk]) -> Mapping[TokenRole, KeysAndValues]:
+        """Returns k and v of the images by role, in the type and on the device of q.
 
-    def _project(self, call: DiTCall, role: TokenRole) -> KeysAndValues:
-        """Returns k and v of the images in the type and on the device of q, once in a run, or once in a step."""
+        They are made once in a run, or once in a step if they change with time. The weights, which are gigabytes, are
+        read once for all roles of the call.
+        """
         like, number = call.q, self.sites[call.site].number
-        layers = self.adapter.layers.model
+        layers, roles = self.adapter.layers.model, tuple(dict.fromkeys(acts.role for acts in acting))
 
-        def project() -> KeysAndValues:
+        def project() -> Mapping[TokenRole, KeysAndValues]:
             if self.adapter.kind.form == "sd3":
-                k, v = layers.keys_and_values(number, self._at_this_time(call, role))
+                k, v = layers.keys_and_values(number, self._at_this_time(call, roles))
             else:
-                tokens = self.tokens(role).to(like.device, torch.float32)
-                k, v = layers.keys_and_values(number, tokens, call.heads)
+                k, v = layers.keys_and_values(number, self._tokens_of(call, roles), call.heads)
             if self.scaling == "K+V":
                 k = k * self.sites[call.site].layer.weight
-            return KeysAndValues(k.to(like.dtype), v.to(like.dtype))
+            counts = [len(self.cond if role == "cond" else self.uncond) for role in roles]
+            parts = zip(k.to(like.dtype).split(counts), v.to(like.dtype).split(counts), strict=True)
+            return {role: KeysAndValues(*pair) for role, pair in zip(roles, parts, strict=True)}
 
-        key = (self, call.site, role, like.dtype, like.device)
+        key = (self, call.site, roles, like.dtype, like.device)
         if self.adapter.kind.form == "sd3":
             return call.run.once_at(call.sigmas, key, project)
         return call.run.once(key, project)
 
-    def _at_this_time(self, call: DiTCall, role: TokenRole) -> TimedTokens:
+    def _tokens_of(self, call: DiTCall, roles: tuple[TokenRole, ...]) -> Tensor:
+        """Returns the tokens (images of all roles, tokens, context), copied to the device of q once in a run."""
+        device = call.q.device
+        return call.run.once(
+            (self, "tokens", roles, device),
+            lambda: torch.cat([self.tokens(role).to(device, torch.float32) for role in roles]),
+        )
+
+    def _at_this_time(self, call: DiTCall, roles: tuple[TokenRole, ...]) -> TimedTokens:
         """Returns the image tokens at the noise level of this call, in the type of q, made once for all layers."""
         like, sigmas = call.q, call.sigmas
 
         def make() -> TimedTokens:
-            hidden, time = self.tokens(role).to(like.device, torch.float32), sigmas[:1].float() * STEPS
-            timed = self.adapter.projection.model(hidden, time.to(like.device))
+            time = sigmas[:1].float() * STEPS
+            timed = self.adapter.projection.model(self._tokens_of(call, roles), time.to(like.device))
             return TimedTokens(*(part.to(like.dtype) for part in timed))
 
-        return call.run.once_at(sigmas, (self, "tokens", role, like.dtype, like.device), make)
+        return call.run.once_at(sigmas, (self, "at this time", roles, like.dtype, like.device), make)
 
     def _norms(self, call: DiTCall) -> tuple[Tensor | None, Tensor | None]:
         """Returns the weights (d,) of the norms that q and k of the picture have been through. None: no norm."""
 
         def read() -> tuple[Tensor | None, Tensor | None]:
-            name = "attn" if call.site.index == 0 else "attn2"
-            attention = call.module(f"joint_blocks.{call.site.number}.x_block.{name}")
+            attention = call.module(path_of_sd3(call.site))
             return _weight_of(attention.ln_q, call.q), _weight_of(attention.ln_k, call.q)
 
-        return read() if call.run.is_hooked else call.run.once((self, "norms", call.site, call.q.dtype), read)
+        key = (self, "norms", call.site, call.q.dtype, call.q.device)
+        return read() if call.run.is_hooked else call.run.once(key, read)
+
+
+def _as_one_prompt(pair: KeysAndValues) -> KeysAndValues:
+    """Returns k and v (1, heads, images * tokens, d) of all images as one prompt."""
+    return KeysAndValues(*(rearrange(part, "images h n d -> 1 h (images n) d") for part in pair))
 
 
 def _weight_of(norm: nn.Module, like: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from comfy.model_patcher import ModelPatcher
+from torch import nn
 
 from ...engine.dit.families import dit_sites, family_of, unwrapped
 from ...engine.sites import Block, Site
@@ -31,7 +32,7 @@ FITTINGS: Mapping[Form, Fitting] = {
 def transformer_sites(adapter: IPAdapter, model: ModelPatcher) -> list[Site]:
     """Returns the attentions of a model in the order of the file, which is that of execution.
 
-    Raises ValueError if the file is for another model.
+    Raises ValueError if the file is for another model, or if it cannot act in this one.
     """
     fitting = FITTINGS[adapter.kind.form]
     network: Any = unwrapped(model.get_model_object("diffusion_model"))
@@ -49,7 +50,35 @@ def transformer_sites(adapter: IPAdapter, model: ModelPatcher) -> list[Site]:
             f"{adapter.name} was made for {fitting.model} with {_described(needs)}, but the model has "
             f"{_described(has)}. Choose an IP-Adapter that was made for this size of the model."
         )
+    if adapter.kind.form == "sd3":
+        _check_norms(adapter, network, sites)
     return sites
+
+
+def path_of_sd3(site: Site) -> str:
+    """Returns where the picture's queries and keys of an attention of Stable Diffusion 3 are made in the network."""
+    return f"joint_blocks.{site.number}.x_block.{'attn' if site.index == 0 else 'attn2'}"
+
+
+def _check_norms(adapter: IPAdapter, network: nn.Module, sites: Sequence[Site]) -> None:
+    """Checks the norms of the picture's queries and keys, which the adapter replaces by those of its file.
+
+    Layers see queries and keys behind the norms of the network. Raises ValueError if one of these cannot be undone.
+    """
+    for path in (f"{path_of_sd3(site)}.{name}" for site in sites for name in ("ln_q", "ln_k")):
+        norm = network.get_submodule(path)
+        if isinstance(norm, nn.Identity):
+            continue
+        if type(norm).__name__ != "RMSNorm":
+            raise ValueError(
+                f"{adapter.name} undoes the norms of queries and keys, which should be RMSNorm as in Stable Diffusion "
+                f"3.5, but {path} is {type(norm).__name__}. Choose a model of Stable Diffusion 3.5."
+            )
+        if norm.weight is not None and not norm.weight.float().all():
+            raise ValueError(
+                f"{adapter.name} undoes the norms of queries and keys, whose weights should not be 0, but {path} has "
+                f"a 0. Load the model in a wider type, or another file of it."
+            )
 
 
 def _described(size: Sequence[int]) -> str:

@@ -35,8 +35,7 @@ def sd3_added(model: ModelPatcher, weights: Weights, hidden: Tensor, weight: Wei
     network, now = model.model.diffusion_model, {}
 
     def make_tokens(_: nn.Module, args: tuple) -> None:
-        rows = len(args[0])
-        now["tokens"] = resampled(weights, hidden.expand(rows, -1, -1), args[1].expand(rows))
+        now["tokens"] = resampled(weights, hidden, args[1][:1].expand(len(hidden)))
 
     hooks = [network.register_forward_pre_hook(make_tokens)]
     attentions = [
@@ -49,7 +48,8 @@ def sd3_added(model: ModelPatcher, weights: Weights, hidden: Tensor, weight: Wei
 
         def term(qkv: Tensor, i: int = i, heads: int = attention.num_heads) -> Tensor:
             q, k, v = rearrange(qkv, "b n (part h d) -> part b h n d", part=3, h=heads)
-            return sd3_term(weights, i, q, k, v, *now["tokens"])
+            tokens, time = now["tokens"]
+            return sd3_term(weights, i, q, k, v, tokens.expand(len(q), -1, -1), time.expand(len(q), -1))
 
         hooks += _from_to(attention.qkv, attention.proj, term, weight)
     yield from _until_done(hooks)
@@ -75,18 +75,24 @@ def xlabs_added(model: ModelPatcher, weights: Weights, embeds: Tensor, weight: W
 
 
 @contextmanager
-def instantx_flux_added(model: ModelPatcher, weights: Weights, pooled: Tensor, weight: Weight = 1.0) -> Iterator[None]:
-    """InstantX' adapter for Flux for the pooled output (b, width). In single blocks `weight` is for text tokens too."""
+def instantx_flux_added(
+    model: ModelPatcher, weights: Weights, pooled: Tensor, weight: Weight = 1.0, in_singles: Weight | None = None
+) -> Iterator[None]:  # fmt: skip
+    """InstantX' adapter for Flux for the pooled output (b, width).
+
+    Single blocks have the weight `in_singles`, if there is one. It is for text tokens too.
+    """
     network, hooks = model.model.diffusion_model, []
     places = [(block.img_attn.norm, block.img_attn.proj) for block in network.double_blocks]
     places += [(block.norm, block.linear2) for block in network.single_blocks]
     for i, (norm, projection) in enumerate(places):
+        is_single = in_singles is not None and i >= len(network.double_blocks)
 
         def term(normed: tuple[Tensor, Tensor], i: int = i) -> Tensor:
             tokens = instantx_flux_tokens(weights, pooled).expand(len(normed[0]), -1, -1)
             return instantx_flux_term(weights, i, normed[0], tokens)
 
-        hooks += _from_to(norm, projection, term, weight)
+        hooks += _from_to(norm, projection, term, in_singles if is_single else weight)
     yield from _until_done(hooks)
 
 

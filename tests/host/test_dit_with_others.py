@@ -236,6 +236,27 @@ def test_a_slot_of_another_pack_on_a_skipped_block_is_skipped_too():
     assert nearly(found, b + 4.0 * (a - b) + 2.0 * (a - c), 2e-5)
 
 
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen", "wan"])
+def test_a_slot_of_another_pack_may_run_its_block_twice(family, name):
+    """It runs the block once to look, and once more for its result."""
+    if (family, name) == ("sd3", "tpg"):
+        pytest.skip("SD3 has no positions in attention")
+    model, number = MODELS[family](), int(LAYERS[family][1][0][-1])
+
+    def look(args, extra):
+        extra["original_block"](
+            {key: value.clone() if torch.is_tensor(value) else value for key, value in args.items()}
+        )
+        return extra["original_block"](args)
+
+    other = model.clone()
+    other.set_model_patch_replace(look, "dit", "double_block", number)
+    expected = sample(family, term(name, family, model))
+    assert nearly(sample(family, term(name, family, other)), expected, 1e-5)
+    assert not nearly(expected, sample(family, model), 1e-3)
+
+
 def guides(strength):
     """Conds of LTX-Video by which the last frame of four is one to be followed, with a strength."""
     entry = {"pre_filter_count": 96, "strength": strength, "pixel_mask": None, "latent_shape": (1, 8, 12)}
