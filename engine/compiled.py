@@ -2,6 +2,8 @@
 
 The host drops what torch would check of the options of a call. So torch takes the code that it made for one call for
 the next one, with other layers or with none. A call with layers inside the network therefore runs as it is written.
+Other packs compile with all checks. Then layers of transformers stand in the compiled code, but torch cannot follow
+those of UNets.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
 from .entries import KEY, NetworkEntry
@@ -53,10 +56,13 @@ def _tell() -> None:
 
 
 def _is_compiled(options: Mapping[str, Any], model: Any) -> bool:
-    """Whether a part of a model's network is compiled. Nothing is, if nobody has loaded the compiler."""
+    """Whether a part of a network is compiled that cannot hold layers. Nobody compiles without the compiler."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return False
-    by_host = any(OF_HOST in of_kind for of_kind in options.get("wrappers", {}).values())
+    if any(OF_HOST in of_kind for of_kind in options.get("wrappers", {}).values()):
+        return True
     network: nn.Module = model.diffusion_model
-    return by_host or any(isinstance(part, dynamo.OptimizedModule) for part in network.modules())
+    return isinstance(getattr(network, "_orig_mod", network), UNetModel) and any(
+        isinstance(part, dynamo.OptimizedModule) for part in network.modules()
+    )

@@ -132,7 +132,9 @@ KEYS = {  # of the host's transformer_options, and what it passes on beside them
     "n_heads", "attn_precision", "patches", "patches_replace", "wrappers", "context_window", "ad_params",
     "model_function_wrapper", "optimized_attention_override",
 }  # fmt: skip
-SPELLERS = ("engine/dit/", "engine/rows/", "engine/layers/", "engine/network.py", "engine/run.py")
+SPELLERS = (
+    "engine/compiled.py", "engine/dit/", "engine/layers/", "engine/network.py", "engine/rows/", "engine/run.py",
+)  # fmt: skip
 
 
 def keys_in(source: str) -> set[str]:

@@ -70,7 +70,7 @@ SHIPPED = (
     "dit",
     *(
         f"reins-demo-{kind}.safetensors"
-        for kind in ("ip-adapter", "controlnet", "controlnext", "unicon", "prompt-diffusion")
+        for kind in ("ip-adapter", "dit-ip-adapter", "controlnet", "controlnext", "unicon", "prompt-diffusion")
     ),
 )
 FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
