@@ -1,12 +1,13 @@
-"""python3 dev.py bench [--quick]: prints the tables and writes them to bench/RESULTS.md."""
+"""python3 dev.py bench [--quick] [--only NAME ...]: prints the tables and writes them to bench/RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from reins.bench.measure import Row
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "RESULTS.md"
+TABLE = "## "  # what a table begins with
 HEAD = "| cfg | nodes | UNet calls | rows | device reads | ms | to plain | to | |"
 
 
@@ -61,71 +64,123 @@ def preface(version: str) -> list[str]:
     ]  # fmt: skip
 
 
+class Choice(NamedTuple):
+    """What is measured: the tiny network alone with few rounds, and other packs from a folder."""
+
+    quick: bool
+    packs: Path | None
+
+
+def networks(choice: Choice, all_of_them: Sequence[Network]) -> Sequence[Network]:
+    from reins.bench.cases import NETWORKS
+
+    return [NETWORKS[0]._replace(steps=4, rounds=2)] if choice.quick else all_of_them
+
+
+def of_nodes(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import measure
+    from reins.bench.cases import NETWORKS
+
+    for network in networks(choice, NETWORKS):
+        yield table(network, list(measure.measure(network)))
+
+
+def of_guidance(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import measure
+    from reins.bench.cases import ADAPTED, GUIDANCE
+
+    for network in networks(choice, ADAPTED):
+        yield table(network, list(measure.measure(network, GUIDANCE)), "The guidance family on ")
+
+
+def of_h_space(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import measure
+    from reins.bench.cases import ADAPTED, EDITS
+
+    for network in networks(choice, ADAPTED):
+        yield table(network, list(measure.measure(network, EDITS)), "Directions in h-space on ")
+
+
+def of_adapters(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import adapters
+    from reins.bench.cases import ADAPTED
+
+    for network in networks(choice, ADAPTED):
+        yield adapters.table(network, adapters.measure(network))
+
+
+def of_transformers(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import diffusion_transformers as bench
+
+    for network in [bench.NETWORKS[1]._replace(rounds=1)] if choice.quick else bench.NETWORKS:
+        yield bench.table(network, bench.measure(network))
+
+
+def of_transformer_adapters(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import transformer_adapters as bench
+
+    for network in [bench.NETWORKS[1]._replace(steps=2, rounds=1)] if choice.quick else bench.NETWORKS:
+        yield bench.table(network, *bench.measure(network, choice.packs))
+
+
+def of_steps(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import steps
+    from reins.bench.cases import NETWORKS
+
+    yield steps.table(steps.measure(NETWORKS[0].make()))
+
+
+def at_full_width(choice: Choice) -> Iterator[list[str]]:
+    """Networks with the widths of the releases, a gigabyte of them."""
+    from reins.bench import examples, hints, partners, sharing
+    from reins.bench.cases import HINTED, PAIRED
+
+    if not choice.quick:
+        yield sharing.table(HINTED, sharing.measure(HINTED))
+        yield hints.table(HINTED, hints.measure(HINTED))
+        yield examples.table(HINTED, examples.measure(HINTED))
+        yield partners.table(PAIRED, partners.measure(PAIRED))
+
+
+SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
+    "nodes": of_nodes,
+    "guidance": of_guidance,
+    "h-space": of_h_space,
+    "adapters": of_adapters,
+    "transformers": of_transformers,
+    "transformer-adapters": of_transformer_adapters,
+    "steps": of_steps,
+    "full-width": at_full_width,
+}
+
+
+def merged(written: str, found: Sequence[Sequence[str]]) -> str:
+    """The page with tables put in the place of those with the same heading. Tables without one come last."""
+    start, *rest = written.split(TABLE)
+    tables = {part.splitlines()[0]: part for part in rest}
+    for lines in found:
+        tables[lines[0].removeprefix(TABLE.strip()).strip()] = "\n".join(lines).removeprefix(TABLE)
+    return TABLE.join([start, *(f"{part.rstrip()}\n\n" for part in tables.values())]).rstrip() + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the tiny network only, few rounds, nothing written")
     parser.add_argument("--packs", type=Path, help="a folder of other packs, to measure beside the nodes")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="some of the tables; the others stay as they are")
     options = parser.parse_args()
-    quick = options.quick
     enter()
     import comfyui_version
-    from reins.bench import (
-        adapters,
-        diffusion_transformers,
-        examples,
-        hints,
-        partners,
-        sharing,
-        steps,
-        transformer_adapters,
-    )
-    from reins.bench.cases import ADAPTED, EDITS, GUIDANCE, HINTED, NETWORKS, PAIRED
-    from reins.bench.measure import measure
 
-    lines = preface(comfyui_version.__version__)
-    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else NETWORKS:
-        found = table(network, list(measure(network)))
-        print("\n".join(found), flush=True)
-        lines += found
-    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
-        found = table(network, list(measure(network, GUIDANCE)), "The guidance family on ")
-        print("\n".join(found), flush=True)
-        lines += found
-    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
-        found = table(network, list(measure(network, EDITS)), "Directions in h-space on ")
-        print("\n".join(found), flush=True)
-        lines += found
-    for network in [NETWORKS[0]._replace(steps=4, rounds=2)] if quick else ADAPTED:
-        found = adapters.table(network, adapters.measure(network))
-        print("\n".join(found), flush=True)
-        lines += found
-    steered = diffusion_transformers.NETWORKS
-    for network in [steered[1]._replace(rounds=1)] if quick else steered:
-        found = diffusion_transformers.table(network, diffusion_transformers.measure(network))
-        print("\n".join(found), flush=True)
-        lines += found
-    adapted = transformer_adapters.NETWORKS
-    for network in [adapted[1]._replace(steps=2, rounds=1)] if quick else adapted:
-        found = transformer_adapters.table(network, *transformer_adapters.measure(network, options.packs))
-        print("\n".join(found), flush=True)
-        lines += found
-    found = steps.table(steps.measure(NETWORKS[0].make()))
-    print("\n".join(found), flush=True)
-    lines += found
-    if not quick:  # its widths are those of the releases, a gigabyte of them
-        found = sharing.table(HINTED, sharing.measure(HINTED))
-        print("\n".join(found), flush=True)
-        lines += found
-        found = hints.table(HINTED, hints.measure(HINTED))
-        print("\n".join(found), flush=True)
-        lines += found
-        found = examples.table(HINTED, examples.measure(HINTED))
-        print("\n".join(found), flush=True)
-        lines += found
-        found = partners.table(PAIRED, partners.measure(PAIRED))
-        print("\n".join(found), flush=True)
-        lines += found
-        (ROOT / "bench" / "RESULTS.md").write_text("\n".join(lines), encoding="utf-8")
+    found = []
+    for name in options.only or SECTIONS:
+        for lines in SECTIONS[name](Choice(options.quick, options.packs)):
+            print("\n".join(lines), flush=True)
+            found.append(lines)
+    if options.quick:
+        return
+    before = RESULTS.read_text(encoding="utf-8") if options.only else "\n".join(preface(comfyui_version.__version__))
+    RESULTS.write_text(merged(before, found), encoding="utf-8")
 
 
 if __name__ == "__main__":
