@@ -124,7 +124,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     test.add_argument("--require-host", action="store_true", help="fail where no ComfyUI is found")
     test.set_defaults(run=command_test)
 
-    bench = commands.add_parser("bench", help="measure the nodes; --quick: the tiny network only", allow_abbrev=False)
+    bench = commands.add_parser(
+        "bench", help="measure the nodes; --quick: the tiny network only; --only NAME: some tables", allow_abbrev=False
+    )
     bench.set_defaults(run=command_bench)
 
     serve = commands.add_parser("serve", help="a ComfyUI with the pack, until Ctrl-C")
