@@ -85,9 +85,7 @@ def cases_of(network: Network) -> dict[str, Steer]:
 
     return {
         "plain": lambda model: model,
-        "host PAG, without effect": lambda m: comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0).result[
-            0
-        ],
+        "host PAG, without effect": host_pag,
         "host SLG": host_slg,
         "PAG, see text": pag,
         "PAG, see text, unshared": lambda model: pag(model, share=False),

@@ -18,18 +18,12 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
-from .entries import KEY, NetworkEntry
 from .run import Run
 
 logger = logging.getLogger(__name__)
 OF_HOST = "torch.compile"  # the key of the host's wrapper that puts compiled parts into the model
 EAGER = "force_eager"
 TOLD = "reins_told_of_compile"
-
-
-def acts_inside(options: Mapping[str, Any]) -> bool:
-    """Returns whether some method has something inside the network, by the options of a call."""
-    return any(isinstance(entry, NetworkEntry) for entry in options.get(KEY, ()))
 
 
 def as_written(options: Mapping[str, Any], model: Any, run: Run) -> AbstractContextManager:

@@ -16,12 +16,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .compiled import acts_inside, as_written
+from .compiled import as_written
 from .dit.around import forward_with_layers, options_with_dit_layers
 from .dit.own_texts import with_conds_of_texts
 from .dit.text_rows import call_with_text_rows
 from .effects import watch
-from .entries import KEY, Signs, append, install_wrapper, next_order
+from .entries import KEY, NetworkEntry, Signs, append, install_wrapper, next_order
 from .layers.attention import ActingRows, AttentionLayer, Layer
 from .layers.call import NETWORK, NetworkCall
 from .layers.features import AddedTerm, FeatureLayer, FeatureSite, patches_with_layers
@@ -141,7 +141,7 @@ def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     if any(isinstance(value, dict) and GROUPS in value for value in arguments):
         return executor(*arguments, **conds)  # a hook has brought the wrapper a second time
     *inputs, options = arguments
-    if not acts_inside(options):
+    if not any(isinstance(entry, NetworkEntry) for entry in options.get(KEY, ())):
         return negatives_first(executor, *inputs, without_wrapper(options, WrappersMP.DIFFUSION_MODEL), **conds)
     with as_written(options, executor.class_obj, run_in(options)):
         return negatives_first(_WithPartners(executor), *arguments, **conds)

@@ -10,14 +10,15 @@ def entmax15(scores: Tensor) -> Tensor:
     """Probabilities (..., n) of `scores` (..., n) over the last dimension: max(scores / 2 - tau, 0)^2.
 
     Sorting gives the threshold tau exactly (algorithm 2 of the paper). For each k there is one tau with which the
-    squares of the k largest scores sum to 1. The right k is the largest whose tau lies below its smallest score.
+    squares of the k largest scores sum to 1: (sum - sqrt(sum^2 - k * (sum of squares - 1))) / k. The right k is the
+    largest whose tau lies below its smallest score.
     """
-    halved = scores / 2
-    halved = halved - halved.amax(-1, keepdim=True)
+    given, scores = scores.dtype, scores.to(torch.promote_types(scores.dtype, torch.float32))
+    halved = (scores - scores.amax(-1, keepdim=True)) / 2
     falling = halved.sort(-1, descending=True).values
     k = torch.arange(1, falling.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    mean, mean_of_squares = falling.cumsum(-1) / k, falling.square().cumsum(-1) / k
-    spread = k * (mean_of_squares - mean.square())
-    tau = mean - ((1 - spread) / k).clamp_min(0).sqrt()
+    total = falling.cumsum(-1)
+    root = torch.addcmul(total.square(), k, 1 - falling.square().cumsum(-1)).clamp_min(0).sqrt()
+    tau = (total - root) / k
     size = (tau <= falling).sum(-1, keepdim=True)
-    return (halved - tau.gather(-1, size - 1)).clamp_min(0).square()
+    return (halved - tau.gather(-1, size - 1)).clamp_min(0).square().to(given)

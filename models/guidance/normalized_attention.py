@@ -14,11 +14,10 @@ def normalized_guidance(positive: Tensor, negative: Tensor, scale: float, tau: f
     """
     exact = torch.promote_types(positive.dtype, torch.float32)
     plain, away = positive.to(exact), negative.to(exact)
-    guided = plain + scale * (plain - away)
-    ratio = _norm(guided) / _norm(plain)
-    guided = guided * (ratio.clamp_max(tau) / ratio)
-    return (alpha * guided + (1 - alpha) * plain).to(positive.dtype)
+    guided = torch.lerp(away, plain, 1 + scale)
+    factor = (_norm(plain) * tau / _norm(guided)).clamp_max(1.0)
+    return torch.lerp(plain, guided * factor, alpha).to(positive.dtype)
 
 
 def _norm(features: Tensor) -> Tensor:
-    return features.abs().sum(-1, keepdim=True).clamp_min(1e-12)
+    return torch.linalg.vector_norm(features, 1, -1, keepdim=True).clamp_min(1e-12)

@@ -23,10 +23,10 @@ from ...engine.dit.own_texts import TextsOfMethod, keys_and_values, text_width
 from ...engine.dit.text_rows import readers_of
 from ...engine.entries import Signs, append, next_order
 from ...engine.find import all_sites, dit_family
-from ...engine.layers.attention import Attend, Call, only_on
+from ...engine.layers.attention import Attend, Call
 from ...engine.layers.texts import OwnTexts
 from ...engine.network import Named, add_attention_layer
-from ...engine.rows.chunk import Chunk
+from ...engine.rows.chunk import pick, put
 from ...engine.rows.images import clamped
 from ...engine.sites import Block, Site
 from ...engine.span import WHOLE_RUN, Span
@@ -133,13 +133,17 @@ class NormalizedAttention:
         return self.settings.signs
 
     def __call__(self, call: Call, below: Attend) -> Tensor:
-        texts = self.settings.active(call)
-        if not texts:
-            return below(call)
-        return only_on(is_positive, lambda call, below: self._guided(call, below, texts))(call, below)
+        out, texts = below(call), self.settings.active(call)
+        acting = [chunk.index for chunk in call.chunks if not chunk.is_negative]
+        if not texts or not acting:
+            return out
+        guided = self._guided(call.only(acting), pick(out, acting, len(call.chunks)), below, texts)
+        return put(out, acting, len(call.chunks), guided)
 
-    def _guided(self, call: Call | DiTCall, below: Attend, texts: Sequence[NegativeText]) -> Tensor:
-        positive = below(call)
+    def _guided(
+        self, call: Call | DiTCall, positive: Tensor, below: Attend, texts: Sequence[NegativeText]
+    ) -> Tensor:  # fmt: skip
+        """Returns the attention (rows, tokens, c) of positives, pushed away from that to the negative."""
         negative = mean_of_texts(call, texts, [self._attend(call, below, text) for text in texts], positive)
         # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
         if self.signs.compared < len(self.paths) or call.site == next(iter(self.paths)):
@@ -233,11 +237,6 @@ def mean_of_texts(
     total = sum(weights)
     mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
     return torch.where(total > 1e-6, mean, positive)
-
-
-def is_positive(chunk: Chunk) -> bool:
-    """Returns whether a chunk is not for a negative prompt."""
-    return not chunk.is_negative
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:

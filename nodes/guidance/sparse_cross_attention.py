@@ -73,9 +73,13 @@ def sparse_attention(scale: float) -> Layer:
             mask = None if call.mask is None else by_heads(call.mask)
             return below(call) + scale * sparse_less_dense(*tokens, call.heads, mask)
         call.check_rows()
-        parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), text_lengths(call), strict=True)
+        lengths = text_lengths(call)
+        if len(set(lengths)) == 1:
+            k, v = (part[:, : lengths[0]] for part in (call.k, call.v))
+            return torch.add(below(call), sparse_less_dense(call.q, k, v, call.heads), alpha=scale)
+        parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), lengths, strict=True)
         differences = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]
-        return below(call) + scale * torch.cat(differences)
+        return torch.add(below(call), torch.cat(differences), alpha=scale)
 
     return attend_sparsely
 
