@@ -123,6 +123,13 @@ def of_transformer_adapters(choice: Choice) -> Iterator[list[str]]:
         yield bench.table(network, *bench.measure(network, choice.packs))
 
 
+def of_loading(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import loading
+
+    if not choice.quick and loading.STATUS.is_file():
+        yield loading.table(loading.measure())
+
+
 def of_steps(choice: Choice) -> Iterator[list[str]]:
     from reins.bench import steps
     from reins.bench.cases import NETWORKS
@@ -149,6 +156,7 @@ SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "adapters": of_adapters,
     "transformers": of_transformers,
     "transformer-adapters": of_transformer_adapters,
+    "loading": of_loading,
     "steps": of_steps,
     "full-width": at_full_width,
 }
