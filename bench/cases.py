@@ -106,6 +106,7 @@ CASES = [
         ("plain", lambda model: model, "plain"),
         ("host PAG", host_pag, "plain"),
         ("PAG", pag, "host PAG"),
+        ("PAG, refresh 2", lambda model: pag(model, refresh=2), "host PAG"),
         ("SEG", seg, "host PAG"),
         ("host SAG", host_sag, "plain"),
         ("SAG", sag, "host SAG"),
