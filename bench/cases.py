@@ -87,8 +87,8 @@ REAL = {
 
 NETWORKS = [
     Network("tiny", tiny_models.sd15, (24, 24), steps=6, rounds=7),
-    Network("tiny", tiny_models.sd15, (32, 32), steps=3, rounds=5),
-    Network("SD1.5 layout", sd15_layout, (16, 16), steps=3, rounds=3),
+    Network("tiny", tiny_models.sd15, (32, 32), steps=4, rounds=5),
+    Network("SD1.5 layout", sd15_layout, (16, 16), steps=4, rounds=3),
 ]
 # Adapters act on text attention: few cells and many steps show what they add.
 ADAPTED = [
