@@ -1,8 +1,8 @@
 """Differences that are held over several steps, so that the model is asked for them less often.
 
 The difference between two predictions of a step changes slowly over a run. A method that is given `refresh` asks for it
-in every so many steps and uses the latest one between. It belongs to its run, to the size of its latent and to the
-prompts that were active.
+in every so many steps and uses the latest one between. It belongs to its run, to the size of its latent, to the
+prompts that were active, and to the way in which the sampler called the model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .entries import Entry, entries
 from .run import run_of
 from .scope import Args
 from .step import current_step
@@ -44,10 +45,10 @@ def is_due(args: Args, name: Hashable, positive: Sequence[dict], refresh: int) -
     run = run_of(args["model_options"])
     if refresh == 1 or not run.sigmas:
         return True
-    held: Held | None = run.held.get(_key(args, name, positive))
-    if held is None or held.like != _like(args):
+    latest: Held | None = run.held.get(_key(args, name, positive))
+    if latest is None or latest.like != _like(args):
         return True
-    passed = run.position(current_step(args).sigma) - held.position
+    passed = run.position(current_step(args).sigma) - latest.position
     return passed <= 0 or passed >= refresh
 
 
@@ -65,12 +66,16 @@ def held(
 
 
 def _key(args: Args, name: Hashable, positive: Sequence[dict]) -> Hashable:
-    """Returns the name with the prompts that are active at this noise level."""
+    """Returns the name with the prompts that are active at this noise level, and with all that acts in this call.
+
+    A sampler may call the model in two ways in each step, as Asyrp does. Each way has its own difference.
+    """
     sigma = current_step(args).sigma
+    acting = frozenset(entry.id for entry in entries(args["model_options"]["transformer_options"], Entry))
     active = (
         cond["uuid"] for cond in positive if cond.get("timestep_end", 0.0) <= sigma <= cond.get("timestep_start", sigma)
     )
-    return name, *active
+    return name, acting, *active
 
 
 def _like(args: Args) -> tuple[Any, ...]:

@@ -14,10 +14,13 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_base import ModelType
+from reins.engine.guidance import install_guidance
 from reins.engine.hold import check_refresh
+from reins.engine.network import install_layers
 from reins.engine.run import Run
 from reins.engine.scope import record_of
-from reins.tests.helpers import tiny_models, tiny_transformers
+from reins.nodes.h_space.asyrp import with_edit
+from reins.tests.helpers import h_space, tiny_models, tiny_transformers
 from reins.tests.helpers.holding import Way, asked_at, levels
 from reins.tests.helpers.methods import pag, rescale, sag, scope, seg, swg, tpg, weak
 from reins.tests.helpers.tiny_models import nearly, noise, sample, text
@@ -214,6 +217,36 @@ def test_a_sampler_that_goes_back_asks_anew(sd15):
 
     seen = way.noted(pag(sd15, 1.0, refresh=3), loop=there_and_back)
     assert asked_at(way, pag(sd15, 1.0), sd15, seen) == [[i] for i in asked]
+
+
+def test_a_sampler_that_calls_the_model_in_two_ways_holds_two_differences(sd15):
+    """As the Asyrp Sampler does, which edits every second call."""
+    way = Way("euler", levels(sd15, 4))
+
+    def in_pairs(guided, x: Tensor, sigmas: Tensor, extra_args: dict, **_: object) -> Tensor:
+        ways = extra_args, {**extra_args, "model_options": with_edit(extra_args["model_options"], edit, Run())}
+        for number, sigma in enumerate(sigmas[:-1]):
+            for settings in ways:
+                guided(sigma * noise(16, 16, seed=number).to(x), x.new_full([1], sigma), **settings)
+        return x
+
+    edit = h_space.asyrp(strength=3.0).extra_options["asyrp"].edit
+    plain, every, held = (
+        [one.result for one in way.noted(model, loop=in_pairs)]
+        for model in (install(sd15), pag(sd15, 1.0), pag(sd15, 1.0, refresh=2))
+    )
+    differences = [after - before for after, before in zip(every, plain, strict=True)]
+    assert not nearly(differences[0], differences[1], 0.01)
+    for i, asked in enumerate([0, 1, 0, 1, 4, 5, 4, 5]):
+        assert nearly(held[i] - plain[i], differences[asked], 1e-3)
+
+
+def install(model):
+    """The model with the pack's wrappers and slots alone."""
+    model = model.clone()
+    install_guidance(model)
+    install_layers(model)
+    return model
 
 
 def test_a_run_of_unknown_noise_levels_asks_each_time(sd15):
