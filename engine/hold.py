@@ -42,8 +42,10 @@ def is_due(args: Args, name: Hashable, positive: Sequence[dict], refresh: int) -
     `name` tells whose difference it is. In a step that has asked, further calls of the sampler ask too. A sampler that
     goes back asks again, and so does a run whose noise levels are not known.
     """
+    if refresh == 1:
+        return True
     run = run_of(args["model_options"])
-    if refresh == 1 or not run.sigmas:
+    if not run.sigmas:
         return True
     latest: Held | None = run.held.get(_key(args, name, positive))
     if latest is None or latest.like != _like(args):
@@ -56,8 +58,10 @@ def held(
     args: Args, name: Hashable, positive: Sequence[dict], refresh: int, make: Callable[[], Tensor]
 ) -> Tensor:  # fmt: skip
     """Returns what `make()` gives if it is due, and else what it gave in an earlier step, (b, c, h, w)."""
+    if refresh == 1:
+        return make()
     run = run_of(args["model_options"])
-    if refresh == 1 or not run.sigmas:
+    if not run.sigmas:
         return make()
     key = _key(args, name, positive)
     if is_due(args, name, positive, refresh):
@@ -68,7 +72,7 @@ def held(
 def _key(args: Args, name: Hashable, positive: Sequence[dict]) -> Hashable:
     """Returns the name with the prompts that are active at this noise level, and with all that acts in this call.
 
-    A sampler may call the model in two ways in each step, as Asyrp does. Each way has its own difference.
+    A sampler may call the model in two ways in each step, one with edits. Each way has its own difference.
     """
     sigma = current_step(args).sigma
     acting = frozenset(entry.id for entry in entries(args["model_options"]["transformer_options"], Entry))
