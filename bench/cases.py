@@ -87,8 +87,8 @@ REAL = {
 
 NETWORKS = [
     Network("tiny", tiny_models.sd15, (24, 24), steps=6, rounds=7),
-    Network("tiny", tiny_models.sd15, (32, 32), steps=3, rounds=5),
-    Network("SD1.5 layout", sd15_layout, (16, 16), steps=3, rounds=3),
+    Network("tiny", tiny_models.sd15, (32, 32), steps=4, rounds=5),
+    Network("SD1.5 layout", sd15_layout, (16, 16), steps=4, rounds=3),
 ]
 # Adapters act on text attention: few cells and many steps show what they add.
 ADAPTED = [
@@ -106,6 +106,7 @@ CASES = [
         ("plain", lambda model: model, "plain"),
         ("host PAG", host_pag, "plain"),
         ("PAG", pag, "host PAG"),
+        ("PAG, refresh 2", lambda model: pag(model, refresh=2), "host PAG"),
         ("SEG", seg, "host PAG"),
         ("host SAG", host_sag, "plain"),
         ("SAG", sag, "host SAG"),

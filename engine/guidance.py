@@ -23,6 +23,7 @@ from .dit.block_layers import PerturbedBlocks
 from .dit.families import takes_one_row
 from .effects import watch
 from .entries import Entry, append, entries, install_wrapper, next_order
+from .hold import check_refresh, held, is_due
 from .layers.attention import PerturbedLayers
 from .layers.others import treat_chunks_apart
 from .layers.tokens import PerturbedTokens
@@ -67,16 +68,21 @@ class ExtraPrediction(Entry):
 class Term(ExtraPrediction):
     """An extra prediction by which `scale * (positive - this prediction)` is added to the result.
 
-    `name` is for people.
+    `name` is for people. The difference is asked for in every `refresh` steps and held between.
     """
 
     name: str
     scale: float
     span: Span
     fade: Fade | None = None
+    refresh: int = 1
 
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
-        return positive if self.factor(args) else None
+        return positive if self.is_wanted(args, positive) else None
+
+    def is_wanted(self, args: Args, positive: list | None) -> bool:
+        """Whether its prediction for the positive is to be made in this step."""
+        return positive is not None and self.factor(args) != 0 and is_due(args, self.id, positive, self.refresh)
 
     def factor(self, args: Args) -> float:
         """Returns the scale at this step. It is 0 outside of the span."""
@@ -119,18 +125,26 @@ class BlockTerm(PerturbedBlocks, TermAtSites):
 
 
 def add_term(model: ModelPatcher, term: Term) -> ModelPatcher:
-    """Returns a clone of `model` that is steered away from the term's prediction."""
+    """Returns a clone of `model` that is steered away from the term's prediction.
+
+    Raises ValueError if `refresh` is no number of steps.
+    """
+    check_refresh(term.refresh)
     model = model.clone()
     term = replace(term, order=next_order(model))
-    append(model, term)
+
+    def difference(args: Args) -> Tensor:
+        (perturbed,) = predictions(args, [term])
+        return plain_predictions(args).positive - perturbed
 
     def add_to_result(args: Args) -> Tensor:
         factor = term.factor(args)
         if factor == 0 or args["cond"] is None:
             return args["denoised"]
-        (perturbed,) = predictions(args, [term])
-        return args["denoised"] + (plain_predictions(args).positive - perturbed) * factor
+        change = held(args, term.id, args["cond"], term.refresh, lambda: difference(args))
+        return args["denoised"] + change * factor
 
+    append(model, term)
     add_post_cfg(model, term.name, add_to_result, watch(model, term.name, term.span))
     install_layers(model)
     install_guidance(model)

@@ -91,6 +91,7 @@ class Run:
         self._sigma: tuple[Tensor, float] | None = None
         self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
         self._closers: list[Callable[[], None]] = []
+        self.held: dict[Hashable, Any] = {}  # what methods use over several steps (hold.py)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Returns what `make()` gave for `key` in this run. It is called at the first request only."""
@@ -143,6 +144,7 @@ class Run:
         self.step = self._sigma = self.start = None
         self._made.clear()
         self._at.clear()
+        self.held.clear()
 
     def __deepcopy__(self, memo: dict) -> Run:
         """Returns a run with the same seed and noise levels, and with empty caches: tensors are never copied.

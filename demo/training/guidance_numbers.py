@@ -5,22 +5,37 @@ PAG, SEG and SAG are measured in numbers.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import comfy.sample
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...engine.find import all_sites
+from ...engine.guidance import AttentionTerm, add_term
+from ...engine.run import run_of
+from ...engine.scope import Args
+from ...engine.span import Span
+from ...engine.step import current_step, to_sigma
 from ...models.guidance.image_loss import LOSSES, Loss
 from ...nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
 from ...nodes.guidance.cfg_zero import CFGZeroStar
 from ...nodes.guidance.frequency_decoupled import FrequencyDecoupledGuidance
 from ...nodes.guidance.image_guidance import ImageGuidance
 from ...nodes.guidance.normalized_attention import NormalizedAttentionGuidance
+from ...nodes.guidance.perturbed_attention import (
+    SEE_TEXT,
+    PerturbedAttentionGuidance,
+    perturbed_attention,
+)
 from ...nodes.guidance.sliding_window import SlidingWindowGuidance
 from ...nodes.guidance.sparse_cross_attention import SparseCrossAttention
 from ...nodes.guidance.token_perturbation import TokenPerturbationGuidance
 from ...nodes.guidance.weak_model import WeakModelGuidance
+from ...nodes.inputs.layers import parse_layers
 from ..evaluate import AT_ONCE, SamplingSettings, conditioning, sample
 from ..judge import judge
 from ..world.scenes import PATTERNS, SLOTS, TEXTURE_AMPLITUDE, draw, render
@@ -32,6 +47,7 @@ FEW = SamplingSettings(cfg=1.0, steps=12)
 BURNT = SamplingSettings(cfg=12.0, sampler="euler")
 LARGE = 64  # cells on a side, twice as many as in the pictures that the model knows
 PIXELS_OF_A_SHAPE = 12
+PAG_SCALE, PAG_SPAN, PAG_LAYERS = 0.7, Span(0.2, 0.7), "u2"  # as in numbers.py
 COLOUR, TEXTURE = list(SLOTS).index("colour"), list(SLOTS).index("texture")
 CHECKED = SLOTS["texture"].index("checked")
 
@@ -39,6 +55,48 @@ CHECKED = SLOTS["texture"].index("checked")
 def with_tpg(model: ModelPatcher, scale: float) -> ModelPatcher:
     """The model with TPG in the second block up, where structure is decided, in the middle of the run, as PAG."""
     return TokenPerturbationGuidance.execute(model, scale, 0.2, 0.7, "u2").result[0]
+
+
+# --- a difference that is held over steps ---
+
+
+class Effect(NamedTuple):
+    """What a guidance changes in pictures beside another: cosine of the two changes, and ratio of their lengths."""
+
+    cosine: float
+    norm: float
+
+
+def with_pag(model: ModelPatcher, refresh: int = 1) -> ModelPatcher:
+    """The model with PAG as in numbers.py, which predicts anew in every so many steps."""
+    return PerturbedAttentionGuidance.execute(model, PAG_SCALE, *PAG_SPAN, PAG_LAYERS, refresh=refresh).result[0]
+
+
+def with_skipping_pag(model: ModelPatcher, scale: float = PAG_SCALE) -> ModelPatcher:
+    """The model with the same PAG, but nothing in every second step of its range: the control."""
+    sites = tuple(parse_layers(PAG_LAYERS, all_sites(model, "attn1")))
+    return add_term(
+        model,
+        SkippingTerm(name="PAG", scale=scale, span=PAG_SPAN, sites=sites, apply=perturbed_attention(SEE_TEXT)),
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SkippingTerm(AttentionTerm):
+    """A term that acts in the first, third, fifth ... step of its range."""
+
+    def factor(self, args: Args) -> float:
+        run = run_of(args["model_options"])
+        first = next(i for i, sigma in enumerate(run.sigmas) if self.span.contains(sigma, run, to_sigma(args)))
+        number = run.position(current_step(args).sigma) - first
+        return super().factor(args) if number % 2 == 0 else 0.0
+
+
+def effect(found: Tensor, full: Tensor, plain: Tensor) -> Effect:
+    """What guided pictures `found` change in plain ones, beside what `full` changes, (b, 3, SIZE, SIZE) each."""
+    change, wanted = found - plain, full - plain
+    cosine = (change * wanted).sum() / change.norm() / wanted.norm()
+    return Effect(cosine.item(), (change.norm() / wanted.norm()).item())
 
 
 # --- large pictures ---

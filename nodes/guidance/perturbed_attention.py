@@ -21,6 +21,7 @@ from ..inputs.schema import (
     model_input,
     model_output,
     percent_inputs,
+    refresh_input,
     scale_input,
     schema,
     share_input,
@@ -47,6 +48,7 @@ class PerturbedAttentionGuidance(io.ComfyNode):
                     tooltip="Of transformers with joint attention (SD3, Flux). see text: a token of the picture sees "
                     "itself and the text. themselves: itself alone. Other models have one form, and this is ignored.",
                 ),
+                refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -55,13 +57,14 @@ class PerturbedAttentionGuidance(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
         fade: str = "none", adaptive_scale: float = 0.1, share_layers: bool = True,
-        image_tokens: str = SEE_TEXT,
+        image_tokens: str = SEE_TEXT, refresh: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
         term = AttentionTerm(
             name="PAG",
             scale=scale,
             span=Span(start_percent, end_percent),
             fade=make_fade(fade, adaptive_scale),
+            refresh=refresh,
             sites=chosen_sites(model, layers, all_sites(model, "attn1"), "perturbed attention"),
             apply=perturbed_attention(image_tokens),
             share=share_layers,

@@ -14,7 +14,16 @@ from ...engine.find import all_sites, dit_family
 from ...engine.guidance import BlockTerm, add_term
 from ...engine.span import Span
 from ..inputs.auto_layers import chosen_sites
-from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
+from ..inputs.schema import (
+    layers_input,
+    model_input,
+    model_output,
+    percent_inputs,
+    refresh_input,
+    scale_input,
+    schema,
+    share_input,
+)
 
 
 class SkipLayerGuidance(io.ComfyNode):
@@ -29,7 +38,7 @@ class SkipLayerGuidance(io.ComfyNode):
             search_aliases=["SLG", "STG", "skip layer", "spatiotemporal skip", "guidance", "structure"],
             inputs=[
                 model_input(), scale_input(2.8), *percent_inputs(0.2, start=0.01), layers_input("blocks to skip"),
-                share_input(),
+                share_input(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -37,7 +46,7 @@ class SkipLayerGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
-        share_layers: bool = True,
+        share_layers: bool = True, refresh: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
         sites = all_sites(model, "attn1")
         if dit_family(model) is None:
@@ -47,7 +56,7 @@ class SkipLayerGuidance(io.ComfyNode):
             )
         term = BlockTerm(
             name="SLG", scale=scale, span=Span(start_percent, end_percent), change=skip_block, share=share_layers,
-            sites=chosen_sites(model, layers, sites, "skipped layers"),
+            sites=chosen_sites(model, layers, sites, "skipped layers"), refresh=refresh,
         )  # fmt: skip
         return io.NodeOutput(add_term(model, term) if scale else model)
 

@@ -25,7 +25,7 @@ from ...engine.span import Span
 from ...engine.windowed_control import windowed
 from ...models.guidance.windows import Window, windows
 from ...models.numbers import CELL
-from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, refresh_input, scale_input, schema
 
 NAME = "Sliding Window Guidance"
 # Pixels per cell of latents. For hosts before 0.16, which do not tell it.
@@ -58,15 +58,16 @@ class SlidingWindowGuidance(io.ComfyNode):
                     io.Int, "overlap", default=128, min=0, max=16384, step=8,
                     tooltip="By how many pixels neighbouring windows overlap; the last one ends with the picture.",
                 ),
-                *percent_inputs(),
+                *percent_inputs(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, scale: float, tile: int, overlap: int, start_percent: float, end_percent: float
-    ) -> io.NodeOutput:
+        cls, model: ModelPatcher, scale: float, tile: int, overlap: int, start_percent: float, end_percent: float,
+        refresh: int = 1,
+    ) -> io.NodeOutput:  # fmt: skip
         pixels = pixels_per_cell(model)
         if overlap >= tile:
             raise ValueError(
@@ -83,8 +84,9 @@ class SlidingWindowGuidance(io.ComfyNode):
         check_format(model, NAME)
         cells, shared = tile // pixels, overlap // pixels
         term = WindowTerm(
-            name="SWG", scale=scale, span=Span(start_percent, end_percent), tile=cells, overlap=min(shared, cells - 1)
-        )
+            name="SWG", scale=scale, span=Span(start_percent, end_percent), refresh=refresh, tile=cells,
+            overlap=min(shared, cells - 1),
+        )  # fmt: skip
         model = add_term(model, term)
         check_before_sampling(model, NAME)
         return io.NodeOutput(model)
@@ -112,7 +114,7 @@ class WindowTerm(Term):
         return super().factor(args) if len(self._windows(args["input"])) > 1 else 0.0
 
     def conds(self, args: Args, positive: list | None, negative: list | None) -> list | None:
-        if positive is None or not self.factor(args):
+        if not self.is_wanted(args, positive):
             return None
         of_windows, run = [], run_of(args["model_options"])
         for cond, own, weights in _placed(positive, args["input"], args["sigma"]):

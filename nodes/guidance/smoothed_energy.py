@@ -20,6 +20,7 @@ from ..inputs.schema import (
     model_input,
     model_output,
     percent_inputs,
+    refresh_input,
     scale_input,
     schema,
     share_input,
@@ -44,7 +45,7 @@ class SmoothedEnergyGuidance(io.ComfyNode):
                     "and the paper's choice); 0: no blur, hence no guidance; 1 to 10: milder.",
                 ),
                 *percent_inputs(), layers_input(), fade_input("none", "linear"),
-                share_input(),
+                share_input(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -52,13 +53,14 @@ class SmoothedEnergyGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, scale: float, blur_sigma: float, start_percent: float, end_percent: float,
-        layers: str, fade: str = "none", share_layers: bool = True,
+        layers: str, fade: str = "none", share_layers: bool = True, refresh: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
         term = AttentionTerm(
             name="SEG",
             scale=scale,
             span=Span(start_percent, end_percent),
             fade=make_fade(fade),
+            refresh=refresh,
             sites=chosen_sites(model, layers, all_sites(model, "attn1"), "smoothed energy"),
             apply=smoothed_attention(blur_sigma),
             share=share_layers,

@@ -22,7 +22,16 @@ from ...engine.layers.tokens import TokenCall
 from ...engine.sites import Site
 from ...engine.span import Span
 from ..inputs.auto_layers import chosen_sites
-from ..inputs.schema import layers_input, model_input, model_output, percent_inputs, scale_input, schema, share_input
+from ..inputs.schema import (
+    layers_input,
+    model_input,
+    model_output,
+    percent_inputs,
+    refresh_input,
+    scale_input,
+    schema,
+    share_input,
+)
 
 
 class TokenPerturbationGuidance(io.ComfyNode):
@@ -38,7 +47,7 @@ class TokenPerturbationGuidance(io.ComfyNode):
             search_aliases=["TPG", "token perturbation", "shuffle", "guidance", "structure"],
             inputs=[
                 model_input(), scale_input(3.0), *percent_inputs(), layers_input("transformer blocks to shuffle"),
-                share_input(),
+                share_input(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
@@ -46,7 +55,7 @@ class TokenPerturbationGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: ModelPatcher, scale: float, start_percent: float, end_percent: float, layers: str,
-        share_layers: bool = True,
+        share_layers: bool = True, refresh: int = 1,
     ) -> io.NodeOutput:  # fmt: skip
         family = dit_family(model)
         if family is not None and not family.has_rope:
@@ -56,7 +65,10 @@ class TokenPerturbationGuidance(io.ComfyNode):
                 f"Guidance."
             )
         sites = chosen_sites(model, layers, all_sites(model, "attn1"), "shuffled tokens")
-        given = {"scale": scale, "span": Span(start_percent, end_percent), "sites": sites, "share": share_layers}
+        given = {
+            "scale": scale, "span": Span(start_percent, end_percent), "sites": sites, "share": share_layers,
+            "refresh": refresh,
+        }  # fmt: skip
         if family is None:
             term = TokenTerm(name="TPG", change=shuffle_tokens, **given)
         else:

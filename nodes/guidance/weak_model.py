@@ -25,13 +25,14 @@ from torch import Tensor
 from ...engine.effects import watch
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
 from ...engine.guidance import install_guidance
+from ...engine.hold import check_refresh, held
 from ...engine.layers.others import treat_chunks_apart
 from ...engine.loading import load_with
 from ...engine.run import STEP, Run, Step, options_in_run, run_of
 from ...engine.scope import Args, add_post_cfg
 from ...engine.span import Span
 from ...engine.step import current_step, in_span, plain_predictions
-from ..inputs.schema import make_input, model_input, model_output, percent_inputs, scale_input, schema
+from ..inputs.schema import make_input, model_input, model_output, percent_inputs, refresh_input, scale_input, schema
 
 WRAPPER = "reins_weak_model"
 SAMPLED_AT = (0.0, 0.1, 0.5, 0.9)  # percents at which two schedules are compared
@@ -59,19 +60,20 @@ class WeakModelGuidance(io.ComfyNode):
                     io.Model, "weak_model",
                     tooltip="The weaker model, for the same kind of latents, with its own LoRA and patches.",
                 ),
-                scale_input(2.0), *percent_inputs(),
+                scale_input(2.0), *percent_inputs(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float
-    ) -> io.NodeOutput:
+        cls, model: ModelPatcher, weak_model: ModelPatcher, scale: float, start_percent: float, end_percent: float,
+        refresh: int = 1,
+    ) -> io.NodeOutput:  # fmt: skip
         _check_same_kind(model, weak_model)
         if scale == 0:
             return io.NodeOutput(model)
-        return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent)))
+        return io.NodeOutput(add_weak_model(model, weak_model, scale, Span(start_percent, end_percent), refresh))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,18 +137,29 @@ def _unet_setting(model: Any, name: str) -> Any:
     return model.model_config.unet_config.get(name)
 
 
-def add_weak_model(model: ModelPatcher, weak: ModelPatcher, scale: float, span: Span) -> ModelPatcher:
-    """Returns a clone of `model` that is steered away from what `weak` predicts for the positive."""
+def add_weak_model(
+    model: ModelPatcher, weak: ModelPatcher, scale: float, span: Span, refresh: int = 1
+) -> ModelPatcher:  # fmt: skip
+    """Returns a clone of `model` that is steered away from what `weak` predicts for the positive.
+
+    The difference is asked for in every `refresh` steps and held between. Raises ValueError if that is no number of
+    steps.
+    """
+    check_refresh(refresh)
     is_shared = model.is_clone(weak) and _same_weights(model, weak)
     if model.is_clone(weak) and not is_shared:
         weak = with_own_network(weak)
     alike = _same_sampling(model, weak)
     entry = WeakModel(model=weak, is_shared=is_shared, is_sampled_alike=alike, order=next_order(model))
 
+    def difference(args: Args) -> Tensor:
+        return plain_predictions(args).positive - entry.predict(args)
+
     def add_to_result(args: Args) -> Tensor:
         if args["cond"] is None or not in_span(span, args):
             return args["denoised"]
-        return args["denoised"] + scale * (plain_predictions(args).positive - entry.predict(args))
+        change = held(args, entry.id, args["cond"], refresh, lambda: difference(args))
+        return args["denoised"] + scale * change
 
     additional = [*weak.model_patches_models(), *weak.get_nested_additional_models()]
     networks = additional if is_shared else [weak, *additional]

@@ -65,6 +65,14 @@ def layers_input(what: str = "self-attention layers to weaken") -> io.Input:
     )  # fmt: skip
 
 
+def refresh_input() -> io.Input:
+    return make_input(
+        io.Int, "refresh", default=1, min=1, max=100, optional=True, advanced=True,
+        tooltip="In every so many steps the weakened prediction is made anew, and its effect is kept between. 1: in "
+        "each step. 2: half of the added time, with almost the same picture.",
+    )  # fmt: skip
+
+
 def share_input() -> io.Input:
     return make_input(
         io.Boolean, "share_layers", default=True, optional=True, advanced=True,

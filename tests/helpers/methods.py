@@ -32,16 +32,18 @@ Method = Callable[[ModelPatcher], ModelPatcher]
 
 def pag(
     model: ModelPatcher, scale: float = 3.0, start: float = 0.0, end: float = 1.0, layers: str = "m0",
-    fade: str = "none", adaptive_scale: float = 0.1, share: bool = True,
+    fade: str = "none", adaptive_scale: float = 0.1, share: bool = True, refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return PerturbedAttentionGuidance.execute(model, scale, start, end, layers, fade, adaptive_scale, share).result[0]
+    return PerturbedAttentionGuidance.execute(
+        model, scale, start, end, layers, fade, adaptive_scale, share, refresh=refresh
+    ).result[0]
 
 
 def seg(
     model: ModelPatcher, scale: float = 3.0, blur_sigma: float = -1.0, start: float = 0.0, end: float = 1.0,
-    layers: str = "m0", fade: str = "none", share: bool = True,
+    layers: str = "m0", fade: str = "none", share: bool = True, refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade, share).result[0]
+    return SmoothedEnergyGuidance.execute(model, scale, blur_sigma, start, end, layers, fade, share, refresh).result[0]
 
 
 def sag(
@@ -53,15 +55,16 @@ def sag(
 
 def tpg(
     model: ModelPatcher, scale: float = 3.0, start: float = 0.0, end: float = 1.0, layers: str = "m0",
-    share: bool = True,
+    share: bool = True, refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return TokenPerturbationGuidance.execute(model, scale, start, end, layers, share).result[0]
+    return TokenPerturbationGuidance.execute(model, scale, start, end, layers, share, refresh).result[0]
 
 
 def swg(
     model: ModelPatcher, scale: float = 2.0, tile: int = 64, overlap: int = 16, start: float = 0.0, end: float = 1.0,
+    refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return SlidingWindowGuidance.execute(model, scale, tile, overlap, start, end).result[0]
+    return SlidingWindowGuidance.execute(model, scale, tile, overlap, start, end, refresh).result[0]
 
 
 def nag(
@@ -78,9 +81,9 @@ def pladis(model: ModelPatcher, scale: float = 2.0, start: float = 0.0, end: flo
 
 def weak(
     model: ModelPatcher, weak_model: ModelPatcher | None = None, scale: float = 2.0, start: float = 0.0,
-    end: float = 1.0,
+    end: float = 1.0, refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return WeakModelGuidance.execute(model, weak_model or weaker(model), scale, start, end).result[0]
+    return WeakModelGuidance.execute(model, weak_model or weaker(model), scale, start, end, refresh).result[0]
 
 
 def weaker(model: ModelPatcher, share: float = 0.2) -> ModelPatcher:

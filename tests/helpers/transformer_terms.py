@@ -16,9 +16,9 @@ Term = Callable[..., ModelPatcher]  # of a model, with layers, scale, start, end
 
 def slg(
     model: ModelPatcher, scale: float = 2.8, start: float = 0.0, end: float = 1.0, layers: str = "auto",
-    share: bool = True,
+    share: bool = True, refresh: int = 1,
 ) -> ModelPatcher:  # fmt: skip
-    return SkipLayerGuidance.execute(model, scale, start, end, layers, share).result[0]
+    return SkipLayerGuidance.execute(model, scale, start, end, layers, share, refresh).result[0]
 
 
 TERMS: dict[str, Term] = {"pag": pag, "seg": seg, "slg": slg, "tpg": tpg}
