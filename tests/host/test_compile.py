@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from reins.tests.helpers import ip_adapter, tiny_models
-from reins.tests.helpers.methods import METHODS
+from reins.tests.helpers.methods import METHODS, pag
 from reins.tests.helpers.tiny_models import nearly, sample
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="this torch cannot turn itself off")
@@ -17,6 +17,7 @@ OUTSIDE = ("weak", "swg", "apg", "fdg", "cfg-zero", "image", "interval", "rescal
 RANGED = {
     "ip-adapter that ends": lambda model: ip_adapter.apply(model, end_percent=0.5),
     "ip-adapter that begins": lambda model: ip_adapter.apply(model, start_percent=0.5),
+    "pag that is held": lambda model: pag(model, refresh=2),
 }
 ALL = METHODS | RANGED
 NEEDS_CFG = ("apg", "fdg", "cfg-zero", "interval", "rescale")
