@@ -80,8 +80,9 @@ def add_unet_weights(
             logger.warning("%s holds increments, which need no reference_model: it is not used", weights.name)
         _add_increments(model, tensors, strength)
         return model
-    # A patch that scales the weights below it, as a merge of two models does, must not scale the file's.
-    plain = [] if reference is not None else [key for key in tensors if not _is_scaled(model, key)]
+    # A patch that scales the weights below it, as a merge of two models does, must not scale the file's. And how packs
+    # patch weights that they keep packed is theirs.
+    plain = [key for key in tensors if reference is None and not _is_scaled(model, key) and not own.is_packed(key)]
     _add_values(model, {key: tensors[key] for key in plain}, strength)
     rest = {key: value for key, value in tensors.items() if key not in set(plain)}
     _add_increments(model, differences(rest, base), strength)

@@ -40,9 +40,14 @@ class Unpatched:
         if convert is not None:
             weight = convert(weight, inplace=False)
         shape = self.shape(key)
-        if tuple(weight.size()) != shape or not weight.is_floating_point():
+        if _is_packed(weight, shape):
             weight = _unpacked(self._layer(key), weight, shape, key)
         return weight
+
+    def is_packed(self, key: str) -> bool:
+        """Returns whether the numbers that are kept are not those of the weight."""
+        weight, _, convert = get_key_weight(self._patcher.model, key)
+        return convert is not None or _is_packed(weight, self.shape(key))
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Returns the shape of a weight without reading it."""
@@ -56,6 +61,10 @@ class Unpatched:
 
     def _layer(self, key: str) -> nn.Module:
         return comfy.utils.get_attr(self._patcher.model, key.rpartition(".")[0])
+
+
+def _is_packed(weight: Tensor, shape: tuple[int, ...]) -> bool:
+    return tuple(weight.size()) != shape or not weight.is_floating_point()
 
 
 def _unpacked(layer: nn.Module, weight: Tensor, shape: tuple[int, ...], key: str) -> Tensor:
