@@ -82,9 +82,9 @@ def add_unet_weights(
         return model
     # A patch that scales the weights below it, as a merge of two models does, must not scale the file's. And how packs
     # patch weights that they keep packed is theirs.
-    plain = [key for key in tensors if reference is None and not _is_scaled(model, key) and not own.is_packed(key)]
-    _add_values(model, {key: tensors[key] for key in plain}, strength)
-    rest = {key: value for key, value in tensors.items() if key not in set(plain)}
+    is_plain = {key: reference is None and not _is_scaled(model, key) and not own.is_packed(key) for key in tensors}
+    _add_values(model, {key: value for key, value in tensors.items() if is_plain[key]}, strength)
+    rest = {key: value for key, value in tensors.items() if not is_plain[key]}
     _add_increments(model, differences(rest, base), strength)
     return model
 

@@ -87,6 +87,16 @@ class PerceiverAttention(nn.Module):
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
+def feed_forward(dim: int, operations: ModuleType, **factory: Any) -> nn.Sequential:
+    """The layer of latents (b, l, dim) that follows their attention, with its norm first."""
+    return nn.Sequential(
+        operations.LayerNorm(dim, **factory),
+        operations.Linear(dim, 4 * dim, bias=False, **factory),
+        nn.GELU(),
+        operations.Linear(4 * dim, dim, bias=False, **factory),
+    )
+
+
 class Perceiver(nn.Module):
     """Attentions that gather tokens (b, l, context) from the hidden states (b, n, width) of a picture."""
 
@@ -101,12 +111,7 @@ class Perceiver(nn.Module):
             nn.ModuleList(
                 [
                     PerceiverAttention(dim, inner, operations, **factory),
-                    nn.Sequential(
-                        operations.LayerNorm(dim, **factory),
-                        operations.Linear(dim, 4 * dim, bias=False, **factory),
-                        nn.GELU(),
-                        operations.Linear(4 * dim, dim, bias=False, **factory),
-                    ),
+                    feed_forward(dim, operations, **factory),
                 ]
             )
             for _ in range(depth)
@@ -115,9 +120,9 @@ class Perceiver(nn.Module):
     def gather(self, latents: Tensor, hidden: Tensor) -> Tensor:
         """The tokens (b, l, context) for latents (b, l, dim), from hidden states (b, n, width)."""
         x = self.proj_in(hidden)
-        for attention, feed_forward in self.layers:
+        for attention, change in self.layers:
             latents = latents + attention(x, latents)
-            latents = latents + feed_forward(latents)
+            latents = latents + change(latents)
         return self.norm_out(self.proj_out(latents))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .network import PerceiverAttention
+from .network import DEPTH, PerceiverAttention, feed_forward
 
 TIME_WIDTH = 320  # of the sines of the time in the released file
 STEPS = 1000  # the time of a noise level of 1, as the file was trained
@@ -45,7 +45,7 @@ class TimeResampler(nn.Module):
     """Image tokens from hidden states (b, n, width), by latents that are scaled and shifted by the time."""
 
     def __init__(
-        self, width: int, tokens: int, dim: int, inner: int, context: int, operations: ModuleType, depth: int = 4,
+        self, width: int, tokens: int, dim: int, inner: int, context: int, operations: ModuleType, depth: int = DEPTH,
         sines: int = TIME_WIDTH, **factory: Any,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -58,12 +58,7 @@ class TimeResampler(nn.Module):
             nn.ModuleList(
                 [
                     PerceiverAttention(dim, inner, operations, **factory),
-                    nn.Sequential(
-                        operations.LayerNorm(dim, **factory),
-                        operations.Linear(dim, 4 * dim, bias=False, **factory),
-                        nn.GELU(),
-                        operations.Linear(4 * dim, dim, bias=False, **factory),
-                    ),
+                    feed_forward(dim, operations, **factory),
                     nn.Sequential(nn.SiLU(), operations.Linear(dim, 4 * dim, **factory)),
                 ]
             )
@@ -75,11 +70,11 @@ class TimeResampler(nn.Module):
         time = self.time_embedding(time, hidden.dtype)
         x = self.proj_in(hidden) + time[:, None]
         latents = self.latents.to(hidden).expand(len(hidden), -1, -1)
-        for attention, (norm, *feed_forward), adapt in self.layers:
+        for attention, (norm, *parts), adapt in self.layers:
             shift, scale, late_shift, late_scale = adapt(time)[:, None].chunk(4, -1)
             latents = latents + attention(x, latents, 1 + scale, shift)
             changed = norm(latents) * (1 + late_scale) + late_shift
-            for part in feed_forward:
+            for part in parts:
                 changed = part(changed)
             latents = latents + changed
         return TimedTokens(self.norm_out(self.proj_out(latents)), time)

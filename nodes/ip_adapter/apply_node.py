@@ -93,7 +93,8 @@ class IPAdapterApply(io.ComfyNode):
         if weight == 0 or not sites or tokens.is_empty or hides_all(mask, "mask", "IP-Adapter"):
             return io.NodeOutput(model)
         cond, uncond = narrowed(adapter, model, tokens.cond, tokens.black if peer_compatible else tokens.uncond)
-        make = UNetImagePrompt if adapter.kind.form == "unet" else TransformerImagePrompt
+        is_for_unet = adapter.kind.form == "unet"
+        make = UNetImagePrompt if is_for_unet else TransformerImagePrompt
         prompt = make(
             adapter=adapter, cond=cond, uncond=uncond if per_frame else uncond.expand_as(cond), weights=tokens.weights,
             copies=None if per_frame else copy_logits(tokens.weights), sites=sites,
@@ -101,7 +102,7 @@ class IPAdapterApply(io.ComfyNode):
         )  # fmt: skip
         if adapter.lora and lora_strength:
             model = add_lora(adapter, model, lora_strength)
-        add = add_image_prompt if adapter.kind.form == "unet" else add_transformer_image_prompt
+        add = add_image_prompt if is_for_unet else add_transformer_image_prompt
         return io.NodeOutput(add(model, prompt, Span(start_percent, end_percent)))
 
 
