@@ -1,62 +1,154 @@
 """Networks that torch.compile has compiled, as the host's node TorchCompileModel does.
 
 The host drops what torch would check of the options of a call. So torch takes the code that it made for one call for
-the next one, with other layers or with none. A call with layers inside the network therefore runs as it is written.
-Other packs compile with all checks. Then layers of transformers stand in the compiled code, but torch cannot follow
-those of UNets.
+the next one, with other layers or with none. A call with layers inside the network therefore does not run that code.
+If torch can follow all layers, the call is compiled apart, with all checks and as a single graph. Else it runs as it is
+written. Other packs compile with all checks. Then layers of transformers stand in the compiled code, but torch cannot
+follow those of UNets.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from torch import nn
+from torch import Tensor, nn
 
-from .run import Run
+from .entries import NetworkEntry, entries
+from .run import Run, run_in
 
 logger = logging.getLogger(__name__)
+COMPILER = "reins_compiler"  # in the options of a call: what is known of how its network is compiled
 OF_HOST = "torch.compile"  # the key of the host's wrapper that puts compiled parts into the model
-EAGER = "force_eager"
+SETTINGS = "torch_compile_kwargs"  # the host's name for what that node gave torch
+UNCHECKED = "guard_filter_fn"  # the host's option that drops checks
+EAGER, DEFAULT = "force_eager", "default"
 TOLD = "reins_told_of_compile"
+Forward = Callable[..., Tensor]
 
 
-def as_written(options: Mapping[str, Any], model: Any, run: Run) -> AbstractContextManager:
-    """Returns a context in which the network of a model runs as it is written, if a part of it is compiled.
+class Apart(NamedTuple):
+    """A network that torch compiled apart for calls with layers, with these arguments of torch.compile."""
+
+    settings: Mapping[str, Any]
+    forward: Forward
+
+
+@dataclass(eq=False)
+class Compiler:
+    """What is known of a run whose model is compiled. `settings` are the arguments of torch.compile, if they are."""
+
+    model: Any
+    settings: Mapping[str, Any] | None
+    has_failed: bool = False
+
+    def __deepcopy__(self, memo: dict) -> Compiler:
+        return self
+
+
+_apart: WeakKeyDictionary[nn.Module, list[Apart]] = WeakKeyDictionary()
+
+
+def as_written(options: dict[str, Any], model: Any, run: Run) -> tuple[AbstractContextManager, dict[str, Any]]:
+    """Returns a context in which what is compiled of a model runs as it is written, and options that say so.
 
     Raises RuntimeError if this torch cannot do that.
     """
-    if not run.once((as_written, id(model)), lambda: _is_compiled(options, model)):
-        return nullcontext()
+    compiler = run.once((as_written, id(model)), lambda: _compiler_of(options, model))
+    if compiler is None:
+        return nullcontext(), options
     if not hasattr(torch.compiler, "set_stance"):
         raise RuntimeError(
             f"Layers inside a compiled network need torch 2.6 or newer, but this is torch {torch.__version__}. Remove "
             f"TorchCompileModel, or update torch."
         )
-    run.once(TOLD, _tell)
-    return torch.compiler.set_stance(EAGER)
+    return torch.compiler.set_stance(EAGER), {**options, COMPILER: compiler}
 
 
-def _tell() -> None:
-    logger.warning(
-        "This model is compiled (torch.compile), but nodes of ComfyUI-Reins act inside its network. What torch "
-        "compiled for one set of nodes would be wrong for another, so the run is not compiled."
+def _compiler_of(options: Mapping[str, Any], model: Any) -> Compiler | None:
+    """Returns what is known if a part of a network is compiled that cannot hold layers. None if no part is."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:  # nobody compiles without it
+        return None
+    if any(OF_HOST in of_kind for of_kind in options.get("wrappers", {}).values()):
+        patcher = getattr(model, "current_patcher", None)
+        return Compiler(model, None if patcher is None else patcher.model_options.get(SETTINGS))
+    network: nn.Module = model.diffusion_model
+    if isinstance(getattr(network, "_orig_mod", network), UNetModel) and any(
+        isinstance(part, dynamo.OptimizedModule) for part in network.modules()
+    ):
+        return Compiler(model, None)
+    return None
+
+
+def compiled_apart(executor: Forward, network: nn.Module, options: dict[str, Any]) -> Forward | None:
+    """Returns the forward of a network for a call with layers, compiled with all checks and as a single graph.
+
+    `options` are those of the call before the layers are put into them. Returns None if the network is not compiled, or
+    if torch cannot follow what acts in it. The log says the latter once in a run.
+    """
+    compiler: Compiler | None = options.pop(COMPILER, None)
+    if compiler is None:
+        return None
+    run = run_in(options)
+    if compiler.has_failed or not _can_be_traced(compiler, options):
+        run.once(TOLD, _tell)
+        return None
+    forward = _forward_of(network, compiler.settings)
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        try:
+            with torch.compiler.set_stance(DEFAULT):
+                return forward(executor, *args, **kwargs)
+        except sys.modules["torch._dynamo"].exc.TorchDynamoException as error:
+            compiler.has_failed = True
+            run.once(TOLD, lambda: _tell(f" torch says: {str(error).splitlines()[0]}"))
+            return executor(*args, **kwargs)
+
+    return call
+
+
+def _can_be_traced(compiler: Compiler, options: Mapping[str, Any]) -> bool:
+    """Whether the whole network is compiled, by known settings, and all that acts in it can be followed.
+
+    Functions of other packs may change rows, and what is asked of each row cannot be followed.
+    """
+    is_whole = isinstance(compiler.model.diffusion_model, sys.modules["torch._dynamo"].OptimizedModule)
+    of_others = [*options.get("patches", {}).values(), *options.get("patches_replace", {}).values()]
+    return (
+        is_whole
+        and compiler.settings is not None
+        and not any(of_others)
+        and all(entry.is_traceable for entry in entries(options, NetworkEntry))
     )
 
 
-def _is_compiled(options: Mapping[str, Any], model: Any) -> bool:
-    """Whether a part of a network is compiled that cannot hold layers. Nobody compiles without the compiler."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        return False
-    if any(OF_HOST in of_kind for of_kind in options.get("wrappers", {}).values()):
-        return True
-    network: nn.Module = model.diffusion_model
-    return isinstance(getattr(network, "_orig_mod", network), UNetModel) and any(
-        isinstance(part, dynamo.OptimizedModule) for part in network.modules()
+def _forward_of(network: nn.Module, settings: Mapping[str, Any]) -> Forward:
+    """Returns a function that torch compiles for this network alone, the same one in each run."""
+    of_network = _apart.setdefault(network, [])
+    forward = next((apart.forward for apart in of_network if apart.settings == settings), None)
+    if forward is None:
+        options = {name: value for name, value in (settings.get("options") or {}).items() if name != UNCHECKED}
+        own = FunctionType(_call.__code__.replace(), globals())  # torch keeps what it made with the code of a function
+        forward = torch.compile(own, **{**settings, "options": options or None, "fullgraph": True})
+        of_network.append(Apart(settings, forward))
+    return forward
+
+
+def _call(executor: Forward, *args: Any, **kwargs: Any) -> Tensor:
+    return executor(*args, **kwargs)
+
+
+def _tell(why: str = "") -> None:
+    logger.warning(
+        "This model is compiled (torch.compile), but nodes of ComfyUI-Reins act inside its network. What torch "
+        f"compiled for one set of nodes would be wrong for another, so the run is not compiled.{why}"
     )

@@ -53,7 +53,12 @@ class Entry:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NetworkEntry(Entry):
-    """What acts inside the network, and not on its inputs or results alone."""
+    """What acts inside the network, and not on its inputs or results alone.
+
+    If it `is_traceable`, it computes with tensors alone, so that torch.compile can follow it.
+    """
+
+    is_traceable: bool = False
 
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)

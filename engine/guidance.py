@@ -113,6 +113,8 @@ class TermAtSites(Term):
 class AttentionTerm(PerturbedLayers, TermAtSites):
     """A term whose prediction is made with `apply` on the attentions `sites`."""
 
+    is_traceable: bool = True
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenTerm(PerturbedTokens, TermAtSites):

@@ -6,7 +6,7 @@ layers of all methods into the host's slots and lists of patches. Methods add th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .compiled import as_written
+from .compiled import as_written, compiled_apart
 from .dit.around import forward_with_layers, options_with_dit_layers
 from .dit.own_texts import with_conds_of_texts
 from .dit.text_rows import call_with_text_rows
@@ -45,12 +45,14 @@ from .span import WHOLE_RUN, Span
 class Named(NamedTuple):
     """A layer of a method that should act in each step of its span. `name` is for people.
 
-    A layer that notes itself whether it changes anything gives its `signs`.
+    A layer that notes itself whether it changes anything gives its `signs`. One that computes with tensors alone
+    `is_traceable` by torch.compile.
     """
 
     name: str
     apply: Layer | AddedTerm
     signs: Signs | None = None
+    is_traceable: bool = False
 
 
 def add_attention_layer(
@@ -65,7 +67,8 @@ def add_attention_layer(
     named = layer if isinstance(layer, Named) else None
     apply, signs = (layer, Signs()) if named is None else (named.apply, named.signs or Signs())
     entry = AttentionLayer(
-        order=next_order(model), sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth, signs=signs
+        order=next_order(model), sites=tuple(sites), apply=apply, span=span, rows=rows, depth=depth, signs=signs,
+        is_traceable=named is not None and named.is_traceable,
     )  # fmt: skip
     append(model, entry)
     if named is not None and entry.sites:
@@ -143,8 +146,9 @@ def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     *inputs, options = arguments
     if not any(isinstance(entry, NetworkEntry) for entry in options.get(KEY, ())):
         return negatives_first(executor, *inputs, without_wrapper(options, WrappersMP.DIFFUSION_MODEL), **conds)
-    with as_written(options, executor.class_obj, run_in(options)):
-        return negatives_first(_WithPartners(executor), *arguments, **conds)
+    context, options = as_written(options, executor.class_obj, run_in(options))
+    with context:
+        return negatives_first(_WithPartners(executor), *inputs, options, **conds)
 
 
 @dataclass
@@ -193,22 +197,25 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     if NETWORK in options:  # a hook has brought the wrapper a second time
         return executor(*arguments, **kwargs)
     frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
-    with_layers = options_with_layers(options, unet, inputs[1], frames)
-    forward = sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
+    forward = compiled_apart(executor, unet, options)
+    with_layers = options_with_layers(options, unet, inputs, frames, is_traced=forward is not None)
+    forward = forward or sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
     return forward(*inputs, with_layers, **kwargs)
 
 
 def options_with_layers(
-    options: dict[str, Any], unet: UNetModel, timesteps: Tensor, frames: int | None = None
+    options: dict[str, Any], unet: UNetModel, inputs: Sequence[Any], frames: int | None = None, is_traced: bool = False
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the options of a call of the network in which the layers of the list act.
 
-    `timesteps` (b,) are those of the call.
+    The inputs of the call begin with x (b, c, h, w) and timesteps (b,). If torch.compile follows the call, it
+    `is_traced`.
     """
+    x, timesteps = inputs[:2]
     in_span = _span_test(options)
     # A plain function, for a copy of these options would copy an object that holds the network.
     texts = patched_texts(options, in_span) if "attn2_patch" in options.get("patches", {}) else None
-    network = NetworkCall.of(options, lambda path: unet.get_submodule(path), texts)
+    network = NetworkCall.of(options, lambda path: unet.get_submodule(path), texts, is_traced)
     options = {**options_with(options, chunks_of(options, len(timesteps))), NETWORK: network}
     if texts is not None:
         options["patches"] = texts.lists(options)
@@ -221,7 +228,7 @@ def options_with_layers(
         options["patches"] = patches
     if around:
         options["patches"] = around.patches(options)
-    patches = token_patches(options)
+    patches = token_patches(options, unet, x)
     if patches is not None:
         options["patches"] = patches
     return options

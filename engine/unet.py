@@ -59,6 +59,19 @@ def attention_at(unet: UNetModel, site: Site) -> nn.Module:
     )
 
 
+def grid_at(unet: UNetModel, site: Site, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width of the features of a site, for a latent of `size` cells."""
+    blocks = [unet.input_blocks[: site.number + 1] if site.block == "input" else unet.input_blocks]
+    if site.block == "output":
+        blocks.append(unet.output_blocks[: site.number])
+    layers = [layer for of_side in blocks for block in of_side for layer in block]
+    downs, ups = (sum(isinstance(layer, kind) for layer in layers) for kind in (Downsample, Upsample))
+    h, w = size
+    for _ in range(downs - ups):
+        h, w = (h + 1) // 2, (w + 1) // 2
+    return h, w
+
+
 def unet_of(model: ModelPatcher, reason: str = OF_UNETS) -> UNetModel:
     """Returns the network of a model. Raises ValueError with the reason, a sentence, if it is not the host's UNet."""
     unet = model.get_model_object("diffusion_model")

@@ -65,7 +65,7 @@ class UniConTask:
         words = torch.cat([tokens(drawn.prompt), tokens(drawn.prompt, depth=True)])
         context = self.base.table[words.to(self.base.device)]
         options = {KEY: [self.layer], GROUPS: self.groups, "uuids": [None, None], "cond_or_uncond": [0, 0]}
-        options = options_with_layers(options, self.base.unet, asked.timestep)
+        options = options_with_layers(options, self.base.unet, asked)
         return v_loss(
             lambda x, timestep: self.base.unet(x, timestep, context, transformer_options=options), asked
         )  # fmt: skip

@@ -33,22 +33,24 @@ class NetworkCall(NamedTuple):
     to_sigma: Callable[[float], float] | None  # from a percent of the run to a noise level, by the model's schedule
     lacks_conds: bool  # whether a sampler runs but nothing is known of the prompts, as in a layer that a hook brings
     texts: PatchedTexts | None  # methods' own texts as other packs change texts, if any does
+    is_traced: bool = False  # whether torch.compile follows the call. Then no other pack changes its rows
 
     @classmethod
     def of(
-        cls, options: Mapping[str, Any], module: Callable[[str], nn.Module], texts: PatchedTexts | None = None
-    ) -> NetworkCall:
+        cls, options: Mapping[str, Any], module: Callable[[str], nn.Module], texts: PatchedTexts | None = None,
+        is_traced: bool = False,
+    ) -> NetworkCall:  # fmt: skip
         """Returns what the host's options tell of the call."""
         lacks_conds = CONDS not in options and "sample_sigmas" in options
         to_sigma = getattr(options.get(SAMPLING), "percent_to_sigma", None)
-        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds, texts)
+        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds, texts, is_traced)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerCall:
     """What one layer is told.
 
-    The first six are those of the NetworkCall. The host's options are for what lies below the layer.
+    The first six and `is_traced` are those of the NetworkCall. The host's options are for what lies below the layer.
     """
 
     run: Run
@@ -59,6 +61,7 @@ class LayerCall:
     texts: PatchedTexts | None
     chunks: tuple[Chunk, ...]
     options: Mapping[str, Any]
+    is_traced: bool = False
 
     @property
     def sigma(self) -> float:

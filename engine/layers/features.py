@@ -81,9 +81,9 @@ def patches_with_layers(
     acting = [entry for entry in entries(options, FeatureLayer) if in_span(entry.span)]
     if not acting:
         return None
-    by_site: dict[FeatureSite, list[FeatureLayer]] = {}
+    by_site: dict[tuple, list[FeatureLayer]] = {}
     for entry in acting:
-        by_site.setdefault(entry.site, []).append(entry)
+        by_site.setdefault(tuple(entry.site), []).append(entry)  # torch.compile asks for keys of that very type
     embeddings: list[Tensor] = []
     known, network = options[CHUNKS], options[NETWORK]
 
@@ -98,7 +98,7 @@ def patches_with_layers(
         for layer in layers:
             layer.signs.called = True
         embedding = embeddings[-1] if embeddings else None
-        chunks = chunks_at(options.get(CHUNKS, known), options, len(feature))
+        chunks = chunks_at(options.get(CHUNKS, known), options, len(feature), network.is_traced)
         call = FeatureCall(
             feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks, options=options,
             **network._asdict(),

@@ -22,9 +22,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, Signs, entries
-from ..rows.chunk import CHUNKS, Chunk, chunks_at
+from ..rows.chunk import CHUNKS, Chunk, are_named, chunks_at
 from ..rows.groups import GROUPS
-from ..rows.names import LABELS, UUIDS
 from ..run import not_told
 from ..sites import AttentionKind, Site
 from ..span import Span
@@ -71,13 +70,13 @@ def slots_with_layers(
 
 def layers_by_site(options: Mapping[str, Any], in_span: Callable[[Span], bool]) -> dict[Site, list[SignedLayer]]:
     """Returns the layers that act in a call of the network, for each attention, the lowest first."""
-    marks = {chunk.mark for chunk in options[CHUNKS]}
+    numbers = {chunk.mark: chunk.extra for chunk in options[CHUNKS]}
     by_site: dict[Site, list[SignedLayer]] = {}
     for entry in sorted(entries(options, Entry), key=lambda entry: -getattr(entry, "depth", 0)):  # stable
         if isinstance(entry, AttentionLayer) and in_span(entry.span):
             layer = _on_rows(entry) if GROUPS in options else entry.apply
-        elif isinstance(entry, PerturbedLayers) and entry.id in marks:
-            layer = _on_marked(entry)
+        elif isinstance(entry, PerturbedLayers) and entry.id in numbers:
+            layer = _on_marked(entry, numbers[entry.id])
         else:
             continue
         for site in entry.sites:
@@ -91,8 +90,8 @@ def _on_rows(entry: AttentionLayer) -> Layer:
     return only_on(lambda chunk: chunk.group.is_sampled, entry.apply)
 
 
-def _on_marked(entry: PerturbedLayers) -> Layer:
-    return only_on(lambda chunk: chunk.mark == entry.id and chunk.group.is_open, entry.apply)
+def _on_marked(entry: PerturbedLayers, number: int) -> Layer:
+    return only_on(lambda chunk: chunk.extra == number and chunk.group.is_open, entry.apply)
 
 
 class AttentionSlot(NamedTuple):
@@ -125,10 +124,10 @@ class AttentionSlot(NamedTuple):
         known = options.get(CHUNKS, self.chunks)  # a layer may run on some chunks alone (shared_rows.py)
         expected = len(known) * len(known[0].images)
         # Every attention asks this, so it is asked here. What another pack may have changed is found in chunk.py.
-        uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
-        if len(q) != expected or options.get(UUIDS) != uuids or options.get(LABELS) != labels:
+        if len(q) != expected or not (self.network.is_traced or are_named(known, options)):
             is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w
-            known = chunks_at(known, options, len(q), OTHER_PACKS[self.site.kind]._replace(may_tile=is_tiled))
+            others = OTHER_PACKS[self.site.kind]._replace(may_tile=is_tiled)
+            known = chunks_at(known, options, len(q), others=others)
         if self.network.texts is not None and self.site.kind == "attn2":  # other packs change the texts
             known = tuple(chunk._replace(tokens=None) for chunk in known)
         return Call(
@@ -156,7 +155,7 @@ def _slot(
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         options = slot.completed(q, options)
-        if _is_over_time(q, options, slot.frames, next(calls)):
+        if slot.frames is not None and _is_over_time(q, options, slot.frames, next(calls)):
             return attend(q, k, v, options)
         call = slot.call(q, k, v, options)
         return chain(call) if around is None else around.attend(call, chain)
@@ -205,9 +204,9 @@ def _on_top(signs: Signs, layer: Layer, below: Attend) -> Attend:
     return attend
 
 
-def _is_over_time(q: Tensor, options: Mapping[str, Any], frames: int | None, earlier_calls: int) -> bool:
+def _is_over_time(q: Tensor, options: Mapping[str, Any], frames: int, earlier_calls: int) -> bool:
     """Whether a call of a slot is a video model's attention over time. It comes after the one over space."""
-    if frames is None or q.shape[1] != frames:
+    if q.shape[1] != frames:
         return False
     h, w = options[SHAPE][-2:]
     return frames != h * w or earlier_calls % 2 == 1  # the shapes alone do not tell if there are h * w frames

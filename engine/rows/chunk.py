@@ -38,6 +38,7 @@ class Chunk(NamedTuple):
     tokens: int | None  # how many its text has before it is repeated to fill a batch, or None if that is not known
     group: Group
     is_regional: bool = False  # whether another pack put rows for regional prompts into the call
+    extra: int = 0  # number of its extra prediction among those of the call, from 1. 0 if it belongs to none
 
 
 def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
@@ -61,12 +62,14 @@ def chunks_of(options: Mapping[str, Any], rows: int) -> tuple[Chunk, ...]:
     groups = options.get(GROUPS) or [Group(i) for i in range(count)]
     images = images_of_chunks(options, count, rows // count)
     infos, negatives = options.get(CONDS, {}), options.get(NEGATIVES, (NEGATIVE_LABEL,))
-    chunks = []
+    chunks, numbers = [], {None: 0}
     for i, (uuid, label) in enumerate(names):
         info, extra = infos.get(uuid), None if step is None else step.extras.get(uuid)
         mark = None if extra is None else extra.mark
         tokens = groups[i].tokens or (None if info is None else info.tokens)
-        chunks.append(Chunk(i, uuid, label, label in negatives, mark, images[i], info, tokens, groups[i]))
+        number = numbers.setdefault(mark, len(numbers))
+        is_negative = label in negatives
+        chunks.append(Chunk(i, uuid, label, is_negative, mark, images[i], info, tokens, groups[i], extra=number))
     return tuple(chunks)
 
 
@@ -87,16 +90,18 @@ class OtherPacks(NamedTuple):
 
 
 def chunks_at(
-    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, others: OtherPacks = OtherPacks()  # noqa: B008
+    known: tuple[Chunk, ...], options: Mapping[str, Any], rows: int, is_traced: bool = False,
+    others: OtherPacks = OtherPacks(),  # noqa: B008
 ) -> tuple[Chunk, ...]:  # fmt: skip
     """Returns the chunks of a layer with so many rows, in a call of the network whose chunks are known.
 
-    Other packs may put chunks in another order, drop some, or add rows for regional prompts, and say so.
+    Other packs may put chunks in another order, drop some, or add rows for regional prompts, and say so. If torch
+    follows the call, no other pack acts in it.
     Raises RuntimeError if they do not say of which prompt the rows are, and `others` does not explain them.
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
-    if _are_named(known, options):
+    if is_traced or _may_be_named(known, options):
         if rows == expected:
             return known
     elif (named := _by_names(known, options, rows)) is not None:
@@ -118,8 +123,14 @@ def chunks_at(
     )
 
 
-def _are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
-    """Whether the host's lists name these chunks, as they do if no other pack has changed them.
+def are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    """Whether the host's lists name these chunks, as they do if no other pack has changed them."""
+    uuids, labels = [chunk.uuid for chunk in chunks], [chunk.label for chunk in chunks]
+    return options.get(UUIDS) == uuids and options.get(LABELS) == labels
+
+
+def _may_be_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    """Whether the host's lists name these chunks or are not there.
 
     A list that another pack has taken away says nothing.
     """

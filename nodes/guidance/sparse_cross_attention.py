@@ -61,7 +61,8 @@ class SparseCrossAttention(io.ComfyNode):
 
 def add_sparse_attention(model: ModelPatcher, sites: Iterable[Site], scale: float, span: Span) -> ModelPatcher:
     """Returns a clone of `model` with sparse attention at these text attentions."""
-    return add_attention_layer(model, sites, Named("PLADIS", sparse_attention(scale)), span, depth=DEPTH)
+    layer = Named("PLADIS", sparse_attention(scale), is_traceable=True)
+    return add_attention_layer(model, sites, layer, span, depth=DEPTH)
 
 
 def sparse_attention(scale: float) -> Layer:

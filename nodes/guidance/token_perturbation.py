@@ -19,6 +19,7 @@ from ...engine.dit.block_layers import Block, BlockCall, Streams
 from ...engine.find import all_sites, dit_family
 from ...engine.guidance import BlockTerm, TokenTerm, add_term
 from ...engine.layers.tokens import TokenCall
+from ...engine.run import Run
 from ...engine.sites import Site
 from ...engine.span import Span
 from ..inputs.auto_layers import chosen_sites
@@ -70,7 +71,7 @@ class TokenPerturbationGuidance(io.ComfyNode):
             "refresh": refresh,
         }  # fmt: skip
         if family is None:
-            term = TokenTerm(name="TPG", change=shuffle_tokens, **given)
+            term = TokenTerm(name="TPG", change=shuffle_tokens, prepare=order_of_tokens, **given)
         else:
             term = BlockTerm(name="TPG", change=shuffle_block, **given)
         return io.NodeOutput(add_term(model, term) if scale else model)
@@ -78,7 +79,10 @@ class TokenPerturbationGuidance(io.ComfyNode):
 
 def shuffle_tokens(call: TokenCall) -> Tensor:
     """Returns the tokens (b, n, c) in another order, which depends on seed, noise level and block alone."""
-    return call.tokens[:, _order_in(call, call.tokens.shape[1], call.tokens.device)]
+    count, order = call.tokens.shape[1], call.prepared
+    if order is None or len(order) != count:  # another pack has changed the number of tokens
+        order = order_of_tokens(call.run, call.sigma, call.site, count, call.tokens.device)
+    return call.tokens[:, order]
 
 
 def shuffle_block(call: BlockCall, below: Block) -> Streams:
@@ -88,17 +92,15 @@ def shuffle_block(call: BlockCall, below: Block) -> Streams:
     """
     name, tokens = next(iter(call.streams.items()))
     count = call.picture.stop - call.picture.start
-    order = _order_in(call, count, tokens.device)
+    order = order_of_tokens(call.run, call.sigma, call.site, count, tokens.device)
     made = below(replace(call, streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
     return {**made, name: _reordered(made[name], call.picture, order.argsort())}
 
 
-def _order_in(call: TokenCall | BlockCall, count: int, device: torch.device) -> Tensor:
+def order_of_tokens(run: Run, sigma: float, site: Site, count: int, device: torch.device) -> Tensor:
     """Returns the order (count,) of the tokens of a block, which is drawn once in a step."""
-    run, site, sigma = call.run, call.site, call.sigma
-    return run.once_at(
-        sigma, (_order_in, site, count, device), lambda: _order(run.seed, sigma, site, count).to(device)
-    )  # fmt: skip
+    key = order_of_tokens, site, count, device
+    return run.once_at(sigma, key, lambda: _order(run.seed, sigma, site, count).to(device))
 
 
 def _reordered(tokens: Tensor, picture: slice, order: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_lists_that_disagree_are_refused():
 
 def test_tiles_of_a_picture_belong_to_it_where_an_attention_sees_one_picture_alone():
     known = chunks_of(NAMES, 4)
-    tiles = chunks_at(known, {}, 12, OtherPacks(may_tile=True))
+    tiles = chunks_at(known, {}, 12, others=OtherPacks(may_tile=True))
     assert [chunk.images for chunk in tiles] == [(0, 0, 0, 1, 1, 1)] * 2
     with pytest.raises(RuntimeError, match=r"should have the 4 rows of its call, but has 12"):
         chunks_at(known, {}, 12)
@@ -76,7 +76,7 @@ def test_labels_of_added_rows_are_believed(name):
 
 def test_all_rows_of_a_call_with_one_prompt_are_for_that():
     (known,) = chunks_of({"uuids": [uuid4()], "cond_or_uncond": [0]}, 2)
-    chunks = chunks_at((known,), {}, 6, OtherPacks(may_add=True))
+    chunks = chunks_at((known,), {}, 6, others=OtherPacks(may_add=True))
     assert [chunk.uuid for chunk in chunks] == [known.uuid] * 3
     assert all(chunk.is_regional and chunk.tokens is None for chunk in chunks)
     with pytest.raises(RuntimeError, match="does not say of which prompt each is"):
@@ -197,7 +197,7 @@ def test_a_feature_whose_rows_are_not_those_of_the_call_is_refused(sd15):
     site = FeatureSite("output", 0)
     steered = add_feature_layer(sd15, site, lambda call: call.feature)
     options = {**steered.model_options["transformer_options"], **NAMES, "block": site}
-    options = options_with_layers(options, unet_of(sd15), torch.tensor([5.0, 5.0]))
+    options = options_with_layers(options, unet_of(sd15), (torch.zeros(2, 4, 8, 8), torch.tensor([5.0, 5.0])))
     (add_before_skip,) = options["patches"]["output_block_patch"]
     feature, skip = torch.ones(2, 8, 4, 4), torch.ones(2, 8, 4, 4)
     assert torch.equal(add_before_skip(feature, skip, options)[0], 2 * feature)
