@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ class Compiler:
     model: Any
     settings: Mapping[str, Any] | None
     has_failed: bool = False
+    is_used: bool = False  # whether a call has reached the network's own wrappers, which some networks do not have
 
     def __deepcopy__(self, memo: dict) -> Compiler:
         return self
@@ -57,20 +58,37 @@ class Compiler:
 _apart: WeakKeyDictionary[nn.Module, list[Apart]] = WeakKeyDictionary()
 
 
-def as_written(options: dict[str, Any], model: Any, run: Run) -> tuple[AbstractContextManager, dict[str, Any]]:
-    """Returns a context in which what is compiled of a model runs as it is written, and options that say so.
+def compiler_of(options: Mapping[str, Any], model: Any, run: Run) -> Compiler | None:
+    """Returns what is known of a run if a part of the model's network is compiled that cannot hold layers."""
+    return run.once((compiler_of, id(model)), lambda: _compiler_of(options, model))
 
-    Raises RuntimeError if this torch cannot do that.
+
+@contextmanager
+def as_written(compiler: Compiler, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A context in which what is compiled of a model runs as it is written. It gives the options of the call.
+
+    The options say so if the call may be compiled apart. Raises RuntimeError if this torch cannot turn itself off.
     """
-    compiler = run.once((as_written, id(model)), lambda: _compiler_of(options, model))
-    if compiler is None:
-        return nullcontext(), options
     if not hasattr(torch.compiler, "set_stance"):
         raise RuntimeError(
             f"Layers inside a compiled network need torch 2.6 or newer, but this is torch {torch.__version__}. Remove "
             f"TorchCompileModel, or update torch."
         )
-    return torch.compiler.set_stance(EAGER), {**options, COMPILER: compiler}
+    can_follow = compiler.settings is not None and not compiler.has_failed and not others_act_in(options)
+    if can_follow and all(entry.is_traceable for entry in entries(options, NetworkEntry)):
+        options = {**options, COMPILER: compiler}
+    with torch.compiler.set_stance(EAGER):
+        yield options
+    if not (COMPILER in options and compiler.is_used):
+        run_in(options).once(TOLD, _tell)
+
+
+def others_act_in(options: Mapping[str, Any]) -> bool:
+    """Whether other packs have functions in the network, before this one puts its own there.
+
+    They may change rows, and what is asked of each row cannot be followed.
+    """
+    return any(any(options.get(name, {}).values()) for name in ("patches", "patches_replace"))
 
 
 def _compiler_of(options: Mapping[str, Any], model: Any) -> Compiler | None:
@@ -90,16 +108,13 @@ def _compiler_of(options: Mapping[str, Any], model: Any) -> Compiler | None:
 
 
 def compiled_apart(executor: Forward, network: nn.Module, options: dict[str, Any]) -> Forward | None:
-    """Returns the forward of a network for a call with layers, compiled with all checks and as a single graph.
+    """Returns the forward of a network, compiled with all checks and as a single graph. None if the host compiles parts.
 
-    `options` are those of the call before the layers are put into them. Returns None if the network is not compiled, or
-    if torch cannot follow what acts in it. The log says the latter once in a run.
+    If torch cannot compile it so, it runs as it is written, and the log says so once in a run.
     """
-    compiler: Compiler | None = options.pop(COMPILER, None)
-    if compiler is None:
-        return None
-    run = run_in(options)
-    if compiler.has_failed or not _can_be_traced(compiler, options):
+    compiler: Compiler = options.pop(COMPILER)
+    run, dynamo, compiler.is_used = run_in(options), sys.modules["torch._dynamo"], True
+    if not isinstance(compiler.model.diffusion_model, dynamo.OptimizedModule):  # the node was told to compile parts
         run.once(TOLD, _tell)
         return None
     forward = _forward_of(network, compiler.settings)
@@ -108,27 +123,12 @@ def compiled_apart(executor: Forward, network: nn.Module, options: dict[str, Any
         try:
             with torch.compiler.set_stance(DEFAULT):
                 return forward(executor, *args, **kwargs)
-        except sys.modules["torch._dynamo"].exc.TorchDynamoException as error:
-            compiler.has_failed = True
-            run.once(TOLD, lambda: _tell(f" torch says: {str(error).splitlines()[0]}"))
-            return executor(*args, **kwargs)
+        except dynamo.exc.TorchDynamoException as error:
+            compiler.has_failed, why = True, " ".join(str(error).partition("\n\n")[0].split())
+        run.once(TOLD, lambda: _tell(f" torch says: {why}"))
+        return executor(*args, **kwargs)
 
     return call
-
-
-def _can_be_traced(compiler: Compiler, options: Mapping[str, Any]) -> bool:
-    """Whether the whole network is compiled, by known settings, and all that acts in it can be followed.
-
-    Functions of other packs may change rows, and what is asked of each row cannot be followed.
-    """
-    is_whole = isinstance(compiler.model.diffusion_model, sys.modules["torch._dynamo"].OptimizedModule)
-    of_others = [*options.get("patches", {}).values(), *options.get("patches_replace", {}).values()]
-    return (
-        is_whole
-        and compiler.settings is not None
-        and not any(of_others)
-        and all(entry.is_traceable for entry in entries(options, NetworkEntry))
-    )
 
 
 def _forward_of(network: nn.Module, settings: Mapping[str, Any]) -> Forward:

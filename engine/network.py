@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .compiled import as_written, compiled_apart
+from .compiled import COMPILER, as_written, compiled_apart, compiler_of, others_act_in
 from .dit.around import forward_with_layers, options_with_dit_layers
 from .dit.own_texts import with_conds_of_texts
 from .dit.text_rows import call_with_text_rows
@@ -146,8 +146,10 @@ def call_model(executor: Any, *arguments: Any, **conds: Any) -> Tensor:
     *inputs, options = arguments
     if not any(isinstance(entry, NetworkEntry) for entry in options.get(KEY, ())):
         return negatives_first(executor, *inputs, without_wrapper(options, WrappersMP.DIFFUSION_MODEL), **conds)
-    context, options = as_written(options, executor.class_obj, run_in(options))
-    with context:
+    compiler = compiler_of(options, executor.class_obj, run_in(options))
+    if compiler is None:
+        return negatives_first(_WithPartners(executor), *arguments, **conds)
+    with as_written(compiler, options) as options:
         return negatives_first(_WithPartners(executor), *inputs, options, **conds)
 
 
@@ -197,7 +199,8 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     if NETWORK in options:  # a hook has brought the wrapper a second time
         return executor(*arguments, **kwargs)
     frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
-    forward = compiled_apart(executor, unet, options)
+    is_apart = COMPILER in options and not others_act_in(options)
+    forward = compiled_apart(executor, unet, options) if is_apart else None
     with_layers = options_with_layers(options, unet, inputs, frames, is_traced=forward is not None)
     forward = forward or sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
     return forward(*inputs, with_layers, **kwargs)

@@ -13,21 +13,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..compiled import COMPILER, compiled_apart
 from ..entries import entries
 from ..layers.call import NETWORK, ORIGINAL_SHAPE, NetworkCall
 from ..layers.slots import layers_by_site
 from ..rows.chunk import CHUNKS, chunks_of, options_with
+from ..run import run_in, sigma_in
 from ..sharing import sharing_plan
 from ..span import Span
 from .block_layers import PerturbedBlocks, Streams
 from .blocks import Arguments, begun, run_block
 from .families import DOUBLE, BlockPlace, Family, family_of, unwrapped
-from .override import attend_with_layers
+from .override import attend_beyond_torch, attend_with_layers
 from .passage import OPTIONS, OVERRIDE, PASSAGE, Passage, passage_in
 from .picture import check_attention, picture_of
 from .text_parts import parts_for_texts
 from .text_rows import ROWS
 
+WRAPPERS = "wrappers"  # of the host, in the options of each call
 BEFORE_ATTENTION = "attn1_patch"  # the host's patches on q, k, v and positions
 
 
@@ -40,6 +43,7 @@ def options_with_dit_layers(
     x (b, c, h, w) or (b, c, t, h, w) and the conds are the inputs of the model. The options are returned as they are if
     no layer acts, or if the network has no family.
     """
+    is_traced = COMPILER in options  # so that torch has to be able to follow the layers
     family = family_of(network)
     if family is None or PASSAGE in options:
         return options
@@ -53,14 +57,17 @@ def options_with_dit_layers(
     if by_site:
         check_attention(family, conds)
     picture = picture_of(family, network, x, conds)
-    options[NETWORK] = NetworkCall.of(options, lambda path: unwrapped(network).get_submodule(path))
+    options[NETWORK] = NetworkCall.of(options, lambda path: unwrapped(network).get_submodule(path), is_traced=is_traced)
     passage = Passage(network, family, picture, options[CHUNKS], by_site, on_blocks)
+    if any(entry.prepare is not None for entry in on_blocks):
+        passage.prepare(run_in(options), sigma_in(options), x.device)
     passage.is_separable = not any(conds.get(name) is not None for name in family.enclosed)
     if passage.is_separable:
         passage.plan = sharing_plan(options, without_layers, control)
     passage.texts, passage.occupant = options.get(ROWS), options.get(OVERRIDE)
     options.setdefault(ORIGINAL_SHAPE, list(x.shape))
-    options |= {PASSAGE: passage, OVERRIDE: attend_with_layers} if by_site else {PASSAGE: passage}
+    attend = attend_with_layers if is_traced else attend_beyond_torch
+    options |= {PASSAGE: passage, OVERRIDE: attend} if by_site else {PASSAGE: passage}
     slots = {kind: dict(of_kind) for kind, of_kind in options.get("patches_replace", {}).items()}
     of_blocks = slots.setdefault("dit", {})
     for place in passage.needed():
@@ -154,13 +161,14 @@ def forward_with_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor
 
     Raises RuntimeError if another pack has replaced the forward of such a network.
     """
-    passage = passage_in(kwargs.get(OPTIONS)) or next(
-        (passage_in(value) for value in arguments if isinstance(value, dict) and PASSAGE in value), None
-    )
-    parts = {} if passage is None else parts_for_texts(passage, unwrapped(executor.class_obj))
-    if passage is None or not (parts or _lacks_slots(passage.family)):
-        return executor(*arguments, **kwargs)
     network = unwrapped(executor.class_obj)
+    given = kwargs.get(OPTIONS)
+    options = given or next((value for value in arguments if isinstance(value, dict) and WRAPPERS in value), {})
+    forward = (compiled_apart(executor, network, options) if COMPILER in options else None) or executor
+    passage = passage_in(options)
+    parts = {} if passage is None else parts_for_texts(passage, network)
+    if passage is None or not (parts or _lacks_slots(passage.family)):
+        return forward(*arguments, **kwargs)
     if getattr(executor.original, "__func__", None) is not type(network)._forward:
         raise RuntimeError(
             f"The layers of this pack act inside the forward of {passage.family.name}, but another pack has replaced "
@@ -177,7 +185,7 @@ def forward_with_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor
             for number, block in blocks
         ]
     executor.original = type(network)._forward.__get__(view)  # of this call alone
-    return executor(*arguments, **kwargs)
+    return forward(*arguments, **kwargs)
 
 
 def _lacks_slots(family: Family) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..layers.call import NETWORK
 from ..rows.chunk import CHUNKS, Chunk, chunks_at, joined, numbered, of_chunks, options_with, pick, put
 from ..sharing import Phase
-from .block_layers import BlockCall, Streams
+from .block_layers import Block, BlockCall, Streams
 from .families import BlockPlace
 from .passage import OPTIONS, Passage
 
@@ -77,31 +77,44 @@ def _added(stream: Tensor, picture: slice, terms: Sequence[Tensor]) -> Tensor:
 def _with_layers(passage: Passage, place: BlockPlace, arguments: Arguments, block: Run) -> Streams:
     """Returns what a block makes of its streams, with the layers on it."""
     options = arguments[OPTIONS]
-    layers = {layer.id: layer for layer in passage.on_blocks.get((place.stack.letter, place.number), ())}
+    layers = passage.on_blocks.get((place.stack.letter, place.number))
+    prepared = passage.prepared.get((place.stack.letter, place.number), {})
     if not layers:
         return block(arguments)
     rows = _rows(place, arguments)
-    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, rows)
-    acting = dict.fromkeys(chunk.mark for chunk in chunks if chunk.mark in layers)
+    network = options[NETWORK]
+    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, rows, network.is_traced)
+    numbers_of: dict[int, list[int]] = {}
+    for chunk in chunks:
+        numbers_of.setdefault(chunk.extra, []).append(chunk.index)
+    acting = [extra for extra in numbers_of if extra in layers]
     if not acting:
         return block(arguments)
     count, arguments = len(chunks), {**arguments, OPTIONS: options_with(options, chunks)}
     separable = passage.is_separable and _is_separable(arguments, chunks, rows)
     picture = passage.picture.within(_tokens(place, arguments), *_text(passage, place))
     names = place.stack.streams
-    rest = [chunk.index for chunk in chunks if chunk.mark not in layers]
+    rest = [chunk.index for chunk in chunks if chunk.extra not in layers]
     parts = [(rest, _on_some(block, names, arguments, (rest, count, rows), separable)({}))] if rest else []
-    for mark in acting:
-        numbers = [chunk.index for chunk in chunks if chunk.mark == mark]
+    for extra in acting:
+        layer, numbers = layers[extra], numbers_of[extra]
         own = options_with(options, numbered([chunks[i] for i in numbers]))
         call = BlockCall(
             streams={name: of_chunks(arguments[name], numbers, count, rows) for name in names},
-            site=place.site, picture=picture, chunks=own[CHUNKS], options=own, **options[NETWORK]._asdict(),
+            site=place.site, picture=picture, prepared=prepared.get(extra), chunks=own[CHUNKS], options=own,
+            **network._asdict(),
         )  # fmt: skip
-        below = _on_some(block, names, arguments, (numbers, count, rows), separable)
-        layers[mark].signs.called = True
-        parts.append((numbers, layers[mark].change(call, lambda call, below=below: below(call.streams))))
+        layer.signs.called = True
+        below = _below(_on_some(block, names, arguments, (numbers, count, rows), separable))
+        parts.append((numbers, layer.change(call, below)))
     return {name: _joined(count, [(numbers, streams[name]) for numbers, streams in parts]) for name in parts[0][1]}
+
+
+def _below(block: Callable[[Streams], Streams]) -> Block:
+    def below(call: BlockCall) -> Streams:
+        return block(call.streams)
+
+    return below
 
 
 def _on_some(

@@ -21,7 +21,6 @@ from .passage import OPTIONS, Passage, passage_in
 from .text_rows import TextRows
 
 
-@torch.compiler.disable
 def attend_with_layers(
     func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
 ) -> Tensor:
@@ -46,6 +45,9 @@ def attend_with_layers(
     return out
 
 
+attend_beyond_torch = torch.compiler.disable(attend_with_layers)  # for networks that other packs compile
+
+
 def _below(occupant: Callable[..., Tensor], func: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def attend(*args: Any, **kwargs: Any) -> Tensor:
         return occupant(func, *args, **kwargs)
@@ -59,7 +61,7 @@ def _call(
 ) -> DiTCall:  # fmt: skip
     options = kwargs[OPTIONS]
     q, k, v = _by_heads(tensors, heads, kwargs.get("skip_reshape", False))
-    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, len(q))
+    chunks = chunks_at(options.get(CHUNKS, passage.chunks), options, len(q), options[NETWORK].is_traced)
     picture, text = passage.parts(site, q.shape[2])
     mask = args[0] if args else kwargs.get("mask")
     if passage.texts is not None and text.stop > text.start:

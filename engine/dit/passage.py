@@ -7,12 +7,15 @@ of attention are counted within them. A passage belongs to one call, hence to on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..layers.slots import SignedLayer
 from ..rows.chunk import Chunk
+from ..run import Run
 from ..sharing import Phase, SharingPlan
 from ..sites import Site
 from .block_layers import PerturbedBlocks
@@ -45,14 +48,30 @@ class Passage:
         self.positions: Tensor | None = None  # rotations that the running block is given
         self.after: list[Tensor] = []  # terms (rows, tokens, c) for the picture behind the running block
         self.sites: dict[tuple[str, int], list[Site | None]] = {}
-        self.on_blocks: dict[tuple[str, int], list[PerturbedBlocks]] = {}
+        self.on_blocks: dict[tuple[str, int], dict[int, PerturbedBlocks]] = {}  # by number of the extra prediction
+        self.prepared: dict[tuple[str, int], dict[int, Tensor]] = {}  # what they asked for in this step
         self.places: dict[tuple[str, int], BlockPlace] = {}
+        numbers = {chunk.mark: chunk.extra for chunk in chunks}
         for place, block in blocks_of(network, family):
             key = place.stack.letter, place.number
             self.places[key], self.sites[key] = place, attentions_of(place, block)
-            layers = [entry for entry in on_blocks if any(site[:3] == place.site[:3] for site in entry.sites)]
+            layers = {
+                numbers[entry.id]: entry
+                for entry in on_blocks
+                if any(site[:3] == place.site[:3] for site in entry.sites)
+            }
             if layers:
                 self.on_blocks[key] = layers
+
+    def prepare(self, run: Run, sigma: float, device: torch.device) -> None:
+        """Makes what layers on blocks ask for in each step."""
+        tokens = prod(self.picture.grid)
+        for key, layers in self.on_blocks.items():
+            self.prepared[key] = {
+                number: layer.prepare(run, sigma, self.places[key].site, tokens, device)
+                for number, layer in layers.items()
+                if layer.prepare is not None
+            }
 
     def __deepcopy__(self, memo: dict) -> Passage:
         return self

@@ -22,8 +22,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, Signs, entries
-from ..rows.chunk import CHUNKS, Chunk, are_named, chunks_at
+from ..rows.chunk import CHUNKS, Chunk, chunks_at
 from ..rows.groups import GROUPS
+from ..rows.names import LABELS, UUIDS
 from ..run import not_told
 from ..sites import AttentionKind, Site
 from ..span import Span
@@ -115,6 +116,12 @@ class AttentionSlot(NamedTuple):
             told[SHAPE] = [len(q), q.shape[2], *_grid_of(q.shape[1], options.get("original_shape"))]
         return {**told, **options}
 
+    @staticmethod
+    def _are_named(known: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+        """Whether the host's lists name these chunks, as they do if no other pack has changed them."""
+        uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
+        return options.get(UUIDS) == uuids and options.get(LABELS) == labels
+
     def call(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Call:
         """Returns what layers are told of q, k and v, each (rows, tokens, heads * d).
 
@@ -124,7 +131,7 @@ class AttentionSlot(NamedTuple):
         known = options.get(CHUNKS, self.chunks)  # a layer may run on some chunks alone (shared_rows.py)
         expected = len(known) * len(known[0].images)
         # Every attention asks this, so it is asked here. What another pack may have changed is found in chunk.py.
-        if len(q) != expected or not (self.network.is_traced or are_named(known, options)):
+        if len(q) != expected or not (self.network.is_traced or self._are_named(known, options)):
             is_tiled = self.site.kind == "attn1" and len(q) * q.shape[1] == expected * h * w
             others = OTHER_PACKS[self.site.kind]._replace(may_tile=is_tiled)
             known = chunks_at(known, options, len(q), others=others)

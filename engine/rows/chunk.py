@@ -101,7 +101,7 @@ def chunks_at(
     """
     per_chunk = len(known[0].images)
     expected = per_chunk * len(known)
-    if is_traced or _may_be_named(known, options):
+    if is_traced or _are_named(known, options):
         if rows == expected:
             return known
     elif (named := _by_names(known, options, rows)) is not None:
@@ -123,14 +123,8 @@ def chunks_at(
     )
 
 
-def are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
-    """Whether the host's lists name these chunks, as they do if no other pack has changed them."""
-    uuids, labels = [chunk.uuid for chunk in chunks], [chunk.label for chunk in chunks]
-    return options.get(UUIDS) == uuids and options.get(LABELS) == labels
-
-
-def _may_be_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
-    """Whether the host's lists name these chunks or are not there.
+def _are_named(chunks: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    """Whether the host's lists name these chunks, as they do if no other pack has changed them.
 
     A list that another pack has taken away says nothing.
     """
@@ -229,7 +223,7 @@ def of_chunks(value: Any, numbers: Sequence[int], count: int, rows: int) -> Any:
 
 
 def _options_of(options: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
-    lists = {name: [of_all[i] for i in numbers] for name in PER_CHUNK if (of_all := options.get(name))}
+    lists = {name: [options[name][i] for i in numbers] for name in PER_CHUNK if options.get(name)}
     if CHUNKS in lists:
         lists[CHUNKS] = numbered(lists[CHUNKS])
     return {**options, **lists}

@@ -73,16 +73,13 @@ class TokenPerturbationGuidance(io.ComfyNode):
         if family is None:
             term = TokenTerm(name="TPG", change=shuffle_tokens, prepare=order_of_tokens, **given)
         else:
-            term = BlockTerm(name="TPG", change=shuffle_block, **given)
+            term = BlockTerm(name="TPG", change=shuffle_block, prepare=order_of_tokens, **given)
         return io.NodeOutput(add_term(model, term) if scale else model)
 
 
 def shuffle_tokens(call: TokenCall) -> Tensor:
     """Returns the tokens (b, n, c) in another order, which depends on seed, noise level and block alone."""
-    count, order = call.tokens.shape[1], call.prepared
-    if order is None or len(order) != count:  # another pack has changed the number of tokens
-        order = order_of_tokens(call.run, call.sigma, call.site, count, call.tokens.device)
-    return call.tokens[:, order]
+    return call.tokens[:, _order_for(call, call.tokens.shape[1], call.tokens.device)]
 
 
 def shuffle_block(call: BlockCall, below: Block) -> Streams:
@@ -91,10 +88,16 @@ def shuffle_block(call: BlockCall, below: Block) -> Streams:
     The positions that the block encodes in its attention stay where they were.
     """
     name, tokens = next(iter(call.streams.items()))
-    count = call.picture.stop - call.picture.start
-    order = order_of_tokens(call.run, call.sigma, call.site, count, tokens.device)
+    order = _order_for(call, call.picture.stop - call.picture.start, tokens.device)
     made = below(replace(call, streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
     return {**made, name: _reordered(made[name], call.picture, order.argsort())}
+
+
+def _order_for(call: TokenCall | BlockCall, count: int, device: torch.device) -> Tensor:
+    if call.prepared is not None and len(call.prepared) == count:
+        return call.prepared
+    # Another pack has changed the number of tokens.
+    return order_of_tokens(call.run, call.sigma, call.site, count, device)
 
 
 def order_of_tokens(run: Run, sigma: float, site: Site, count: int, device: torch.device) -> Tensor:
