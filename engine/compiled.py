@@ -108,7 +108,7 @@ def _compiler_of(options: Mapping[str, Any], model: Any) -> Compiler | None:
 
 
 def compiled_apart(executor: Forward, network: nn.Module, options: dict[str, Any]) -> Forward | None:
-    """Returns the forward of a network, compiled with all checks and as a single graph. None if the host compiles parts.
+    """Returns the forward of a network, compiled with all checks and as one graph. None if the host compiles parts.
 
     If torch cannot compile it so, it runs as it is written, and the log says so once in a run.
     """

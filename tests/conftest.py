@@ -13,16 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_NEWEST = 16  # one in so many
+OF_NEWEST = 24  # one in so many
 OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
-OF_PACKS = 4  # the same for cases beside other packs
+OF_PACKS = 6  # the same for cases beside other packs
 OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
     "test_any_folder", "test_compile", "test_controlnext", "test_dit_compile", "test_dit_laws", "test_dit_nag",
     "test_dit_pag", "test_dit_seg", "test_dit_sharing", "test_dit_slg", "test_dit_tpg", "test_dit_with_others",
     "test_h_space", "test_hold", "test_ip_adapter", "test_laws_on_transformers", "test_methods",
-    "test_prompt_diffusion",
+    "test_prompt_diffusion", "test_shared_rows", "test_together",
     "test_transformer_ip_adapter_cost", "test_transformer_ip_adapter_files", "test_transformer_ip_adapter_formula",
     "test_transformer_ip_adapter_guidance",
     "test_transformer_ip_adapter_others", "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions",
@@ -116,10 +116,10 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded sixteenth, of every law one or more for each method.
+    """For the continuous run: of many cases a seeded 24th, of every law one or more for each method.
 
     How rows are grouped (test_batch) is shown for a third of the methods in each test.
-    Beside other packs a quarter of the cases of each test is tried.
+    Beside other packs a sixth of the cases of each test is tried.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
     by_method: dict[tuple, list[pytest.Item]] = {}

@@ -8,7 +8,7 @@ from reins.demo.judge import judge, overlap
 from reins.demo.world.scenes import SLOTS, draw, draw_words, render
 from torch.nn import functional
 
-COUNT = 500
+COUNT = 150
 
 
 @pytest.fixture(scope="module")
