@@ -157,6 +157,24 @@ class Run:
         return copied
 
 
+class TracedRun(Run):
+    """A run as layers see it if torch.compile follows them: nothing is kept, for the graph is what is kept.
+
+    torch would make another graph for each thing that a run keeps.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.seed, self.sigmas, self.is_hooked = run.seed, run.sigmas, run.is_hooked
+        self.names, self.sampler = run.names, run.sampler
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return make()
+
+    def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
+        return make()
+
+
 def _is_noise(start: tuple[Any, Any] | None) -> bool:
     if start is None or not all(isinstance(part, Tensor) for part in start):
         return False

@@ -16,7 +16,7 @@ from ..rows.chunk import Chunk
 from ..rows.conds import CONDS
 from ..rows.images import images_in_window
 from ..rows.order import SAMPLING
-from ..run import RUN, STEP, Run, Step, not_told, sigma_in
+from ..run import RUN, STEP, Run, Step, TracedRun, not_told, sigma_in
 from .texts import PatchedTexts
 
 NETWORK = "reins_network"
@@ -43,7 +43,10 @@ class NetworkCall(NamedTuple):
         """Returns what the host's options tell of the call."""
         lacks_conds = CONDS not in options and "sample_sigmas" in options
         to_sigma = getattr(options.get(SAMPLING), "percent_to_sigma", None)
-        return cls(options.get(RUN) or Run(), options.get(STEP), module, to_sigma, lacks_conds, texts, is_traced)
+        run = options.get(RUN) or Run()
+        return cls(
+            TracedRun(run) if is_traced else run, options.get(STEP), module, to_sigma, lacks_conds, texts, is_traced
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -29,6 +29,7 @@ class OwnTexts(NetworkEntry):
     sites: frozenset[Site]
     texts: tuple[Tensor, ...]
     span: Span = WHOLE_RUN
+    is_traceable: bool = True
 
 
 class PatchedText(NamedTuple):

@@ -146,7 +146,8 @@ class NormalizedAttention:
         """Returns the attention (rows, tokens, c) of positives, pushed away from that to the negative."""
         negative = mean_of_texts(call, texts, [self._attend(call, below, text) for text in texts], positive)
         # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
-        if self.signs.compared < len(self.paths) or call.site == next(iter(self.paths)):
+        # torch.compile would make another graph for each number of comparisons.
+        if not call.is_traced and (self.signs.compared < len(self.paths) or call.site == next(iter(self.paths))):
             self.signs.compare(negative, positive)
         return self.settings.guided(positive, negative)
 
@@ -241,7 +242,9 @@ def mean_of_texts(
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:
     """Returns a clone of `model`, which has a UNet, that is guided away from these texts in its text attention."""
-    model = add_attention_layer(model, guidance.paths, Named("NAG", guidance, guidance.signs), span, depth=DEPTH)
+    is_constant = all(text.span == WHOLE_RUN for text in guidance.settings.texts)
+    layer = Named("NAG", guidance, guidance.signs, is_traceable=is_constant)
+    model = add_attention_layer(model, guidance.paths, layer, span, depth=DEPTH)
     texts = tuple(text.text for text in guidance.settings.texts)
     append(model, OwnTexts(order=next_order(model), sites=frozenset(guidance.paths), texts=texts, span=span))
     return model

@@ -100,4 +100,4 @@ class UNetImagePrompt(ImagePrompt):
 
 def add_image_prompt(model: ModelPatcher, prompt: UNetImagePrompt, span: Span) -> ModelPatcher:
     """Returns a clone of `model` that is prompted with images too."""
-    return add_attention_layer(model, prompt.sites, Named("IP-Adapter", prompt), span)
+    return add_attention_layer(model, prompt.sites, Named("IP-Adapter", prompt, is_traceable=True), span)

@@ -107,7 +107,8 @@ class ImagePrompt:
                 "An IP-Adapter that a hook brings cannot know the areas and names of prompts. Put IP-Adapter Apply on "
                 "the model itself, or leave mask and only_for empty."
             )
-        return [ActingChunk(role, chunk) for chunk in call.chunks if (role := self._role(chunk, site))]
+        acting = (ActingChunk(self._role(chunk, site), chunk) for chunk in call.chunks)
+        return [acts for acts in acting if acts.role is not None]
 
     def _role(self, chunk: Chunk, site: Site) -> TokenRole | None:
         if self.only_for and (chunk.info is None or self.only_for not in chunk.info.names):

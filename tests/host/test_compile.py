@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 OUTSIDE = ("weak", "swg", "apg", "fdg", "cfg-zero", "image", "interval", "rescale")  # that do not enter the network
-TRACED = ("pag", "seg", "seg-narrow", "tpg", "pladis")  # that enter it and can be followed
+TRACED = ("pag", "seg", "seg-narrow", "tpg", "pladis", "nag", "ip-adapter", "ip-adapter-masked")  # followed inside it
 RANGED = {
     "pag that ends": lambda model: pag(model, end=0.5),
     "pag that is held": lambda model: pag(model, refresh=2),
@@ -67,7 +67,7 @@ def test_a_method_is_right_between_plain_runs(name, cfg, model):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
-    "names", [("pag", "seg"), ("pladis", "ip-adapter"), ("controlnext", "pag that ends")], ids="+".join
+    "names", [("pag", "seg"), ("pladis", "ip-adapter that ends"), ("controlnext", "nag")], ids="+".join
 )
 def test_runs_are_right_in_every_order(names, backend, alone):
     model = tiny_models.sd15()
@@ -152,11 +152,11 @@ def test_if_torch_cannot_compile_a_call_it_runs_as_it_is_written(alone, caplog):
     assert "no compiler here" in record.getMessage()
 
 
-@pytest.mark.parametrize("name", ["pag", "apg", "ip-adapter"])
+@pytest.mark.parametrize("name", ["pag", "apg", "controlnext"])
 def test_the_log_says_once_that_a_run_is_not_compiled(name, model, caplog):
     with caplog.at_level(logging.WARNING):
         sample(compiled(METHODS[name](model)), steps=3)
-    assert told(caplog) == (name == "ip-adapter")
+    assert told(caplog) == (name == "controlnext")
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
