@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "RESULTS.md"
-TABLE = "## "  # what a table begins with
-HEAD = "| cfg | nodes | UNet calls | rows | device reads | ms | to plain | to | |"
+HEAD = ("cfg", "nodes", "UNet calls", "rows", "device reads", "ms", "to plain", "to", "")
 
 
 def enter() -> None:
@@ -28,25 +27,19 @@ def enter() -> None:
 
 
 def table(network: Network, rows: list[Row], what: str = "") -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## {what}{network.name}, latent {h}x{w}, per sampler step",
-        "",
-        f"{network.steps} steps, {network.rounds} rounds.",
-        "",
-        HEAD,
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        case = row.case
-        against = (
-            ("", "") if case.name == "plain" or case.against == "plain" else (f"{row.to_against:.2f}", case.against)
-        )
-        lines.append(
-            f"| {case.cfg:g} | {case.name} | {row.calls:.3g} | {row.rows:.3g} | {row.reads:+.3g} "
-            f"| {row.milliseconds:.1f} | {row.to_plain:.2f} | {against[0]} | {against[1]} |"
-        )
-    return [*lines, ""]
+    from reins.bench import result_tables
+
+    title = result_tables.on_a_latent(f"{what}{network.name}", network.size, "per sampler step")
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds), HEAD, map(cells_of, rows))
+
+
+def cells_of(row: Row) -> list[str]:
+    case = row.case
+    against = ["", ""] if "plain" in (case.name, case.against) else [f"{row.to_against:.2f}", case.against]
+    return [
+        f"{case.cfg:g}", case.name, f"{row.calls:.3g}", f"{row.rows:.3g}", f"{row.reads:+.3g}",
+        f"{row.milliseconds:.1f}", f"{row.to_plain:.2f}", *against,
+    ]  # fmt: skip
 
 
 def preface(version: str) -> list[str]:
@@ -164,11 +157,13 @@ SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
 
 def merged(written: str, found: Sequence[Sequence[str]]) -> str:
     """The page with tables put in the place of those with the same heading. Tables without one come last."""
-    start, *rest = written.split(TABLE)
+    from reins.bench.result_tables import HEADING
+
+    start, *rest = written.split(HEADING)
     tables = {part.splitlines()[0]: part for part in rest}
     for lines in found:
-        tables[lines[0].removeprefix(TABLE.strip()).strip()] = "\n".join(lines).removeprefix(TABLE)
-    return TABLE.join([start, *(f"{part.rstrip()}\n\n" for part in tables.values())]).rstrip() + "\n"
+        tables[lines[0].removeprefix(HEADING.strip()).strip()] = "\n".join(lines).removeprefix(HEADING)
+    return HEADING.join([start, *(f"{part.rstrip()}\n\n" for part in tables.values())]).rstrip() + "\n"
 
 
 def main() -> None:
