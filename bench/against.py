@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import comfy_extras.nodes_pag
+import torch
 from comfy.model_patcher import ModelPatcher
 from reins.engine.unet import unet_of
-from reins.tests.helpers import tiny_models
+from reins.tests.helpers import ip_adapter, tiny_models
+from reins.tests.helpers.transformer_ip_adapters import nested
 
 from . import packs, result_tables
 from .builds import Build, MissingInput, shelf
@@ -19,7 +21,7 @@ from .by_id import TOKENS, ByBuild, Drawn, nag, pag, pladis
 from .counting import interleaved, operations_per_step, peak_of, ratio
 
 CFG, STEPS = 7.0, 4
-PEER = "sd-perturbed-attention"
+PEER, ADAPTER_PEER = "sd-perturbed-attention", "ComfyUI_IPAdapter_plus"
 TITLE = "Against an older build: "
 HEAD = (
     "nodes", "build", "operations per step", "beyond plain", "peak, MB", "CPU ms", "to plain",
@@ -142,6 +144,17 @@ def of_layers(builds: Sequence[Build], model: ModelPatcher, drawn: Drawn) -> lis
     return [*plain, *by_builds(ways, builds, model)]
 
 
+def their_ip_adapters(folder: Path, model: ModelPatcher) -> list[Case]:
+    """One and two adapters by IPAdapter_plus, of the same sizes."""
+    apply = packs.load(folder, ADAPTER_PEER, "IPAdapterPlus").ipadapter_execute
+    file = nested(ip_adapter.file_for(model))
+    embedding = torch.randn((1, ip_adapter.EMBEDS), generator=torch.Generator().manual_seed(1))
+    one, two = model.clone(), model.clone()
+    for each in (one, two, two):
+        apply(each, file, None, pos_embed=embedding)
+    return [Case("IP-Adapter", ADAPTER_PEER, one), Case("two IP-Adapters", ADAPTER_PEER, two)]
+
+
 def text_tables(builds: Sequence[Build], folder: Path | None) -> Iterator[list[str]]:
     """NAG and PLADIS on the layout of SDXL, and their memory on a large latent."""
     for layout in (SDXL, LARGE):
@@ -149,10 +162,11 @@ def text_tables(builds: Sequence[Build], folder: Path | None) -> Iterator[list[s
         yield table("text attention", layout, builds, measure(layout, of_text(builds, model, folder), builds))
 
 
-def layers_table(layout: Layout, builds: Sequence[Build]) -> list[str]:
+def layers_table(layout: Layout, builds: Sequence[Build], folder: Path | None) -> list[str]:
     model = tiny_models.sd15(**layout.settings)
     with shelf() as files:
         cases = of_layers(builds, model, Drawn(files, model, layout.size))
+        cases += their_ip_adapters(folder, model) if folder is not None else []
         return table("layers", layout, builds, measure(layout, cases, builds))
 
 

@@ -21,11 +21,11 @@ from reins.tests.helpers.released_files import TABLES
 from torch import Tensor
 
 from . import packs, result_tables
+from .against import ADAPTER_PEER as PEER
 from .against import TITLE
 from .builds import Build, Shelf, shelf
 from .loading import NAME, own_memory
 
-PEER = "ComfyUI_IPAdapter_plus"
 ROUNDS, EVERY = 3, 0.001  # seconds between two looks at the memory
 HEAD = (
     "way", "build", "processor seconds", "memory kept, MiB", "at the peak, MiB", "to the older build, seconds", "kept",

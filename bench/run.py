@@ -169,7 +169,7 @@ def against_layers(choice: Choice) -> Iterator[list[str]]:
     from reins.bench import against
 
     for layout in (against.NARROW, against.WIDE):
-        yield against.layers_table(layout, builds(choice))
+        yield against.layers_table(layout, builds(choice), choice.packs)
 
 
 def against_loading(choice: Choice) -> Iterator[list[str]]:

@@ -10,9 +10,9 @@ import time
 import comfy.model_management
 import pytest
 import torch
-from reins.bench import device, device_measure
+from reins.bench import device, device_measure, device_networks
 from reins.bench.device_cases import Case, cases_of
-from reins.bench.device_networks import SMALL, make
+from reins.bench.device_networks import NETWORKS, SMALL, make
 
 COUNTS = {  # calls of the network and rows in them, of a step at cfg 5
     "plain": (1, 2),
@@ -131,3 +131,54 @@ def test_launches_are_told_from_other_calls_of_the_driver():
     others = ("cudaMemcpyAsync", "cudaDeviceSynchronize", "cudaLaunchHostFunc", "cudaEventRecord", "aten::mm")
     assert all(device_measure.LAUNCH.match(name) for name in launches)
     assert not any(device_measure.LAUNCH.match(name) for name in others)
+
+
+WEIGHTS = {"SD1.5": 859_520_964, "SDXL": 2_567_463_684}  # of the released UNets
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_networks_have_the_sizes_of_releases(network):
+    model = device_networks._build(network, torch.float16, torch.device("meta"))
+    count = sum(p.numel() for p in model.diffusion_model.parameters())
+    assert count == WEIGHTS.get(network.name, count) and 0.8e9 < count < 5e9
+    assert {p.dtype for p in model.diffusion_model.parameters()} == {torch.float16}
+    assert model.manual_cast_dtype in (None, torch.float32)  # float32 on a CPU, which has no fast halves
+
+
+def test_on_cuda_steps_are_timed_by_events_and_waited_for_once(monkeypatch):
+    waited = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            Event.made += 1
+            self.number, self.stream = Event.made, None
+
+        def record(self, stream: str) -> None:
+            self.stream = stream
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+        def elapsed_time(self, other: Event) -> float:
+            assert self.stream == other.stream == "the stream of cuda:0"
+            return 7.0 * (other.number - self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda place: f"the stream of {place}")
+    clock = device_measure.Clock(torch.device("cuda", 0))
+    for step in range(5):
+        clock.mark(step, None, None, 5)
+    assert clock.milliseconds() == 7.0 and waited == [5]
+
+
+def test_models_that_nobody_needs_leave_the_device_and_the_network_stays():
+    first, second = (make(SMALL[0]) for _ in range(2))
+    comfy.model_management.load_models_gpu([first.clone(), second])
+    device_measure.forget(first)
+    held = [loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
+    assert first.model in held and second.model not in held
+    device_measure.forget(None)
+    assert not comfy.model_management.current_loaded_models
