@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ HEAD = (
 NOTE = (
     "Operations of torch that compute or copy are exact counts of the second and third step; on a GPU each is a launch "
     "at least. Memory is what a step allocates at most beside the model. Times are those of the processor. Attentions "
-    "are torch's own, as on a GPU. Weights are random, texts have 77 tokens. UniCon is compared with two plain "
+    "are torch's own, as on a GPU. Weights are random, texts have {tokens} tokens. UniCon is compared with two plain "
     "pictures. The older build is the commit {older}."
 )
 
@@ -42,6 +43,7 @@ class Layout(NamedTuple):
     settings: Mapping[str, object]
     size: tuple[int, int]
     rounds: int
+    tokens: int = TOKENS
 
 
 class Case(NamedTuple):
@@ -81,6 +83,7 @@ SDXL = Layout(
     },
     (16, 16), 5,
 )  # fmt: skip
+BRIEF = SDXL._replace(name=f"{SDXL.name}, short texts", tokens=tiny_models.TOKENS)
 NARROW, WIDE = of_sd15(32, (16, 16), 9), of_sd15(320, (16, 16), 3)  # launches bound a step of the first
 LARGE = Layout(  # whose attentions take most of the memory
     "three transformers",
@@ -106,14 +109,15 @@ def by_builds(ways: Mapping[str, ByBuild], builds: Sequence[Build], model: Model
                 continue
 
 
-def of_text(builds: Sequence[Build], model: ModelPatcher, folder: Path | None) -> list[Case]:
+def of_text(builds: Sequence[Build], model: ModelPatcher, folder: Path | None, tokens: int = TOKENS) -> list[Case]:
     """NAG and PLADIS, by all builds and by another pack if its checkout lies in the folder."""
-    found = [Case("plain", "", model), *by_builds({"NAG": nag, "PLADIS": pladis}, builds, model)]
+    ways: dict[str, ByBuild] = {"NAG": partial(nag, tokens=tokens), "PLADIS": pladis}
+    found = [Case("plain", "", model), *by_builds(ways, builds, model)]
     if folder is None:
         return found
     their_nag = packs.load(folder, PEER, "nag_nodes").NormalizedAttentionGuidance()
     their_pladis = packs.load(folder, PEER, "pladis_nodes").Pladis()
-    negative = tiny_models.text(3, TOKENS)
+    negative = tiny_models.text(3, tokens)
     return [
         *found,
         Case("NAG", PEER, their_nag.patch(model, negative)[0]),
@@ -157,9 +161,10 @@ def their_ip_adapters(folder: Path, model: ModelPatcher) -> list[Case]:
 
 def text_tables(builds: Sequence[Build], folder: Path | None) -> Iterator[list[str]]:
     """NAG and PLADIS on the layout of SDXL, and their memory on a large latent."""
-    for layout in (SDXL, LARGE):
+    for layout in (BRIEF, SDXL, LARGE):
         model = tiny_models.sd15(**layout.settings)
-        yield table("text attention", layout, builds, measure(layout, of_text(builds, model, folder), builds))
+        cases = of_text(builds, model, folder, layout.tokens)
+        yield table("text attention", layout, builds, measure(layout, cases, builds))
 
 
 def layers_table(layout: Layout, builds: Sequence[Build], folder: Path | None) -> list[str]:
@@ -172,7 +177,7 @@ def layers_table(layout: Layout, builds: Sequence[Build], folder: Path | None) -
 
 def measure(layout: Layout, cases: Sequence[Case], builds: Sequence[Build]) -> list[Row]:
     """All cases; rounds go through them in turn. The last of the builds is the older one."""
-    texts = {"positive": tiny_models.text(1, TOKENS), "negative": tiny_models.text(2, TOKENS)}
+    texts = {name: tiny_models.text(seed, layout.tokens) for seed, name in enumerate(("positive", "negative"), 1)}
 
     def run(case: Case, steps: int) -> None:
         tiny_models.sample(case.model, layout.size, case.batch, CFG, steps, **texts)
@@ -202,7 +207,7 @@ def measure(layout: Layout, cases: Sequence[Case], builds: Sequence[Build]) -> l
 
 def table(what: str, layout: Layout, builds: Sequence[Build], rows: Sequence[Row]) -> list[str]:
     title = result_tables.on_a_latent(f"{TITLE}{what} on {layout.name}", layout.size, f"cfg {CFG:g}")
-    words = result_tables.runs(STEPS, layout.rounds, NOTE.format(older=builds[-1].name))
+    words = result_tables.runs(STEPS, layout.rounds, NOTE.format(tokens=layout.tokens, older=builds[-1].name))
     cells = [
         (
             row.case.name, row.case.build, f"{row.operations:.6g}", f"{row.beyond:+.6g}", f"{row.peak / 1e6:.1f}",

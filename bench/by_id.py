@@ -19,8 +19,8 @@ def pag(build: Build, model: ModelPatcher, **settings: Any) -> ModelPatcher:
     return build.run("PerturbedAttentionGuidance", model=model, **{"layers": "m0", **settings})
 
 
-def nag(build: Build, model: ModelPatcher) -> ModelPatcher:
-    return build.run("NormalizedAttentionGuidance", model=model, negative=tiny_models.text(3, TOKENS))
+def nag(build: Build, model: ModelPatcher, tokens: int = TOKENS) -> ModelPatcher:
+    return build.run("NormalizedAttentionGuidance", model=model, negative=tiny_models.text(3, tokens))
 
 
 def pladis(build: Build, model: ModelPatcher) -> ModelPatcher:

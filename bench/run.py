@@ -168,8 +168,13 @@ def against_text(choice: Choice) -> Iterator[list[str]]:
 def against_layers(choice: Choice) -> Iterator[list[str]]:
     from reins.bench import against
 
-    for layout in (against.NARROW, against.WIDE):
-        yield against.layers_table(layout, builds(choice), choice.packs)
+    yield against.layers_table(against.NARROW, builds(choice), choice.packs)
+
+
+def against_layers_wide(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against
+
+    yield against.layers_table(against.WIDE, builds(choice), choice.packs)
 
 
 def against_loading(choice: Choice) -> Iterator[list[str]]:
@@ -202,6 +207,7 @@ SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
 AGAINST: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "against-text": against_text,
     "against-layers": against_layers,
+    "against-layers-wide": against_layers_wide,
     "against-loading": against_loading,
     "against-compile": against_compile,
 }
