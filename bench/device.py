@@ -91,6 +91,9 @@ class Bench:
             if case.name in self.lines:
                 seconds = min(COMPILE, self.timer.left())
                 self._attempt(f"{case.name}, compiled", lambda case=case: self._compiled(case), seconds)
+            if case is cases[0] and not any(line.compiled for line in self.lines.values()):
+                self.said.append(f"{case.name} was not compiled, so nothing else was")
+                break
         torch._dynamo.reset()
 
     def _attempt(self, what: str, act: object, seconds: float) -> None:

@@ -98,8 +98,21 @@ def test_what_had_no_time_or_failed_is_said(brief):
         assert bench.omitted == ["plain"] and not bench.lines
         bench._attempt("one that fails", lambda: fails(None), 10)
         bench._attempt("one that is slow", lambda: time.sleep(5), 0.1)
-    assert bench.said == ["one that fails: ValueError: no such thing", "one that is slow: stopped after 0 s"]
+    assert bench.said[-2:] == ["one that fails: ValueError: no such thing", "one that is slow: stopped after 0 s"]
     assert "- Left out, for the time was up: plain" in bench.table()
+
+
+def test_where_the_plain_network_is_not_compiled_in_time_no_other_is_tried(brief, monkeypatch):
+    monkeypatch.setattr(device.Bench, "_compiled", lambda *_: time.sleep(5))
+    monkeypatch.setattr(device, "COMPILE", 0.1)
+    cases = [Case("plain", lambda model: model), Case("again", lambda model: model)]
+    with torch.inference_mode():
+        bench = device.Bench(SMALL[0], make(SMALL[0]), device.Timer(100), "eager")
+        bench.run(cases)
+    assert list(bench.lines) == ["plain", "again"]
+    assert bench.said == [
+        "plain, compiled: stopped after 0 s", "plain was not compiled, so nothing else was",
+    ]  # fmt: skip
 
 
 def test_a_network_that_does_not_fit_is_left_out(monkeypatch):
