@@ -23,13 +23,14 @@ from reins.nodes.ip_adapter.apply_node import IPAdapterApply
 from reins.nodes.ip_adapter.load import in_file_order
 from reins.tests.helpers import ip_adapter, tiny_models
 
+from . import result_tables
 from .cases import Network
 
 CFG, TOKENS = 7.0, 16
 HEAD = (
-    "| nodes | matrix products per run | per step | attentions of images per step | device reads per step "
-    "| weights on the device, MB | k and v kept, MB | ms | to plain |"
-)
+    "nodes", "matrix products per run", "per step", "attentions of images per step", "device reads per step",
+    "weights on the device, MB", "k and v kept, MB", "ms", "to plain",
+)  # fmt: skip
 
 NOTE = (
     "Text is 16 numbers wide here, so the matrices are small and the times of all ways alike; at SD1.5's 768 they are "
@@ -154,18 +155,16 @@ def measure(network: Network) -> list[Row]:
 
 
 def table(network: Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## IP-Adapter on {network.name}, latent {h}x{w}, cfg {CFG:g}, {TOKENS} tokens", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.products} | {row.products / network.steps:.3g} | {row.attentions:.3g} "
-            f"| {row.reads:+.3g} | {row.weights / 1e6:.2f} | {row.kept / 1e6:.2f} | {row.milliseconds:.1f} "
-            f"| {row.to_plain:.2f} |"
+    title = result_tables.on_a_latent(f"IP-Adapter on {network.name}", network.size, f"cfg {CFG:g}, {TOKENS} tokens")
+    cells = [
+        (
+            row.name, f"{row.products}", f"{row.products / network.steps:.3g}", f"{row.attentions:.3g}",
+            f"{row.reads:+.3g}", f"{row.weights / 1e6:.2f}", f"{row.kept / 1e6:.2f}", f"{row.milliseconds:.1f}",
+            f"{row.to_plain:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)
 
 
 def _sample(model: ModelPatcher, network: Network) -> None:

@@ -17,7 +17,9 @@ from reins.nodes.guidance.skip_layer import SkipLayerGuidance
 from reins.nodes.guidance.smoothed_energy import SmoothedEnergyGuidance
 from reins.tests.helpers import tiny_transformers
 
-HEAD = "| nodes | calls per step | rows of a block | ms | to plain | to host SLG |"
+from . import result_tables
+
+HEAD = ("nodes", "calls per step", "rows of a block", "ms", "to plain", "to host SLG")
 NOTE = (
     "Random weights; texts of 77 tokens. 'rows of a block' is the mean over all blocks: 2 for CFG alone. ComfyUI's PAG "
     "node changes nothing on a transformer. 'unshared' computes all blocks for each prediction."
@@ -155,14 +157,12 @@ def measure(network: Network) -> list[Row]:
 
 
 def table(network: Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## Diffusion transformers: {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.calls:.3g} | {row.block_rows:.2f} | {row.milliseconds:.0f} | {row.to_plain:.2f} "
-            f"| {row.to_host:.2f} |"
+    title = result_tables.on_a_latent(f"Diffusion transformers: {network.name}", network.size, f"cfg {CFG:g}")
+    cells = [
+        (
+            row.name, f"{row.calls:.3g}", f"{row.block_rows:.2f}", f"{row.milliseconds:.0f}", f"{row.to_plain:.2f}",
+            f"{row.to_host:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)

@@ -15,7 +15,7 @@ from reins.tests.helpers import controlnext, prompt_diffusion, tiny_models
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import cases
+from . import cases, result_tables
 from .hints import CFG, Case, control_net, count, sample, timed
 
 NOTE = (
@@ -23,7 +23,9 @@ NOTE = (
     "host computes at every step; Prompt Diffusion has two, which are kept as long as the host keeps the hint. 'Stems "
     "at every step' is the same without that."
 )
-HEAD = "| nodes | stems computed per run | GMAC per step | device reads per step | ms | to plain | to ControlNet |"
+HEAD = (
+    "nodes", "stems computed per run", "GMAC per step", "device reads per step", "ms", "to plain", "to ControlNet",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -93,14 +95,12 @@ def _row(
 
 
 def table(network: cases.Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## Prompt Diffusion on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.stems} | {row.gmac:.1f} | {row.reads:+.3g} | {row.milliseconds:.0f} "
-            f"| {row.to_plain:.2f} | {row.to_control_net:.2f} |"
+    title = result_tables.on_a_latent(f"Prompt Diffusion on {network.name}", network.size, f"cfg {CFG:g}")
+    cells = [
+        (
+            row.name, f"{row.stems}", f"{row.gmac:.1f}", f"{row.reads:+.3g}", f"{row.milliseconds:.0f}",
+            f"{row.to_plain:.2f}", f"{row.to_control_net:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)

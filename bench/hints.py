@@ -23,12 +23,14 @@ from reins.nodes.controlnext.nodes import ControlNeXtApply
 from reins.tests.helpers import controlnext, tiny_models
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import cases
+from . import cases, result_tables
 
 CFG = 7.0
 OFFICIAL = Layout((64, 64, 128), (Stage(128, 128, 4), Stage(128, 256, 8)), (128, 256), 320, True, False)
-HEAD = "| nodes | calls of the control network per step | its rows per step | its first third per run | GMAC per step "
-HEAD += "| device reads per step | ms | to plain | overhead to ControlNet's |"
+HEAD = (
+    "nodes", "calls of the control network per step", "its rows per step", "its first third per run", "GMAC per step",
+    "device reads per step", "ms", "to plain", "overhead to ControlNet's",
+)  # fmt: skip
 NOTE = (
     "The UNet and the ControlNet have SD1.5's widths and random weights, the control network those of the release. "
     "Calls, rows and products (of convolutions and matrices) are exact counts; overhead is what a step takes beyond a "
@@ -154,17 +156,15 @@ def count(run: Callable[[], None], mode: Any) -> Any:
 
 
 def table(network: cases.Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## ControlNeXt on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.calls:.3g} | {row.rows:.3g} | {row.prepared} | {row.gmac:.1f} | {row.reads:+.3g} "
-            f"| {row.milliseconds:.0f} | {row.to_plain:.2f} | {row.to_control_net:.2f} |"
+    title = result_tables.on_a_latent(f"ControlNeXt on {network.name}", network.size, f"cfg {CFG:g}")
+    cells = [
+        (
+            row.name, f"{row.calls:.3g}", f"{row.rows:.3g}", f"{row.prepared}", f"{row.gmac:.1f}", f"{row.reads:+.3g}",
+            f"{row.milliseconds:.0f}", f"{row.to_plain:.2f}", f"{row.to_control_net:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)
 
 
 def sample(case: Case, network: cases.Network) -> None:

@@ -19,8 +19,10 @@ from reins.nodes.ip_adapter.load import make_ip_adapter
 from reins.tests.helpers.released_files import TABLES
 from safetensors.torch import load_file, save_file
 
+from . import result_tables
+
 NAME = "plus_sdxl_vit-h"
-HEAD = "| way | processor seconds | own memory kept, MiB | to copying, seconds | memory |"
+HEAD = ("way", "processor seconds", "own memory kept, MiB", "to copying, seconds", "memory")
 NOTE = (
     "The file has the tensors of ip-adapter-plus_sdxl_vit-h. *Copying* builds the networks in memory, copies the "
     "tensors into them and looks for numbers that are not finite, as this pack did; *copying to float32* is what "
@@ -78,11 +80,12 @@ def own_memory() -> float:
 
 
 def table(costs: dict[str, Cost]) -> list[str]:
-    lines = ["## Loading an IP-Adapter of 808 MiB", "", NOTE, "", HEAD, "|---|---|---|---|---|"]
     like = costs["copying"]
-    for name, cost in costs.items():
-        lines.append(
-            f"| {name} | {cost.seconds:.2f} | {cost.memory:.0f} | {cost.seconds / like.seconds:.2f} "
-            f"| {cost.memory / like.memory:.2f} |"
+    cells = [
+        (
+            name, f"{cost.seconds:.2f}", f"{cost.memory:.0f}", f"{cost.seconds / like.seconds:.2f}",
+            f"{cost.memory / like.memory:.2f}",
         )
-    return [*lines, ""]
+        for name, cost in costs.items()
+    ]  # fmt: skip
+    return result_tables.table("Loading an IP-Adapter of 808 MiB", NOTE, HEAD, cells)

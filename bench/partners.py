@@ -16,11 +16,11 @@ from reins.nodes.unicon.side_by_side import SideBySide
 from reins.tests.helpers import tiny_models, unicon
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import cases
+from . import cases, result_tables
 
 CFG = 7.0
 RANK = 64  # of the release
-HEAD = "| nodes | calls per step | rows per step | GMAC per step | device reads per step | ms | to plain |"
+HEAD = ("nodes", "calls per step", "rows per step", "GMAC per step", "device reads per step", "ms", "to plain")
 NOTE = (
     "The UNet has SD1.5's widths and random weights, the file rank 64 and all blocks. Calls, rows and products (of "
     "convolutions, matrices and attentions) are exact counts. 'With projections of its own' makes q, k and v of the "
@@ -115,17 +115,15 @@ def _row(
 
 
 def table(network: cases.Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## UniCon on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.calls:.3g} | {row.rows:.3g} | {row.gmac:.1f} | {row.reads:+.3g} "
-            f"| {row.milliseconds:.0f} | {row.to_plain:.2f} |"
+    title = result_tables.on_a_latent(f"UniCon on {network.name}", network.size, f"cfg {CFG:g}")
+    cells = [
+        (
+            row.name, f"{row.calls:.3g}", f"{row.rows:.3g}", f"{row.gmac:.1f}", f"{row.reads:+.3g}",
+            f"{row.milliseconds:.0f}", f"{row.to_plain:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)
 
 
 def _sample(case: Case, network: cases.Network) -> None:

@@ -1,9 +1,13 @@
-"""python3 dev.py bench [--quick] [--only NAME ...]: prints the tables and writes them to bench/RESULTS.md."""
+"""python3 dev.py bench [--quick] [--only NAME ...]: prints the tables and writes them to bench/RESULTS.md.
+
+With --base FOLDER, another checkout of this pack, it measures the tables that compare this build with that one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,41 +16,38 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
+    from reins.bench.builds import Build
     from reins.bench.cases import Network
     from reins.bench.measure import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "RESULTS.md"
-TABLE = "## "  # what a table begins with
-HEAD = "| cfg | nodes | UNet calls | rows | device reads | ms | to plain | to | |"
+HEAD = ("cfg", "nodes", "UNet calls", "rows", "device reads", "ms", "to plain", "to", "")
 
 
-def enter() -> None:
-    """The pack under its test name, beside the host that COMFYUI_PATH names."""
-    spec = importlib.util.spec_from_file_location("reins_tests_conftest", ROOT / "tests" / "conftest.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+def enter(*arguments: str) -> None:
+    """The pack under its test name, beside the host that COMFYUI_PATH names, with arguments of the host's server."""
+    spec = importlib.util.spec_from_file_location("reins_inside", ROOT / "demo" / "inside.py")
+    inside = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(inside)
+    inside.load_pack()
+    inside.enter_host(os.environ["COMFYUI_PATH"].split(os.pathsep)[0], *arguments)
 
 
 def table(network: Network, rows: list[Row], what: str = "") -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## {what}{network.name}, latent {h}x{w}, per sampler step",
-        "",
-        f"{network.steps} steps, {network.rounds} rounds.",
-        "",
-        HEAD,
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        case = row.case
-        against = (
-            ("", "") if case.name == "plain" or case.against == "plain" else (f"{row.to_against:.2f}", case.against)
-        )
-        lines.append(
-            f"| {case.cfg:g} | {case.name} | {row.calls:.3g} | {row.rows:.3g} | {row.reads:+.3g} "
-            f"| {row.milliseconds:.1f} | {row.to_plain:.2f} | {against[0]} | {against[1]} |"
-        )
-    return [*lines, ""]
+    from reins.bench import result_tables
+
+    title = result_tables.on_a_latent(f"{what}{network.name}", network.size, "per sampler step")
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds), HEAD, map(cells_of, rows))
+
+
+def cells_of(row: Row) -> list[str]:
+    case = row.case
+    against = ["", ""] if "plain" in (case.name, case.against) else [f"{row.to_against:.2f}", case.against]
+    return [
+        f"{case.cfg:g}", case.name, f"{row.calls:.3g}", f"{row.rows:.3g}", f"{row.reads:+.3g}",
+        f"{row.milliseconds:.1f}", f"{row.to_plain:.2f}", *against,
+    ]  # fmt: skip
 
 
 def preface(version: str) -> list[str]:
@@ -57,7 +58,8 @@ def preface(version: str) -> list[str]:
         "run to turn percents into sigmas. Times compare cases of one run: every round goes through all cases, ratios "
         "are medians over rounds; 'to' compares with the host's own nodes. The allocator keeps its memory, because "
         "page faults would drown the rest. A CPU pays for rows; a GPU with small batches pays more for calls. Rows of "
-        "other packs are measured with `--packs FOLDER` if their checkouts lie there; none is part of this pack.",
+        "other packs are measured with `--packs FOLDER` if their checkouts lie there; none is part of this pack. "
+        "Tables that begin with 'Against an older build' are measured with `--base FOLDER`, a checkout of that build.",
         "",
         f"ComfyUI {version}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads on the "
         "CPU, float32, Euler, one picture.", "",
@@ -65,10 +67,11 @@ def preface(version: str) -> list[str]:
 
 
 class Choice(NamedTuple):
-    """What is measured: the tiny network alone with few rounds, and other packs from a folder."""
+    """What is measured: the tiny network alone with few rounds, other packs from a folder, an older build."""
 
     quick: bool
     packs: Path | None
+    base: Path | None = None
 
 
 def networks(choice: Choice, all_of_them: Sequence[Network]) -> Sequence[Network]:
@@ -149,6 +152,45 @@ def at_full_width(choice: Choice) -> Iterator[list[str]]:
         yield partners.table(PAIRED, partners.measure(PAIRED))
 
 
+def builds(choice: Choice) -> list[Build]:
+    from reins.bench.builds import commit_of, older_build, this_build
+
+    assert choice.base is not None
+    return [this_build(), older_build(choice.base, commit_of(choice.base))]
+
+
+def against_text(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against
+
+    yield from against.text_tables(builds(choice), choice.packs)
+
+
+def against_layers(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against
+
+    yield against.layers_table(against.NARROW, builds(choice), choice.packs)
+
+
+def against_layers_wide(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against
+
+    yield against.layers_table(against.WIDE, builds(choice), choice.packs)
+
+
+def against_loading(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against_loading as bench
+    from reins.bench.loading import STATUS
+
+    if STATUS.is_file():
+        yield from bench.tables(builds(choice), choice.packs)
+
+
+def against_compile(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against_compile as bench
+
+    yield bench.table(builds(choice), bench.measure(builds(choice)))
+
+
 SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "nodes": of_nodes,
     "guidance": of_guidance,
@@ -162,32 +204,70 @@ SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
 }
 
 
+AGAINST: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
+    "against-text": against_text,
+    "against-layers": against_layers,
+    "against-layers-wide": against_layers_wide,
+    "against-loading": against_loading,
+    "against-compile": against_compile,
+}
+BEGINNING = "Against an older build"  # of the titles of their tables
+
+
 def merged(written: str, found: Sequence[Sequence[str]]) -> str:
     """The page with tables put in the place of those with the same heading. Tables without one come last."""
-    start, *rest = written.split(TABLE)
+    from reins.bench.result_tables import HEADING
+
+    start, *rest = written.split(HEADING)
     tables = {part.splitlines()[0]: part for part in rest}
     for lines in found:
-        tables[lines[0].removeprefix(TABLE.strip()).strip()] = "\n".join(lines).removeprefix(TABLE)
-    return TABLE.join([start, *(f"{part.rstrip()}\n\n" for part in tables.values())]).rstrip() + "\n"
+        tables[lines[0].removeprefix(HEADING.strip()).strip()] = "\n".join(lines).removeprefix(HEADING)
+    return HEADING.join([start, *(f"{part.rstrip()}\n\n" for part in tables.values())]).rstrip() + "\n"
 
 
-def main() -> None:
+def anew(written: str, begins: Sequence[str]) -> str:
+    """A page with this beginning and the tables beside an older build that the written page has."""
+    from reins.bench.result_tables import HEADING
+
+    kept = [part for part in written.split(HEADING)[1:] if part.startswith(BEGINNING)]
+    return HEADING.join(["\n".join(begins).rstrip() + "\n\n", *kept])
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the tiny network only, few rounds, nothing written")
     parser.add_argument("--packs", type=Path, help="a folder of other packs, to measure beside the nodes")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="some of the tables; the others stay as they are")
-    options = parser.parse_args()
-    enter()
+    parser.add_argument("--base", type=Path, help="a checkout of an older build, to compare with this one")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*SECTIONS, *AGAINST], help="some of the tables; the others stay as they are"
+    )
+    options = parser.parse_args(arguments)
+    sections = SECTIONS if options.base is None else AGAINST
+    if wrong := [name for name in options.only or () if name not in sections]:
+        needs = "needs --base FOLDER" if options.base is None else "is not measured with --base"
+        parser.error(f"the table {wrong[0]} {needs}")
+    options.sections = {name: sections[name] for name in options.only or sections}
+    return options
+
+
+def main() -> None:
+    options = options_of()
+    if options.base is None:
+        enter("--cpu")
+    else:
+        torch.set_num_threads(1)
+        enter("--cpu", "--use-pytorch-cross-attention")  # what the host uses on a GPU
     import comfyui_version
 
     found = []
-    for name in options.only or SECTIONS:
-        for lines in SECTIONS[name](Choice(options.quick, options.packs)):
+    for section in options.sections.values():
+        for lines in section(Choice(options.quick, options.packs, options.base)):
             print("\n".join(lines), flush=True)
             found.append(lines)
     if options.quick:
         return
-    before = RESULTS.read_text(encoding="utf-8") if options.only else "\n".join(preface(comfyui_version.__version__))
+    written = RESULTS.read_text(encoding="utf-8")
+    before = written if options.only or options.base else anew(written, preface(comfyui_version.__version__))
     RESULTS.write_text(merged(before, found), encoding="utf-8")
 
 

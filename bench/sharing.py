@@ -13,12 +13,13 @@ from reins.tests.helpers import controlnext, tiny_models
 from reins.tests.helpers.methods import pag, seg, tpg
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import cases
+from . import cases, result_tables
 from .hints import CFG, Case, control_net, count, sample, timed
 
 HEAD = (
-    "| nodes | rows of the ControlNet per step | GMAC per step | the added evaluation | ms | to plain | to unshared |"
-)
+    "nodes", "rows of the ControlNet per step", "GMAC per step", "the added evaluation", "ms", "to plain",
+    "to unshared",
+)  # fmt: skip
 NOTE = (
     "The UNet and the ControlNet have SD1.5's widths and random weights. Products (of convolutions and matrices) are "
     "exact counts; the added evaluation is what a step has beyond a plain one, in rows of a plain UNet. A ControlNet "
@@ -117,15 +118,12 @@ def _row(
 
 
 def table(network: cases.Network, rows: list[Row]) -> list[str]:
-    h, w = network.size
-    lines = [
-        f"## Shared layers and residuals on {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        to_unshared = "" if row.to_unshared is None else f"{row.to_unshared:.2f}"
-        lines.append(
-            f"| {row.name} | {row.control_rows:.3g} | {row.gmac:.1f} | {row.added:.2f} | {row.milliseconds:.0f} "
-            f"| {row.to_plain:.2f} | {to_unshared} |"
+    title = result_tables.on_a_latent(f"Shared layers and residuals on {network.name}", network.size, f"cfg {CFG:g}")
+    cells = [
+        (
+            row.name, f"{row.control_rows:.3g}", f"{row.gmac:.1f}", f"{row.added:.2f}", f"{row.milliseconds:.0f}",
+            f"{row.to_plain:.2f}", "" if row.to_unshared is None else f"{row.to_unshared:.2f}",
         )
-    return [*lines, ""]
+        for row in rows
+    ]  # fmt: skip
+    return result_tables.table(title, result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells)

@@ -6,6 +6,8 @@ from comfy.model_patcher import ModelPatcher
 from reins.tests.helpers.methods import METHODS
 from reins.tests.helpers.steps import Steps, steps_of
 
+from . import result_tables
+
 NOTE = (
     "On the tiny UNet with ten transformers, cfg 5, counted by Python's profile hook: the calls of the pack's own "
     "functions in one step, and those of them that lie in another file than the call before."
@@ -18,6 +20,7 @@ def measure(model: ModelPatcher) -> dict[str, Steps]:
 
 
 def table(steps: dict[str, Steps]) -> list[str]:
-    rows = [f"| {name} | {of_method.calls} | {of_method.changes} |" for name, of_method in steps.items()]
-    head = ["| method | calls per step | changes of file per step |", "|---|---|---|"]
-    return ["## From file to file", "", NOTE, "", *head, *rows, ""]
+    rows = [(name, f"{of_method.calls}", f"{of_method.changes}") for name, of_method in steps.items()]
+    return result_tables.table(
+        "From file to file", NOTE, ("method", "calls per step", "changes of file per step"), rows
+    )

@@ -24,13 +24,13 @@ from reins.tests.helpers.tiny_models import DeviceReads
 from reins.tests.helpers.transformer_ip_adapters import instantx_flux_file, nested, sd3_file, xlabs_file
 from torch import Tensor, nn
 
-from . import packs
+from . import packs, result_tables
 from .diffusion_transformers import CFG, sample_on
 
 HEAD = (
-    "| nodes | calls per step | rows per step | k and v made per run | resamplers per step "
-    "| weights read per step, MB | weights held, MB | k and v kept, MB | device reads per step | ms | to plain |"
-)
+    "nodes", "calls per step", "rows per step", "k and v made per run", "resamplers per step",
+    "weights read per step, MB", "weights held, MB", "k and v kept, MB", "device reads per step", "ms", "to plain",
+)  # fmt: skip
 NOTE = (
     "Random weights; texts of 77 tokens. 'k and v made' counts matrix products of image tokens, one for k and one for "
     "v. 'weights read' are those of the adapter's layers and resampler that a step computes with, mean over the run; "
@@ -229,18 +229,20 @@ def _row(network: Network, name: str, acting: dict[str, Acting], seconds: dict[s
 
 def table(network: Network, rows: Sequence[Row], failed: Sequence[str] = ()) -> list[str]:
     """The lines of a table."""
-    h, w = network.size
-    lines = [
-        f"## IP-Adapter on diffusion transformers: {network.name}, latent {h}x{w}, cfg {CFG:g}", "",
-        f"{network.steps} steps, {network.rounds} rounds. {NOTE}", "", HEAD, f"|{'---|' * 11}",
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.calls:.3g} | {row.rows:.3g} | {row.products} | {row.resamplers:.3g} "
-            f"| {row.read / 1e6:.2f} | {row.held / 1e6:.2f} | {row.kept / 1e6:.2f} | {row.reads:+.3g} "
-            f"| {row.milliseconds:.0f} | {row.to_plain:.2f} |"
+    what = f"IP-Adapter on diffusion transformers: {network.name}"
+    cells = [
+        (
+            row.name, f"{row.calls:.3g}", f"{row.rows:.3g}", f"{row.products}", f"{row.resamplers:.3g}",
+            f"{row.read / 1e6:.2f}", f"{row.held / 1e6:.2f}", f"{row.kept / 1e6:.2f}", f"{row.reads:+.3g}",
+            f"{row.milliseconds:.0f}", f"{row.to_plain:.2f}",
         )
-    return [*lines, "", *(part for reason in failed for part in (reason, ""))]
+        for row in rows
+    ]  # fmt: skip
+    lines = result_tables.table(
+        result_tables.on_a_latent(what, network.size, f"cfg {CFG:g}"),
+        result_tables.runs(network.steps, network.rounds, NOTE), HEAD, cells,
+    )  # fmt: skip
+    return [*lines, *(part for reason in failed for part in (reason, ""))]
 
 
 def _reads(network: Network, model: ModelPatcher) -> int:

@@ -85,7 +85,8 @@ def command_pin(options: argparse.Namespace) -> int:
 def command_bench(options: argparse.Namespace) -> int:
     need_checkout("bench")
     host = newest_host()
-    command = [str(set_up([host])), str(ROOT / "bench" / "run.py"), *options.rest]
+    script = ROOT / "bench" / ("device.py" if options.device else "run.py")
+    command = [str(set_up([host])), str(script), *options.rest]
     return run_child(command, COMFYUI_PATH=str(host.path), **keep_memory())
 
 
@@ -125,8 +126,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     test.set_defaults(run=command_test)
 
     bench = commands.add_parser(
-        "bench", help="measure the nodes; --quick: the tiny network only; --only NAME: some tables", allow_abbrev=False
+        "bench",
+        help="measure the nodes; --quick: the tiny network only; --only NAME: some tables; --base FOLDER: beside an "
+        "older checkout",
+        allow_abbrev=False,
     )
+    bench.add_argument("--device", action="store_true", help="on the graphics card; --small: tiny networks, to try it")
     bench.set_defaults(run=command_bench)
 
     serve = commands.add_parser("serve", help="a ComfyUI with the pack, until Ctrl-C")
