@@ -169,9 +169,11 @@ class TracedRun(Run):
         self.names, self.sampler = run.names, run.sampler
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Returns what `make()` gives now."""
         return make()
 
     def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Returns what `make()` gives now. `now`, a number or a tensor (b,), is not read."""
         return make()
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
-import comfy.model_management
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
@@ -31,9 +30,9 @@ from ..span import Span
 from ..unet import attention_at
 from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK, NetworkCall
+from .occupant import of_another_pack, text_of
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
-FAILURES = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
 SignedLayer = tuple[Signs, Layer]
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
@@ -151,7 +150,7 @@ def _slot(
 ) -> Callable[..., Tensor]:
     """Returns the function that the host calls for one attention in one call of the network."""
     calls = count()
-    attend = host_attention if occupant is None else _of_another_pack(occupant, slot.site)
+    attend = host_attention if occupant is None else of_another_pack(occupant, slot.site)
 
     def below(call: Call) -> Tensor:
         if occupant is None and len(call.k) != len(call.q):
@@ -176,24 +175,6 @@ def _grid_of(tokens: int, latent: Sequence[int] | None) -> tuple[int, int]:
     while h * w > tokens:
         h, w = (h + 1) // 2, (w + 1) // 2
     return (h, w) if h * w == tokens else not_told(SHAPE)
-
-
-def _of_another_pack(occupant: Callable[..., Tensor], site: Site) -> Callable[..., Tensor]:
-    """Returns the function of another pack in a slot. It may fail on rows or texts that it does not know."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
-        try:
-            return occupant(q, k, v, options)
-        except comfy.model_management.OOM_EXCEPTION:
-            raise  # the host makes room and tries again
-        except FAILURES as error:
-            raise RuntimeError(
-                f"Another pack's function in the slot of {_text_of(site)} should take the {len(q)} rows of this call, "
-                f"but failed: {type(error).__name__} {error}. It may know one positive and one negative with their own "
-                f"texts alone. Remove that pack or the nodes of this one."
-            ) from error
-
-    return attend
 
 
 def stacked(layers: Iterable[SignedLayer], below: Attend) -> Attend:
@@ -253,7 +234,7 @@ class AroundAttentions:
     def _lost(self, site: Site) -> RuntimeError:
         names = " and ".join(dict.fromkeys(layer.name for layer in self.layers[site]))
         return RuntimeError(
-            f"Another pack took over the attention {_text_of(site)} inside the call of the model, so that what {names} "
+            f"Another pack took over the attention {text_of(site)} inside the call of the model, so that what {names} "
             f"does there is lost. Remove that pack from the model."
         )
 
@@ -297,7 +278,3 @@ def around_attentions(options: Mapping[str, Any], unet: UNetModel) -> AroundAtte
                 layers.setdefault(site, []).append(entry.around)
                 attentions[site] = unet.get_submodule(path)
     return AroundAttentions(layers, attentions, signs) if layers else None
-
-
-def _text_of(site: Site) -> str:
-    return f"{site.kind} of {site.block} {site.number}"
