@@ -194,7 +194,7 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
         return executor(*arguments, **kwargs)
     frames = kwargs.get("num_video_frames", unet.default_num_video_frames)
     with_layers = options_with_layers(options, unet, inputs[1], frames)
-    forward = sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
+    forward = sharing_forward(executor, unet, with_layers, options, inputs[0], inputs[-1]) or executor
     return forward(*inputs, with_layers, **kwargs)
 
 
