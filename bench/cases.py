@@ -79,6 +79,14 @@ def sd15_layout() -> ModelPatcher:
     )  # fmt: skip
 
 
+def narrow_layout() -> ModelPatcher:
+    """The same, every level 32 wide: the number of operations bounds the time, not their size."""
+    return tiny_models.sd15(
+        channel_mult=[1, 1, 1, 1], num_res_blocks=[2] * 4, num_heads=8, context_dim=tiny_models.WIDTH,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3,
+    )  # fmt: skip
+
+
 # Blocks and widths of SD1.5 itself; its text is narrower.
 REAL = {
     "model_channels": 320, "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "num_heads": 8,
@@ -96,6 +104,11 @@ ADAPTED = [
     Network("SD1.5 layout", sd15_layout, (16, 16), steps=5, rounds=3),
 ]
 
+# On the two sides of the size from which on layers are shared (engine/shared_rows.py).
+SMALL = [
+    Network("SD1.5 layout, 32 wide", narrow_layout, (9, 9), steps=6, rounds=9),
+    Network("SD1.5 layout, 32 wide", narrow_layout, (12, 12), steps=6, rounds=9),
+]
 PAIRED = Network("SD1.5 at full width", lambda: tiny_models.sd15(**REAL), (32, 32), steps=2, rounds=2)
 HINTED = Network("SD1.5 at full width", lambda: tiny_models.sd15(**REAL), (32, 32), steps=4, rounds=3)
 

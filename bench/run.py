@@ -96,6 +96,14 @@ def of_guidance(choice: Choice) -> Iterator[list[str]]:
         yield table(network, list(measure.measure(network, GUIDANCE)), "The guidance family on ")
 
 
+def of_sharing(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import sharing
+    from reins.bench.cases import SMALL
+
+    for network in [SMALL[0]._replace(steps=2, rounds=1)] if choice.quick else SMALL:
+        yield sharing.table(network, sharing.measure_small(network))
+
+
 def of_h_space(choice: Choice) -> Iterator[list[str]]:
     from reins.bench import measure
     from reins.bench.cases import ADAPTED, EDITS
@@ -194,6 +202,7 @@ def against_compile(choice: Choice) -> Iterator[list[str]]:
 SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "nodes": of_nodes,
     "guidance": of_guidance,
+    "sharing": of_sharing,
     "h-space": of_h_space,
     "adapters": of_adapters,
     "transformers": of_transformers,

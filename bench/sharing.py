@@ -21,9 +21,9 @@ HEAD = (
     "to unshared",
 )  # fmt: skip
 NOTE = (
-    "The UNet and the ControlNet have SD1.5's widths and random weights. Products (of convolutions and matrices) are "
-    "exact counts; the added evaluation is what a step has beyond a plain one, in rows of a plain UNet. A ControlNet "
-    "'of another pack' is the same under a class that is not the host's, which is asked for every chunk."
+    "The networks have random weights, and SD1.5's widths unless a width is named. Products (of convolutions and "
+    "matrices) are exact counts; the added evaluation is what a step has beyond a plain one, in rows of a plain UNet. "
+    "A ControlNet 'of another pack' is the same under a class that is not the host's, which is asked for every chunk."
 )
 
 
@@ -55,6 +55,16 @@ def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
         return {"positive": tiny_models.text(1, control=net), "negative": tiny_models.text(2, control=net)}
 
     return {
+        **guided_cases(model, texts),
+        "ControlNet": Case(model, controlled(known)),
+        "PAG on m0 + ControlNet of another pack, unshared": Case(pag(model, share=False), controlled(foreign)),
+        "PAG on m0 + ControlNet": Case(pag(model), controlled(known)),
+    }
+
+
+def guided_cases(model: ModelPatcher, texts: dict[str, list]) -> dict[str, Case]:
+    """The cases without a ControlNet."""
+    return {
         "plain": Case(model, texts),
         "PAG on m0, unshared": Case(pag(model, share=False), texts),
         "PAG on m0": Case(pag(model), texts),
@@ -63,9 +73,6 @@ def make_cases(model: ModelPatcher, size: tuple[int, int]) -> dict[str, Case]:
         "TPG on m0": Case(tpg(model), texts),
         "PAG on m0 + SEG on u0, unshared": Case(seg(pag(model, share=False), layers="u0", share=False), texts),
         "PAG on m0 + SEG on u0": Case(seg(pag(model), layers="u0"), texts),
-        "ControlNet": Case(model, controlled(known)),
-        "PAG on m0 + ControlNet of another pack, unshared": Case(pag(model, share=False), controlled(foreign)),
-        "PAG on m0 + ControlNet": Case(pag(model), controlled(known)),
     }
 
 
@@ -88,7 +95,16 @@ def rows_of_control(case: Case) -> Iterator[list[int]]:
 
 def measure(network: cases.Network) -> list[Row]:
     """All cases on a network; rounds go through all of them in turn."""
-    made = make_cases(network.make(), network.size)
+    return _measured(make_cases(network.make(), network.size), network)
+
+
+def measure_small(network: cases.Network) -> list[Row]:
+    """The cases without a ControlNet on a network of any width."""
+    texts = {"positive": tiny_models.text(1), "negative": tiny_models.text(2)}
+    return _measured(guided_cases(network.make(), texts), network)
+
+
+def _measured(made: dict[str, Case], network: cases.Network) -> list[Row]:
     seconds = timed(made, network, lambda name: nullcontext())
     products = {name: _products(case, network) for name, case in made.items()}
     return [_row(name, case, network, seconds, products) for name, case in made.items()]

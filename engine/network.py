@@ -202,7 +202,8 @@ def put_layers(executor: Any, *arguments: Any, **kwargs: Any) -> Tensor:
     is_apart = COMPILER in options and not others_act_in(options)
     forward = compiled_apart(executor, unet, options) if is_apart else None
     with_layers = options_with_layers(options, unet, inputs, frames, is_traced=forward is not None)
-    forward = forward or sharing_forward(executor, unet, with_layers, options, inputs[-1]) or executor
+    if forward is None:
+        forward = sharing_forward(executor, unet, with_layers, options, inputs[0], inputs[-1]) or executor
     return forward(*inputs, with_layers, **kwargs)
 
 

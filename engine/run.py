@@ -89,7 +89,7 @@ class Run:
         """Clears all caches. A copy of a run needs this, so that the two share none."""
         self._made: dict[Hashable, Any] = {}
         self._sigma: tuple[Tensor, float] | None = None
-        self._at: dict[type, tuple[Tensor | float, dict[Hashable, Any]]] = {}
+        self._at: dict[type, tuple[Tensor | float | tuple, dict[Hashable, Any]]] = {}
         self._closers: list[Callable[[], None]] = []
         self.held: dict[Hashable, Any] = {}  # what methods use over several steps (hold.py)
 
@@ -99,11 +99,12 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def once_at(self, now: Tensor | float, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Returns what `make()` gave for `key` in this step.
+    def once_at(self, now: Tensor | float | tuple, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Returns what `make()` gave for `key` in this step, or in this call of the network.
 
         `now` tells which step it is: the sampler's own tensor of noise levels (b,), compared by identity, or sigma as a
-        number. Layers that give the tensor and layers that give the number have separate caches.
+        number. The tuple of the chunks of a call, compared by identity, tells which call it is. Layers that give one of
+        these and layers that give another have separate caches.
         """
         last, made = self._at.get(type(now), (None, {}))
         if last is not now and not (isinstance(now, float) and last == now):

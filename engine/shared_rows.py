@@ -16,20 +16,26 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from .rows.chunk import PER_CHUNK, of_chunks
+from .rows.chunk import CHUNKS, PER_CHUNK, of_chunks
 from .rows.groups import GROUPS
 from .sharing import SharingPlan, sharing_plan
 from .sites import ORDER, Depth
 
+# Numbers in the features of one chunk at full size. With 2,592 of them the copies of shared outputs cost more than
+# the rows that they save, and with 8,192 less, on a CPU (bench/sharing.py).
+LEAST_SHARED = 4096
+
 
 def sharing_forward(
-    executor: Any, unet: UNetModel, options: Mapping[str, Any], without_layers: Mapping[str, Any], control: Any
+    executor: Any, unet: UNetModel, options: Mapping[str, Any], without_layers: Mapping[str, Any], x: Tensor,
+    control: Any,
 ) -> Callable[..., Tensor] | None:  # fmt: skip
     """Returns the network's forward in which chunks share layers. None if nothing can be shared, or not safely.
 
-    Partners and frames of a video share nothing. The other conditions are those of sharing.py.
+    `x` (rows, c, h, w) is what the network is given. Partners and frames of a video share nothing, and neither do
+    pictures so small that it would take longer. The other conditions are those of sharing.py.
     """
-    if not _is_plain(executor, unet, options):
+    if not _is_plain(executor, unet, options) or not _saves_time(unet, x, len(options[CHUNKS])):
         return None
     plan = sharing_plan(options, without_layers, control)
     return None if plan is None else _view(unet, plan)
@@ -39,6 +45,11 @@ def _is_plain(executor: Any, unet: UNetModel, options: Mapping[str, Any]) -> boo
     """Whether it is the host's own forward, no partners take part, and the rows are no video."""
     is_hosts = getattr(executor.original, "__func__", None) is UNetModel._forward
     return is_hosts and GROUPS not in options and not unet.use_temporal_resblocks
+
+
+def _saves_time(unet: UNetModel, x: Tensor, chunks: int) -> bool:
+    rows, _, h, w = x.shape
+    return rows // chunks * h * w * unet.model_channels >= LEAST_SHARED
 
 
 def _view(unet: UNetModel, plan: SharingPlan) -> Callable[..., Tensor]:

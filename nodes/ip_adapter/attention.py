@@ -11,6 +11,7 @@ casts the adapter's weights to the device one matrix at a time, and they do not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -26,49 +27,68 @@ from ...models.ip_adapter.weights import weight_keys_and_values
 from .prompt import ActingChunk, ImagePrompt, TokenRole
 
 
+class Acting(NamedTuple):
+    """The chunks on which the image acts in a call, their numbers, and which tokens each of them reads."""
+
+    chunks: Sequence[ActingChunk]
+    numbers: Sequence[int]
+    roles: tuple[TokenRole, ...]
+
+
 class UNetImagePrompt(ImagePrompt):
     """The layer on the text attentions of a UNet."""
 
     def __call__(self, call: Call, below: Attend) -> Tensor:
         """Returns the attention (b, tokens, c) with the image's term on the rows that it is for."""
         out = below(call)
-        acting = self.acting(call, call.site)
-        if not acting:
+        acting = self._acting(call)
+        if not acting.chunks:
             return out
-        numbers = [acts.chunk.index for acts in acting]
-        count, q = len(call.chunks), call.q
-        image = self._attend(call, q if len(acting) == count else pick(q, numbers, count), acting)
-        return add(out, count, (numbers, image))
+        count = len(call.chunks)
+        if len(acting.numbers) == count:
+            return out + self._attend(call, call.q, acting)
+        image = self._attend(call, pick(call.q, acting.numbers, count), acting)
+        return add(out, count, (acting.numbers, image))
 
-    def _attend(self, call: Call, q: Tensor, acting: Sequence[ActingChunk]) -> Tensor:
+    def _acting(self, call: Call) -> Acting:
+        """Returns the chunks on which the image acts in an attention, found once for all attentions of a call."""
+
+        def find() -> Acting:
+            chunks = self.acting(call, call.site)
+            return Acting(chunks, [acts.chunk.index for acts in chunks], tuple(acts.role for acts in chunks))
+
+        # The chunks of a call of the network are one tuple, unless another pack changes them for a layer.
+        return call.run.once_at(call.chunks, (self, self.sites[call.site].layer.swapped), find)
+
+    def _attend(self, call: Call, q: Tensor, acting: Acting) -> Tensor:
         """Returns the image's term (chunks * b, tokens, c), masked, for queries q of the same shape."""
-        count, tokens = len(acting), q.shape[1]
+        count, (rows, tokens, width) = len(acting.chunks), q.shape
         if self.per_frame:
-            out = attention_pytorch(q, *self._per_row(call, acting), call.heads)
+            out = attention_pytorch(q, *self._per_row(call, acting.chunks), call.heads)
         else:
             # Rows of a chunk share k and v, so their queries stand in one row, and k and v are never repeated.
             k, v = self._per_chunk(call, acting)
-            q = rearrange(q, "(chunks b) n c -> chunks (b n) c", chunks=count)
-            out = attention_pytorch(q, k, v, call.heads, mask=self.bias(call.run, k.shape[1], k))
-            out = rearrange(out, "chunks (b n) c -> (chunks b) n c", n=tokens)
+            in_heads = q.reshape(count, rows // count * tokens, call.heads, width // call.heads).transpose(1, 2)
+            bias = None if self.copies is None else self.bias(call.run, k.shape[2], k)
+            out = attention_pytorch(in_heads, k, v, call.heads, mask=bias, skip_reshape=True)
+            out = out.reshape(rows, tokens, width)  # from chunks, b * tokens, c
         if self.mask is None:
             return out
-        masks = self.masks(call, [acts.chunk for acts in acting], call.grid(call.q), call.q)
-        masked = rearrange(out, "(chunks b) n c -> chunks b n c", chunks=count) * masks
-        return rearrange(masked, "chunks b n c -> (chunks b) n c")
+        masks = self.masks(call, [acts.chunk for acts in acting.chunks], call.grid(call.q), call.q)
+        return (out.reshape(count, rows // count, tokens, width) * masks).reshape(rows, tokens, width)
 
-    def _per_chunk(self, call: Call, acting: Sequence[ActingChunk]) -> tuple[Tensor, Tensor]:
-        """Returns k and v (chunks, images * tokens, c), with the weight inside."""
+    def _per_chunk(self, call: Call, acting: Acting) -> tuple[Tensor, Tensor]:
+        """Returns k and v (chunks, heads, images * tokens, d), with the weight inside. They are kept in heads."""
 
         def stack() -> tuple[Tensor, Tensor]:
-            pairs = [self._project(call, acts.role) for acts in acting]
+            pairs = [self._project(call, role) for role in acting.roles]
             return tuple(
-                torch.stack([rearrange(part, "images n c -> (images n) c") for part in parts])
+                torch.stack([rearrange(part, "images n (h d) -> (images n) h d", h=call.heads) for part in parts])
+                .transpose(1, 2)
                 for parts in zip(*pairs, strict=True)
-            )
+            )  # fmt: skip
 
-        roles = tuple(acts.role for acts in acting)
-        return call.run.once((self, call.site, roles, call.q.dtype, call.q.device), stack)
+        return call.run.once((self, call.site, acting.roles, call.heads, call.q.dtype, call.q.device), stack)
 
     def _per_row(self, call: Call, acting: Sequence[ActingChunk]) -> tuple[Tensor, Tensor]:
         """Returns k and v (chunks * b, tokens, c): those of image i for row i, and the last ones for further rows."""

@@ -49,6 +49,11 @@ def rows_along(model: ModelPatcher, steered: ModelPatcher, **settings: object) -
     return {"first": a[0], "middle": b[0], "last": c[0]}
 
 
+@pytest.mark.parametrize(("size", "rows"), [((8, 8), 3), ((11, 11), 3), ((12, 12), 2), ((16, 16), 2)])
+def test_a_picture_shares_layers_only_if_that_saves_time(size, rows, sd15):
+    assert rows_along(sd15, pag(sd15), size=size) == {"first": rows, "middle": rows, "last": 3}
+
+
 def conditions(kind: str) -> dict[str, list]:
     if kind == "control":
         return controlled_together()
