@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import comfy_extras.nodes_torch_compile
@@ -25,6 +26,23 @@ NOTE = (
     "plain run made (one graph). Graphs run as they are, without code made for them. A picture is right if it is "
     "within {right:g} of that without compiling. The older build is the commit {older}."
 )
+
+
+HEAD_ALONE = ("nodes", "build", "graphs", "picture")
+NOTE_ALONE = (
+    "Graphs that are made by a first run of {steps} steps in a network that nothing was compiled for. Graphs run as "
+    "they are, without code made for them. A picture is right if it is within {right:g} of that without compiling. The "
+    "older build is the commit {older}."
+)
+
+
+class Case(NamedTuple):
+    """A method of a build: the plain model, and the same one steered by it."""
+
+    name: str
+    build: str
+    model: ModelPatcher
+    steered: ModelPatcher
 
 
 class Row(NamedTuple):
@@ -70,8 +88,8 @@ def sample(model: ModelPatcher) -> Tensor:
     return tiny_models.sample(model, SIZE, cfg=CFG, steps=STEPS, **texts)
 
 
-def measure(builds: Sequence[Build]) -> list[Row]:
-    """Every method of each build, in a network that is compiled for nothing else."""
+def measure(builds: Sequence[Build], after_plain: bool = True) -> list[Row]:
+    """Every method of each build, in a network that is compiled for nothing else, or for the plain model before."""
     logging.disable(logging.WARNING)  # torch and the pack say much here
     try:
         with shelf() as files, warnings.catch_warnings():
@@ -79,8 +97,9 @@ def measure(builds: Sequence[Build]) -> list[Row]:
             model = tiny_models.sd15()
             drawn = Drawn(files, model, SIZE)
             plain = sample(model)
+            row = partial(_after_plain, plain=plain) if after_plain else _alone
             return [
-                _row(name, build.name, model, method(build, model), plain)
+                row(Case(name, build.name, model, method(build, model)))
                 for name, method in methods_of(drawn).items()
                 for build in builds
             ]
@@ -89,14 +108,21 @@ def measure(builds: Sequence[Build]) -> list[Row]:
         torch._dynamo.reset()
 
 
-def _row(name: str, build: str, model: ModelPatcher, steered: ModelPatcher, plain: Tensor) -> Row:
-    expected, graphs = sample(steered), Graphs()
+def _after_plain(case: Case, plain: Tensor) -> Row:
+    expected, graphs = sample(case.steered), Graphs()
     torch._dynamo.reset()
-    sample(compiled(model, graphs))
+    sample(compiled(case.model, graphs))
     before = graphs.count
-    cases = ((steered, expected), (steered, expected), (model, plain))
+    cases = ((case.steered, expected), (case.steered, expected), (case.model, plain))
     pictures = [_verdict(lambda some=some: sample(compiled(some, graphs)), right) for some, right in cases]
-    return Row(name, build, graphs.count - before, pictures)
+    return Row(case.name, case.build, graphs.count - before, pictures)
+
+
+def _alone(case: Case) -> Row:
+    expected, graphs = sample(case.steered), Graphs()
+    torch._dynamo.reset()
+    picture = _verdict(lambda: sample(compiled(case.steered, graphs)), expected)
+    return Row(case.name, case.build, graphs.count, [picture])
 
 
 def _verdict(run: Callable[[], Tensor], right: Tensor) -> str:
@@ -108,8 +134,10 @@ def _verdict(run: Callable[[], Tensor], right: Tensor) -> str:
     return "right" if off <= RIGHT else f"wrong by {off:.2g}"
 
 
-def table(builds: Sequence[Build], rows: Sequence[Row]) -> list[str]:
-    words = NOTE.format(steps=STEPS, right=RIGHT, older=builds[-1].name)
-    title = result_tables.on_a_latent(f"{TITLE}torch.compile on tiny", SIZE, f"cfg {CFG:g}")
+def table(builds: Sequence[Build], rows: Sequence[Row], after_plain: bool = True) -> list[str]:
+    note, head = (NOTE, HEAD) if after_plain else (NOTE_ALONE, HEAD_ALONE)
+    words = note.format(steps=STEPS, right=RIGHT, older=builds[-1].name)
+    order = "after a plain run" if after_plain else "alone"
+    title = result_tables.on_a_latent(f"{TITLE}torch.compile on tiny, {order}", SIZE, f"cfg {CFG:g}")
     cells = [(row.name, row.build, f"{row.graphs}", *row.pictures) for row in rows]
-    return result_tables.table(title, words, HEAD, cells)
+    return result_tables.table(title, words, head, cells)

@@ -199,6 +199,12 @@ def against_compile(choice: Choice) -> Iterator[list[str]]:
     yield bench.table(builds(choice), bench.measure(builds(choice)))
 
 
+def against_graphs(choice: Choice) -> Iterator[list[str]]:
+    from reins.bench import against_compile as bench
+
+    yield bench.table(builds(choice), bench.measure(builds(choice), after_plain=False), after_plain=False)
+
+
 SECTIONS: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "nodes": of_nodes,
     "guidance": of_guidance,
@@ -219,6 +225,7 @@ AGAINST: Mapping[str, Callable[[Choice], Iterator[list[str]]]] = {
     "against-layers-wide": against_layers_wide,
     "against-loading": against_loading,
     "against-compile": against_compile,
+    "against-graphs": against_graphs,
 }
 BEGINNING = "Against an older build"  # of the titles of their tables
 
