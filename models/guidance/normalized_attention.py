@@ -15,9 +15,10 @@ def normalized_guidance(positive: Tensor, negative: Tensor, scale: float, tau: f
     exact = torch.promote_types(positive.dtype, torch.float32)
     plain, away = positive.to(exact), negative.to(exact)
     guided = torch.lerp(away, plain, 1 + scale)
-    factor = (_norm(plain) * tau / _norm(guided)).clamp_max(1.0)
-    return torch.lerp(plain, guided * factor, alpha).to(positive.dtype)
+    # Equation 9 without tau, which is a number of the last sum, as alpha is: each operation is a launch on a GPU.
+    factor = (_norm(plain) / _norm(guided).clamp_min(1e-12)).clamp_max(1 / tau)
+    return torch.addcmul(plain * (1 - alpha), guided, factor, value=alpha * tau).to(positive.dtype)
 
 
 def _norm(features: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(features, 1, -1, keepdim=True).clamp_min(1e-12)
+    return torch.linalg.vector_norm(features, 1, -1, keepdim=True)

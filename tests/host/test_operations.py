@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # With views and copies. It was 17 for IP-Adapter while its k and v were put into heads in each step, 77 for NAG while
 # each chunk was attended to alone, and 132 for PLADIS by picture.
-AT_MOST = {"nag": 54, "pladis": 68, "ip-adapter": 7}
+AT_MOST = {"nag": 51, "pladis": 66, "ip-adapter": 7}
 
 
 class Operations(TorchDispatchMode):
