@@ -18,8 +18,8 @@ def entmax15(scores: Tensor) -> Tensor:
     falling = halved.sort(-1, descending=True).values
     k = torch.arange(1, falling.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     total = falling.cumsum(-1)
-    # sum^2 + k - k * (sum of squares). At the right k it is at least 1. Where it is below 0, tau is no number, and so is
-    # not counted.
+    # sum^2 + k - k * (sum of squares). At the right k it is at least 1. If it is below 0, tau is no number and does not
+    # count.
     root = torch.addcmul(torch.addcmul(k, total, total), k, falling.square().cumsum(-1), value=-1).sqrt()
     tau = (total - root) / k
     size = (tau <= falling).sum(-1, keepdim=True)
