@@ -70,6 +70,22 @@ def checked(graph: Json, name: str) -> Graph:
     return {key: {field: node[field] for field in FIELDS if field in node} for key, node in graph.items()}
 
 
+def leading_to(graph: Graph, node_id: str) -> Graph:
+    """The node and those that it needs."""
+    wanted, waiting = set(), [node_id]
+    while waiting:
+        found = waiting.pop()
+        if found in graph and found not in wanted:
+            wanted.add(found)
+            waiting += [value[0] for value in graph[found]["inputs"].values() if is_link(value)]
+    return {key: node for key, node in graph.items() if key in wanted}
+
+
+def is_link(value: Json) -> bool:
+    """Whether an input takes what another node returns."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
 def title(graph: Graph, node_id: str) -> str:
     """What the editor calls the node."""
     node = graph[node_id]

@@ -28,9 +28,10 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The settings by the names that the person gave them, and the rows."""
+    """The settings by the names that the person gave them, the --set option of each, and the rows."""
 
     labels: tuple[str, ...]
+    axes: tuple[int, ...]
     rows: tuple[Row, ...]
 
     def varied(self) -> list[int]:
@@ -69,7 +70,8 @@ def make_plan(graph: Graph, axes: Sequence[Axis], object_info: Mapping[str, Json
         changed = with_values(graph, wheres, values)
         key = digest(changed)
         rows.setdefault(key, Row(key, values, changed))
-    return Plan(tuple(where.label for where in wheres), tuple(rows.values()))
+    numbers = tuple(number for number, axis in enumerate(axes) for _ in axis.wheres)
+    return Plan(tuple(where.label for where in wheres), numbers, tuple(rows.values()))
 
 
 def _wheres(axes: Iterable[Axis]) -> list[Where]:

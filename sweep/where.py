@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import SweepError, what_there_is
-from .graph import title
+from .graph import is_link, title
 
 if TYPE_CHECKING:
-    from ..demo.client import Graph, Json
+    from ..demo.client import Graph
 
 PREFIX = "Reins_"
 TOGETHER = "+"  # between places that get the same value
@@ -52,15 +52,25 @@ def _place(graph: Graph, text: str) -> Place:
         if find_nodes(graph, text[:cut]):
             node, name = text[:cut], text[cut + 1 :]
             break
+    node_id = one_node(graph, node, name)
+    _check_input(graph, node_id, name)
+    return Place(node_id, name)
+
+
+def one_node(graph: Graph, node: str, name: str = "") -> str:
+    """The id of the node that is meant, whose input `name` is to be set if there is one.
+
+    Raises SweepError if there is none, or if there are several.
+    """
     found = find_nodes(graph, node)
     if not found:
         raise SweepError(f"there is no node {node}; {nodes_in_words(graph)}")
     if len(found) > 1:
         every = TOGETHER.join(f"{node_id}.{name}" for node_id in found)
         named = ", ".join(f"{node_id} ({title(graph, node_id)})" for node_id in found)
-        raise SweepError(f"{node} may be one of {len(found)} nodes: {named}. Name one by its id, or all by {every}")
-    _check_input(graph, found[0], name)
-    return Place(found[0], name)
+        way_out = f"Name one by its id{f', or all by {every}' if name else ''}"
+        raise SweepError(f"{node} may be one of {len(found)} nodes: {named}. {way_out}")
+    return found[0]
 
 
 def _check_input(graph: Graph, node_id: str, name: str) -> None:
@@ -75,11 +85,6 @@ def _check_input(graph: Graph, node_id: str, name: str) -> None:
             f"{node}: {name} is linked to node {source} ({title(graph, source) if source in graph else 'missing'}) "
             f"and has no value to set; with a value {what_there_is(name, free)}"
         )
-
-
-def is_link(value: Json) -> bool:
-    """Whether an input takes what another node returns."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 def find_nodes(graph: Graph, name: str) -> list[str]:

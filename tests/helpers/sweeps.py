@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reins.sweep.outcome import Outcome
+    from reins.sweep.plan import Row
 
 GRAPH = {
     "3": {
@@ -46,3 +53,27 @@ INFO = {
 
 def small_graph() -> dict:
     return copy.deepcopy(GRAPH)
+
+
+def drawn(colour: str, size: int = 8) -> bytes:
+    """A picture of one colour, as a file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class StandIn:
+    """An engine whose workers answer at once: `answer` gives the outcome of a row, or None if it is never run."""
+
+    size = alive = 1
+
+    def __init__(self, answer: Callable[[Row], Outcome | None]) -> None:
+        self._answer = answer
+        self.asked: list[str] = []
+
+    def run(self, rows: Sequence[Row]) -> Iterator[Outcome | None]:
+        for row in rows:
+            self.asked.append(row.key)
+            yield self._answer(row)
