@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Choice(NamedTuple):
-    """The places of two settings among the plan's labels; None for a grid of one row or one column."""
+    """The places of two settings among the plan's labels. None stands for a grid of one row or one column."""
 
     rows: int | None
     columns: int | None

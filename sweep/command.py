@@ -93,7 +93,7 @@ def run(engine: Engine, plan: Plan, records: Records, choice: Choice) -> int:
         f"{len(plan.rows)} prompts: {counts or 'the workflow as it is'}"
         + (f"; {done} are done already" if done else "")
     )
-    say(f"{engine.size} worker{'s' * (engine.size != 1)}; results appear in {records.folder}")
+    say(f"{counted(engine.size, 'worker')}; results appear in {records.folder}")
     try:
         with ProgressLine() as line:
             drive.run(engine, line.show)
@@ -110,15 +110,20 @@ def sum_up(drive: Drive, records: Records) -> int:
     for row in failed[:ERRORS_SHOWN]:
         say(f"failed: {records.by_key[row.key].error}")
     if failed:
-        say(f"{len(failed)} prompts failed twice; results.csv has the error of each")
+        say(f"{counted(len(failed), 'prompt')} failed twice; results.csv has the error of each")
     if unfinished:
-        say(f"{len(unfinished)} prompts were not run, for no worker was left; {AGAIN}")
+        say(f"{counted(len(unfinished), 'prompt')} had no worker left to run on; {AGAIN}")
     say(f"open {records.folder / 'index.html'}; to share: {records.folder / 'grid.png'}")
     return INCOMPLETE if failed or unfinished else 0
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the command line; dev.py has checked and completed them."""
+    """The options of the command line. `dev.py` has checked and completed them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("graph")
     parser.add_argument("--set", action="append", default=[])

@@ -93,6 +93,6 @@ def title(graph: Graph, node_id: str) -> str:
 
 
 def digest(graph: Graph) -> str:
-    """The hash of what a graph computes; titles do not count."""
+    """The hash of what a graph computes. Titles do not count."""
     computed = {node_id: [node["class_type"], node["inputs"]] for node_id, node in graph.items()}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Need(NamedTuple):
-    """A node, and a text that one of its inputs names; without a name the node alone."""
+    """A node, and a text that one of its inputs names. Without a name the node alone is meant."""
 
     class_type: str
     name: str = ""

@@ -28,7 +28,7 @@ class Spec(NamedTuple):
 
 
 def spec_of(object_info: Mapping[str, Json], class_type: str, name: str) -> Spec | None:
-    """What the server says of an input; None if it does not list the input. Hosts describe combos in two forms."""
+    """What the server says of an input, or None if it does not list the input. Hosts describe combos in two forms."""
     groups = object_info[class_type].get("input", {})
     for group in ("required", "optional"):
         if name in (groups.get(group) or {}):
@@ -43,7 +43,7 @@ def spec_of(object_info: Mapping[str, Json], class_type: str, name: str) -> Spec
 
 
 def read_values(spec: Spec | None, present: Json, text: str, where: str) -> list[Json]:
-    """The values that a text stands for; a range of numbers stands for several.
+    """The values that a text stands for. A range of numbers stands for several.
 
     Raises SweepError if the input does not take one of them.
     """

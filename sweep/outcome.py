@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def pixel_hash(contents: list[bytes]) -> str:
-    """The SHA-256 of the pixels of all pictures; the files hold the graph, too. A film counts by its bytes."""
+    """The SHA-256 of the pixels of all pictures, without the graph that the files hold. A film counts by its bytes."""
     found = hashlib.sha256()
     for content in contents:
         for part in _pixels(content):

@@ -58,7 +58,7 @@ def read_axes(graph: Graph, texts: Sequence[str]) -> list[Axis]:
 
 
 def make_plan(graph: Graph, axes: Sequence[Axis], object_info: Mapping[str, Json]) -> Plan:
-    """The rows; equal ones count once. Raises SweepError if a node does not take one of its values."""
+    """The rows. Equal ones count once. Raises SweepError if a node does not take one of its values."""
     steps = [list(chain.from_iterable(_steps(graph, axis, text, object_info) for text in axis.texts)) for axis in axes]
     count = math.prod(map(len, steps))
     if count > MOST:
@@ -87,7 +87,7 @@ def _steps(graph: Graph, axis: Axis, texts: Sequence[str], object_info: Mapping[
 
 
 def _values(graph: Graph, where: Where, text: str, object_info: Mapping[str, Json]) -> list[Json]:
-    """The values of a text, read as each of the places demands; they have to agree."""
+    """The values of a text, read as each of the places demands. They have to agree."""
     found = []
     for node_id, name in where.places:
         class_type = graph[node_id]["class_type"]

@@ -53,7 +53,7 @@ class Records:
         return record is not None and not record.error
 
     def _read(self, key: str) -> Record | None:
-        """What a file says of a row; None if it is missing, not ours, or if a picture of it is gone."""
+        """What a file says of a row, or None if it is missing, not ours, or if a picture of it is gone."""
         try:
             record = Record(**json.loads((self.folder / ROWS / f"{key}.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

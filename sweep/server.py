@@ -47,8 +47,8 @@ class OwnServer:
     def run(self, key: str, graph: Graph) -> Outcome:
         """What the server makes of a graph.
 
-        Raises WorkerLost if the server ended while it ran; the next call starts it again. Raises HostDied if it does
-        not start.
+        The next call starts a server that was lost. Raises WorkerLost if the server ended while it ran. Raises HostDied
+        if it does not start.
         """
         if self._ended:
             raise WorkerLost(f"{self.name} has been ended")

@@ -69,7 +69,7 @@ def _steps(plan: Plan, place: int | None) -> list[str]:
 
 
 def _is_shown(plan: Plan, row: Row, choice: Choice) -> bool:
-    """Whether a row has the first value of every other setting; what varies with the rows or columns may differ."""
+    """Whether a row has the first value of every other setting. What varies with the rows or columns may differ."""
     grid = {plan.axes[place] for place in choice if place is not None}
     first = plan.rows[0].values
     others = [place for place in range(len(plan.labels)) if plan.axes[place] not in grid]

@@ -42,7 +42,7 @@ def read_axis(graph: Graph, text: str) -> Axis:
 
 
 def split(text: str) -> list[str]:
-    """The values between commas; one in double quotes may have commas inside."""
+    """The values between commas. One in double quotes may have commas inside."""
     (values,) = csv.reader(io.StringIO(text.replace("\n", " ")), skipinitialspace=True) if text else ([""],)
     return [value.strip() for value in values]
 
