@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ def run_prompt(client: Client, key: str, graph: Graph, worker: str) -> Outcome:
         files = fetch_files(client, result)
     except (PromptRejected, ExecutionFailed) as error:
         return Outcome(key, worker, error=brief(str(error)))
+    except (urllib.error.HTTPError, ValueError, KeyError) as error:
+        return Outcome(key, worker, error=brief(f"the server gave an answer that makes no sense: {error!r}"))
     except (aiohttp.ClientError, OSError) as error:
         raise WorkerLost(f"{worker} was lost: {brief(str(error))}") from error
     pixels = pixel_hash([file.content for file in files])

@@ -62,7 +62,16 @@ class Records:
         return record._replace(pictures=tuple(record.pictures)) if there else None
 
     def write(self, row: Row, outcome: Outcome) -> None:
-        """Saves the pictures, and then the file that says that the row has ended."""
+        """Saves the pictures, and then the file that says that the row has ended.
+
+        Raises SweepError if the disk takes no more.
+        """
+        try:
+            self._write(row, outcome)
+        except OSError as error:
+            raise SweepError(f"no result can be saved in {self.folder}: {error.strerror}") from error
+
+    def _write(self, row: Row, outcome: Outcome) -> None:
         name = file_name(self._plan.labels, row)
         pictures = []
         for file in outcome.files:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import tracemalloc
 
 import pytest
 
@@ -235,3 +236,30 @@ def test_the_page_has_all_data_inside_and_no_text_of_a_prompt_ends_its_script(tm
     assert data["values"] == [["</script><b>a cat</b>", "b"], ["0", "1.5"]]
     assert [row["values"] for row in data["rows"]] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert all((tmp_path / name).is_file() for row in data["rows"] for name in row["pictures"])
+
+
+def test_a_full_disk_ends_the_sweep_with_its_reason(plan, tmp_path, monkeypatch):
+    from reins.sweep import records
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_whole", full)
+    with pytest.raises(SweepError, match=r"no result can be saved in .+: No space left on device"):
+        drive(plan, tmp_path)
+
+
+def test_pictures_are_not_kept_in_memory(tmp_path):
+    many, sizes = make("KSampler.seed=0:500"), []
+    content = bytes(100_000)
+
+    def answer(row):
+        sizes.append(tracemalloc.get_traced_memory()[0])
+        return Outcome(row.key, "a worker", 1.0, (File("drawn", ".bin", bytes(content)),), "0" * 64)
+
+    tracemalloc.start()
+    try:
+        drive(many, tmp_path, answer)
+    finally:
+        tracemalloc.stop()
+    assert max(sizes[100:]) - sizes[100] < 2_000_000  # 40 MB if they were
