@@ -6,13 +6,12 @@ pictures here. What is left after that is left to the drive.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
 from ray.util import ActorPool
 
 from ..demo.host import ROOT
@@ -21,6 +20,7 @@ from ..tools.sweeping import LOCAL
 from .errors import SweepError
 from .needs import Need
 from .outcome import Outcome
+from .presence import Presence
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 LEFT_OUT = ("/tests/", "/bench/", "/docs/", "/findings/", "/example_workflows/", "/output/", ".git")
 TICK = 1  # seconds
-ASKED_EVERY, SILENT, GONE = 5, 20, 120  # seconds between questions; until a worker counts as absent, and as lost
 START_SECONDS = 600  # of a server, with the transfer of the pack
 RETRIES = 1  # of a row whose worker was lost
+LOST = "its worker was lost while it ran"
 
 
 class Cluster:
@@ -42,10 +42,9 @@ class Cluster:
     def __init__(self, address: str, cores: int | None) -> None:
         self._address, self._cores = address, cores
         self._workers: dict[ActorHandle, str] = {}
+        self._size = 0
         self._needs: Sequence[Need] = ()
-        self._questions: dict[ray.ObjectRef, ActorHandle] = {}
-        self._answered: dict[ActorHandle, float] = {}
-        self._asked = 0.0
+        self._presence = Presence([])
 
     def __enter__(self) -> Cluster:
         connect(self._address)
@@ -67,36 +66,18 @@ class Cluster:
         create = Worker.options(**settings, scheduling_strategy="SPREAD").remote
         workers = [create(number, cores) for number in range(1, count + 1)]
         names = _get([worker.name.remote() for worker in workers])
-        self._workers = dict(zip(workers, names, strict=True))
-        self._answered = dict.fromkeys(workers, time.monotonic())
+        self._workers, self._size = dict(zip(workers, names, strict=True)), count
+        self._presence = Presence(workers)
 
     @property
     def size(self) -> int:
-        """How many workers there are."""
-        return len(self._workers)
+        """How many workers there were at the start."""
+        return self._size
 
     @property
     def alive(self) -> int:
-        """How many of them have answered of late."""
-        self._ask()
-        return sum(time.monotonic() - last < SILENT for last in self._answered.values())
-
-    def _ask(self) -> None:
-        """Reads what has been answered, and asks again after a while."""
-        ready = (
-            ray.wait(list(self._questions), num_returns=len(self._questions), timeout=0)[0] if self._questions else []
-        )
-        for question in ready:
-            worker = self._questions.pop(question)
-            try:
-                ray.get(question)
-                self._answered[worker] = time.monotonic()
-            except RayError:
-                pass  # it is being started again, or is lost
-        if time.monotonic() - self._asked > ASKED_EVERY:
-            self._asked = time.monotonic()
-            waiting = set(self._questions.values())
-            self._questions |= {each.answer.remote(): each for each in self._workers if each not in waiting}
+        """How many of them answer."""
+        return self._presence.count()
 
     def object_info(self) -> dict[str, Json]:
         """The nodes of the first worker. All servers start at the same time."""
@@ -110,57 +91,92 @@ class Cluster:
 
     def run(self, rows: Sequence[Row]) -> Iterator[Outcome | None]:
         """The outcomes as they come, and None after a second without any. A row that its worker lost has an error."""
-        needs = ray.put(self._needs)
-        pool = ActorPool(self._present())
-        waiting = iter(rows)
-        taken: dict[str, ActorHandle] = {}  # by the row that runs there
+        present = [worker for worker in self._workers if not self._presence.are_gone([worker])]
+        yield from _Round(present, self._presence, ray.put(self._needs), self._drop).run(rows)
 
-        def start(worker: ActorHandle, row: Row) -> ray.ObjectRef:
-            taken[row.key] = worker
-            return worker.run.remote(row.key, row.graph, needs)
+    def _drop(self, worker: ActorHandle, reason: str) -> None:
+        """Gives no more rows to a worker."""
+        say(f"{self._workers.pop(worker)} takes no more prompts: {reason}")
+        self._presence.forget(worker)
 
+
+class _Round:
+    """Rows and workers until every row has ended, or until no worker is left to take one."""
+
+    def __init__(
+        self,
+        workers: Sequence[ActorHandle],
+        presence: Presence,
+        needs: ray.ObjectRef,
+        drop: Callable[[ActorHandle, str], None],
+    ) -> None:
+        self._pool = ActorPool(workers)
+        self._presence, self._needs, self._drop = presence, needs, drop
+        self._taken: dict[str, ActorHandle] = {}  # by the row that runs there
+        self._absent: dict[ActorHandle, float] = {}  # workers that lost their row, and when
+
+    def run(self, rows: Sequence[Row]) -> Iterator[Outcome | None]:
+        waiting = list(reversed(rows))
         while True:
-            while pool.has_free() and (row := next(waiting, None)):
-                pool.submit(start, row)
-            if not pool.has_next() or self._are_gone(taken.values()):
+            self._readmit()
+            while waiting and self._pool.has_free():
+                self._pool.submit(self._start, waiting.pop())
+            busy = self._taken.values() if self._pool.has_next() else self._absent if waiting else ()
+            if not busy or self._presence.are_gone(busy):
                 break
-            try:
-                outcome = pool.get_next_unordered(timeout=TICK)
-                del taken[outcome.key]
-                yield outcome
-            except TimeoutError:
+            if self._pool.has_next():
+                yield from self._next()
+            else:
+                time.sleep(TICK)
                 yield None
-            except RayActorError as error:
-                if isinstance(error, ActorDiedError):
-                    self._drop(pool.pop_idle(), "it was lost for good")
-            except RayTaskError as error:
-                self._drop(pool.pop_idle(), str(error.cause))
-        yield from (
-            Outcome(key, self._workers.get(worker, "a worker"), error="its worker was lost while it ran")
-            for key, worker in taken.items()
-        )
+        for key in self._taken:
+            yield Outcome(key, "", error=LOST)
 
-    def _present(self) -> list[ActorHandle]:
-        """The workers that are not gone."""
-        return [worker for worker in self._workers if not self._are_gone([worker])]
+    def _start(self, worker: ActorHandle, row: Row) -> ray.ObjectRef:
+        self._taken[row.key] = worker
+        return worker.run.remote(row.key, row.graph, self._needs)
 
-    def _are_gone(self, workers: Sequence[ActorHandle]) -> bool:
-        """Whether none of them has answered for so long that its machine has left."""
-        now = time.monotonic()
-        return bool(workers) and all(now - self._answered.get(worker, -GONE) >= GONE for worker in workers)
+    def _next(self) -> Iterator[Outcome | None]:
+        """The next outcome, None after a second without any, or an error if the worker that has come back lost its row.
 
-    def _drop(self, worker: ActorHandle | None, reason: str) -> None:
-        """Gives no more rows to a worker, the one that has just come back to the pool."""
-        if worker is not None:
-            say(f"{self._workers.pop(worker, 'a worker')} takes no more prompts: {reason}")
-            self._answered.pop(worker, None)
+        A worker that comes back stands last among the idle ones.
+        """
+        try:
+            outcome = self._pool.get_next_unordered(timeout=TICK)
+        except TimeoutError:
+            yield None
+        except ActorDiedError:
+            yield self._lose("it was lost for good")
+        except RayTaskError as error:
+            yield self._lose(str(error.cause))
+        except RayError:
+            yield self._lose()
+        else:
+            del self._taken[outcome.key]
+            yield outcome
+
+    def _lose(self, reason: str = "") -> Outcome:
+        """Takes the worker that has come back out of the pool, for good if there is a reason."""
+        worker = self._pool.pop_idle()
+        (key,) = (key for key, each in self._taken.items() if each is worker)
+        del self._taken[key]
+        if reason:
+            self._drop(worker, reason)
+        else:
+            self._absent[worker] = time.monotonic()
+        return Outcome(key, "", error=LOST)
+
+    def _readmit(self) -> None:
+        """Puts workers back that answer again. One that is being started would lose row after row."""
+        for worker in [each for each, since in self._absent.items() if self._presence.has_answered(each, since)]:
+            del self._absent[worker]
+            self._pool.push(worker)
 
 
 def connect(address: str) -> None:
     """Joins the cluster at an address, or starts a Ray on this machine alone. Raises SweepError if that fails."""
     pack = {"working_dir": str(ROOT), "excludes": list(LEFT_OUT), "worker_process_setup_hook": "demo.inside.load_pack"}
     quiet = {"log_to_driver": False, "logging_level": "error"}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address == LOCAL:
             ray.init(address="local", include_dashboard=False, runtime_env=pack, **quiet)

@@ -107,11 +107,11 @@ def test_the_test_of_imports_sees_a_wrong_one(path, line, tmp_path):
 
 
 SWEEP = sorted((ROOT / "sweep").glob("*.py"))
-ON_RAY = ("cluster.py", "worker.py")
+ON_RAY = ("cluster.py", "presence.py", "worker.py")
 
 
 @pytest.mark.parametrize("path", SWEEP, ids=name_of)
-def test_a_sweep_stands_on_the_demo_and_the_tools_and_two_of_its_files_on_ray(path):
+def test_a_sweep_stands_on_the_demo_and_the_tools_and_three_of_its_files_on_ray(path):
     of_the_pack = {target(path.relative_to(ROOT), name, level)[0] for name, level in imports(path) if level}
     assert of_the_pack <= {"sweep", "demo", "tools"}
     others = {name.split(".")[0] for name, level in imports(path) if not level} - set(sys.stdlib_module_names)

@@ -11,10 +11,13 @@ from .children import ROOT, run_child
 from .environment import python_for, python_with_ray, set_up_client
 from .hosts import Host, newest_host
 from .screen import DevError
-from .threads import for_a_server, keep_memory
+from .threads import for_a_server, keep_memory, unless_set
 
 LOCAL = "local"  # a Ray of this machine alone, for as long as the sweep takes
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}  # Ray would report its use to its makers
+OF_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report its use to its makers
+    "RAY_AUTH_MODE": "token",  # and run what anybody sends who reaches its ports
+}
 
 
 def add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,4 +87,4 @@ def command_ray(options: argparse.Namespace) -> int:
 
 def for_workers(host: Host) -> dict[str, str]:
     """The environment of Ray's processes on this machine: their workers start the same ComfyUI."""
-    return {**QUIET, **keep_memory(), "COMFYUI_PATH": str(host.path)}
+    return {**unless_set(OF_RAY), **keep_memory(), "COMFYUI_PATH": str(host.path)}

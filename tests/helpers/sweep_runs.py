@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
+from reins.tools.sweeping import OF_RAY
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "sweep" / "run.py"
@@ -29,7 +30,13 @@ class SweepRun:
         self._log = out.with_suffix(".log")
         sets = [part for text in settings for part in ("--set", text)]
         command = [sys.executable, str(SWEEP), *graph, *sets, *engine, "--out", str(out)]
-        environment = {**os.environ, "COMFYUI_PATH": str(comfy), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            **OF_RAY,
+            "COMFYUI_PATH": str(comfy),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self._seen: dict[int, psutil.Process] = {}

@@ -63,6 +63,7 @@ def test_a_sweep_on_ray_has_the_python_with_ray_and_tells_workers_where_comfyui_
     assert command[-4:] == ["--ray", address, "--cores", "2"]
     assert extra["COMFYUI_PATH"] == str(host.path)
     assert extra["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert extra["RAY_AUTH_MODE"] == "token"
     assert "OMP_NUM_THREADS" not in extra  # each worker has its share
 
 
