@@ -72,6 +72,9 @@ def test_the_rows_are_the_product_in_the_order_of_the_options():
     last = plan("PAG.scale=0,1.5,3", "KSampler.seed=0:4").rows[-1].graph
     assert (last["10"]["inputs"]["scale"], last["3"]["inputs"]["seed"], last["3"]["inputs"]["steps"]) == (3.0, 3, 4)
     assert seeds(last) == [3]
+    graph = small_graph()
+    make_plan(graph, read_axes(graph, ["PAG.scale=0,1.5"]), INFO)
+    assert graph == small_graph()
 
 
 @pytest.mark.parametrize(

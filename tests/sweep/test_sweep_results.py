@@ -263,3 +263,25 @@ def test_pictures_are_not_kept_in_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert max(sizes[100:]) - sizes[100] < 2_000_000  # 40 MB if they were
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_kill_between_two_files_leaves_no_half_and_the_row_is_run_again(place, plan, tmp_path, monkeypatch):
+    from reins.sweep import records
+
+    moved, move = [], os.replace
+
+    def killed(source, target):
+        if len(moved) == place:
+            raise KeyboardInterrupt
+        moved.append(target)
+        move(source, target)
+
+    monkeypatch.setattr(records.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drive(plan, tmp_path)
+    files = [path for path in tmp_path.rglob("*.*") if path.suffix != ".partial"]
+    assert files == moved  # the picture comes first, what says that the row has ended comes last
+    assert all(path.suffix == ".png" for path in files)
+    monkeypatch.undo()
+    assert drive(plan, tmp_path)[2].asked == [row.key for row in plan.rows]
