@@ -7,7 +7,7 @@ pictures here. What is left after that is left to the drive.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import ray
@@ -45,6 +45,7 @@ class Cluster:
         self._size = 0
         self._needs: Sequence[Need] = ()
         self._presence = Presence([])
+        self._absent: dict[ActorHandle, float] = {}  # workers that lost their row, and when
 
     def __enter__(self) -> Cluster:
         connect(self._address)
@@ -91,8 +92,7 @@ class Cluster:
 
     def run(self, rows: Sequence[Row]) -> Iterator[Outcome | None]:
         """The outcomes as they come, and None after a second without any. A row that its worker lost has an error."""
-        present = [worker for worker in self._workers if not self._presence.are_gone([worker])]
-        yield from _Round(present, self._presence, ray.put(self._needs), self._drop).run(rows)
+        yield from _Round(self._workers, self._absent, self._presence, ray.put(self._needs), self._drop).run(rows)
 
     def _drop(self, worker: ActorHandle, reason: str) -> None:
         """Gives no more rows to a worker."""
@@ -105,15 +105,16 @@ class _Round:
 
     def __init__(
         self,
-        workers: Sequence[ActorHandle],
+        workers: Iterable[ActorHandle],
+        absent: dict[ActorHandle, float],
         presence: Presence,
         needs: ray.ObjectRef,
         drop: Callable[[ActorHandle, str], None],
     ) -> None:
-        self._pool = ActorPool(workers)
+        self._pool = ActorPool([worker for worker in workers if worker not in absent])
+        self._absent = absent
         self._presence, self._needs, self._drop = presence, needs, drop
         self._taken: dict[str, ActorHandle] = {}  # by the row that runs there
-        self._absent: dict[ActorHandle, float] = {}  # workers that lost their row, and when
 
     def run(self, rows: Sequence[Row]) -> Iterator[Outcome | None]:
         waiting = list(reversed(rows))
@@ -129,7 +130,8 @@ class _Round:
             else:
                 time.sleep(TICK)
                 yield None
-        for key in self._taken:
+        for key, worker in self._taken.items():
+            self._absent[worker] = time.monotonic()
             yield Outcome(key, "", error=LOST)
 
     def _start(self, worker: ActorHandle, row: Row) -> ray.ObjectRef:

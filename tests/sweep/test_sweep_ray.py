@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 
@@ -19,7 +20,7 @@ from reins.sweep.plan import make_plan, read_axes  # noqa: E402
 from reins.sweep.records import Records  # noqa: E402
 from reins.tests.helpers.sweeps import INFO, small_graph  # noqa: E402
 
-ONCE, ALWAYS, UNFIT = "once", "always", "unfit"  # what the text of a row makes its worker do
+ONCE, ALWAYS, UNFIT, LEAVES = "once", "always", "unfit", "leaves"  # what the text of a row makes its worker do
 
 
 def stand_in(folder: str):
@@ -29,6 +30,8 @@ def stand_in(folder: str):
     class Worker:
         def __init__(self, number, cores):
             self._name = f"worker {number}"
+            if os.path.exists(f"{folder}/left"):
+                os.kill(os.getpid(), signal.SIGSTOP)
 
         def name(self):
             return self._name
@@ -47,6 +50,10 @@ def stand_in(folder: str):
                 file.write("x")
             tries = os.path.getsize(mark)
             if text == "always" or (text == "once" and tries == 1):
+                os._exit(1)
+            if text == "leaves" and tries < 3:
+                if tries == 2:
+                    open(f"{folder}/left", "w").close()
                 os._exit(1)
             if text == "unfit" and tries == 1:
                 raise ValueError("this worker can do nothing")
@@ -127,6 +134,16 @@ def test_a_worker_that_can_do_nothing_takes_no_more_rows(engine, tmp_path, capsy
     assert [record.error for record in records.by_key.values()] == [""]  # the other worker had it
     assert "takes no more prompts: this worker can do nothing" in capsys.readouterr().out
     assert (len(engine._workers), engine.size) == (1, 2)
+
+
+def test_the_row_of_a_worker_that_does_not_come_back_goes_to_another(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(presence, "GONE", 4)
+    drive(engine, tmp_path, "a", "b")
+    graph = small_graph()
+    plan = make_plan(graph, read_axes(graph, ["Positive.text=leaves,c,d,e", "KSampler.seed=9"]), INFO)
+    records = Records(tmp_path / "out", plan)
+    Drive(plan, records, lambda: None).run(engine, lambda text: None)
+    assert [record.error for record in records.by_key.values()] == [""] * 4
 
 
 def test_rows_are_left_if_every_worker_is_unfit(engine, tmp_path):
