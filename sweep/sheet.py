@@ -89,7 +89,7 @@ def _foot(plan: Plan, choice: Choice) -> str:
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, font: ImageFont.FreeTypeFont) -> None:
     letters = max(1, int(width / font.getlength("n")))
-    lines = textwrap.wrap(text, letters)
+    lines = [text] if font.getlength(text) <= width else textwrap.wrap(text, letters)
     cut = lines[:LINES] if len(lines) <= LINES else [*lines[: LINES - 1], lines[LINES - 1][: letters - 1] + "…"]
     draw.multiline_text(at, "\n".join(cut), fill=INK, font=font, spacing=2)
 
