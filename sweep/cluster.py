@@ -20,7 +20,7 @@ from ..tools.sweeping import LOCAL
 from .errors import SweepError
 from .needs import Need
 from .outcome import Outcome
-from .presence import Presence
+from .presence import SILENT, Presence
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LEFT_OUT = ("/tests/", "/bench/", "/docs/", "/findings/", "/example_workflows/", "/output/", ".git")
 TICK = 1  # seconds
 START_SECONDS = 600  # of a server, with the transfer of the pack
+END_SECONDS = 20  # for workers to end their servers
 RETRIES = 1  # of a row whose worker was lost
 LOST = "its worker was lost while it ran"
 
@@ -57,7 +58,13 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        present = [worker for worker in self._workers if self._presence.silence(worker) < SILENT]
+        try:
+            ray.wait([worker.end.remote() for worker in present], num_returns=max(1, len(present)), timeout=END_SECONDS)
+        except (RayError, ValueError):
+            pass  # what is left there goes when the next sweep starts
+        finally:
+            ray.shutdown()
 
     def _start(self) -> None:
         count, gpus, cores = shares(self._cores)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..demo.host import Host, HostSettings, link_folder
+from .folders import ServerFolder
 from .outcome import Outcome
 from .prompt import WorkerLost, run_prompt
 
@@ -22,8 +22,8 @@ class OwnServer:
 
     def __init__(self, name: str, comfy: Path, cpu: bool, environment: Mapping[str, str]) -> None:
         self.name = name
-        self._folder = tempfile.TemporaryDirectory(prefix="reins-sweep-", ignore_cleanup_errors=True)
-        base = Path(self._folder.name)
+        self._folder = ServerFolder()
+        base = self._folder.path
         for shared in SHARED:
             if (comfy / shared).is_dir():
                 link_folder(comfy / shared, base / shared)
@@ -63,7 +63,7 @@ class OwnServer:
         """Ends the server for good."""
         self._ended = True
         self._end_host()
-        self._folder.cleanup()
+        self._folder.remove()
 
     def _end_host(self) -> None:
         host, self._host = self._host, None

@@ -36,7 +36,7 @@ class Worker:
         self._name = f"worker {number} on {socket.gethostname()}"
         self._cores = cores
         self._server: OwnServer | None = None
-        self._fit = False
+        self._fit = self._ending = False
 
     def name(self) -> str:
         """What people call it."""
@@ -62,8 +62,17 @@ class Worker:
             self._fit = True
         try:
             return server.run(key, graph)
-        except WorkerLost:
+        except WorkerLost as error:
+            if self._ending:
+                raise Unfit(f"{self._name} has been ended") from error
             os._exit(SERVER_LOST)
+
+    @ray.method(concurrency_group=ASKING, max_task_retries=0)
+    def end(self) -> None:
+        """Ends its server, also in the middle of a prompt, and removes what lies on this machine."""
+        self._ending = True
+        if self._server is not None:
+            self._server.end()
 
     def _started(self) -> OwnServer:
         try:

@@ -13,6 +13,7 @@ import pytest
 psutil = pytest.importorskip("psutil", reason="processes are found with psutil (requirements-dev.txt)")
 
 from reins.demo.host import Host, HostSettings  # noqa: E402
+from reins.sweep.folders import PREFIX  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
 from reins.tests.helpers.sweep_runs import SweepRun, pixels, table  # noqa: E402
 
@@ -121,9 +122,14 @@ def test_ray_keeps_the_error_of_a_node_and_ends_its_servers_on_ctrl_c(tmp_path):
     with start(out, RAY) as run:
         run.wait_for(6)
         run.descendants()
+        folders = {
+            Path(part) for each in run.servers() for part in each.cmdline() if Path(part).name.startswith(PREFIX)
+        }
+        assert len(folders) == 2
         run.process.send_signal(signal.SIGINT)
         assert run.end() == 130
         run.wait_until_all_are_gone()
+    assert not any(folder.exists() for folder in folders)
 
 
 @needs_ray
