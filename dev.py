@@ -4,6 +4,8 @@
     python3 dev.py demo     the example workflows through a real ComfyUI server, pictures in output/demo
     python3 dev.py test     the tests, on every ComfyUI that can be found
     python3 dev.py bench    what each node costs
+    python3 dev.py sweep    one workflow with many settings, on one ComfyUI, on several or on a Ray cluster
+    python3 dev.py ray      Ray's own command line, by which machines form a cluster for sweeps
     python3 dev.py serve    a ComfyUI with the pack linked in, until Ctrl-C
     python3 dev.py hosts    the ComfyUI folders that the other commands use
     python3 dev.py train    makes a file of demo/weights anew; train --help names them

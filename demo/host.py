@@ -18,6 +18,7 @@ from .client import Client
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = {"ComfyUI-Reins": ROOT}
+LEASH = ROOT / "demo" / "leash.py"
 LOG_TAIL = 4000
 
 
@@ -67,6 +68,7 @@ class Host:
                 self._command(),
                 cwd=self.settings.comfy,
                 env=server_env() | dict(self.settings.environment),
+                stdin=subprocess.PIPE,  # nothing is written: the leash waits for its end
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -108,7 +110,9 @@ class Host:
 
     def _command(self) -> list[str]:
         settings = self.settings
-        command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(self.port)]
+        # a thread of Windows that waits for the standard input holds up others that ask for its kind
+        leash = [] if sys.platform == "win32" else [str(LEASH)]
+        command = [sys.executable, *leash, "main.py", "--listen", "127.0.0.1", "--port", str(self.port)]
         # not in memory: ComfyUI 0.16 finds no tables there and logs errors without end
         command += ["--base-directory", str(settings.base), "--database-url", f"sqlite:///{self._database}"]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--preview-method", "latent2rgb"]
@@ -133,6 +137,8 @@ class Host:
             self._process.wait(15)
         except subprocess.TimeoutExpired:
             self.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def free_port() -> int:

@@ -31,10 +31,7 @@ def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -
     written as they are, because they contain the graph.
     """
     pictures: list[Picture] = []
-    for name, content in files:
-        label = re.sub(r"_\d+_$", "", Path(name).stem)
-        same = sum(picture.title.split(" #")[0] == label for picture in pictures)
-        title = f"{label} #{same + 1}" if same else label
+    for title, (_, content) in zip(titles_of([name for name, _ in files]), files, strict=True):
         path = folder / f"{workflow}-{title.replace(' #', '_')}.png"
         if content.startswith(b"\x89PNG"):
             path.write_bytes(content)
@@ -42,6 +39,13 @@ def save_pictures(workflow: str, files: list[tuple[str, bytes]], folder: Path) -
             Image.open(io.BytesIO(content)).save(path)
         pictures.append(Picture(title, path))
     return pictures
+
+
+def titles_of(names: Sequence[str]) -> list[str]:
+    """The label of each file on the server, with a number if others before it have the same one."""
+    labels = [re.sub(r"_\d+_$", "", Path(name).stem) for name in names]
+    before = [labels[:place].count(label) for place, label in enumerate(labels)]
+    return [f"{label} #{same + 1}" if same else label for label, same in zip(labels, before, strict=True)]
 
 
 def contact_sheet(pictures: list[Picture], path: Path) -> None:

@@ -213,7 +213,8 @@ def test_a_strip_is_cut_from_pictures_that_its_workflow_saves(name):
 def test_every_strip_is_among_the_pictures_of_the_page_and_labels_what_it_cuts(tmp_path):
     images = Path(compare.__file__).parents[1] / "docs" / "images"
     drawn_by_hand = {"house", "skipped_blocks"}  # how the pack is built, and what SLG does in a network
-    assert {path.stem for path in images.iterdir()} == {*compare.STRIPS, "scope", *drawn_by_hand}
+    by_a_sweep = {"sweep"}
+    assert {path.stem for path in images.iterdir()} == {*compare.STRIPS, "scope", *drawn_by_hand, *by_a_sweep}
     for number, colour in ((1, "red"), (2, "blue")):
         Image.new("RGB", (256, 256), colour).save(tmp_path / f"demo_x-y{'' if number == 1 else '_2'}.png")
     strip = compare.Strip((compare.Column("label", "demo_x-y"),), (1, 2))

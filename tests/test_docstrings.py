@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("models", "engine", "nodes", "demo/world")
+FOLDERS = ("models", "engine", "nodes", "demo/world", "sweep")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 # The axes that a shape may name. What stands in parentheses is a shape only if it is made of these.
 AXES = set(

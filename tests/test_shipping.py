@@ -77,6 +77,8 @@ def test_the_demo_runs_from_the_pack_that_ships(shipped):
         "dev.py", "tools/commands.py", "demo/run.py", "demo/serve.py", "demo/weightless.py", "demo/train.py"
     )
     assert commands | {"requirements-dev.txt", "tools/constraints.in", "tools/constraints.txt"} <= shipped
+    sweep = {f"sweep/{path.name}" for path in (ROOT / "sweep").iterdir() if path.is_file()}
+    assert needed("sweep/command.py", "sweep/cluster.py") | sweep | {"requirements-sweep.txt"} <= shipped
     assert {name for name in git() if name.startswith("demo/api/")} <= shipped
 
 

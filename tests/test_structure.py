@@ -106,6 +106,27 @@ def test_the_test_of_imports_sees_a_wrong_one(path, line, tmp_path):
     assert len(arrows(Path(path), wrong)) == 1
 
 
+SWEEP = sorted((ROOT / "sweep").glob("*.py"))
+ON_RAY = ("cluster.py", "presence.py", "worker.py")
+
+
+@pytest.mark.parametrize("path", SWEEP, ids=name_of)
+def test_a_sweep_stands_on_the_demo_and_the_tools_and_three_of_its_files_on_ray(path):
+    of_the_pack = {target(path.relative_to(ROOT), name, level)[0] for name, level in imports(path) if level}
+    assert of_the_pack <= {"sweep", "demo", "tools"}
+    others = {name.split(".")[0] for name, level in imports(path) if not level} - set(sys.stdlib_module_names)
+    if path.name == "run.py":  # a script, which loads the pack by its name
+        assert others == {"demo", "reins"}
+    else:
+        assert others <= {"aiohttp", "PIL", *(["ray"] if path.name in ON_RAY else [])}
+
+
+def test_nothing_below_knows_of_sweeps():
+    below = [path for folder in ("demo", "nodes", "engine", "models") for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in below if any("sweep" in name.split(".") for name, _ in imports(path))]
+    assert "sweep" not in (ROOT / "__init__.py").read_text(encoding="utf-8")
+
+
 # --- the engine knows no method, and the rest no key of the host -----------------------------------------------------
 
 ENGINE = [path for path in FILES if path.relative_to(ROOT).parts[0] == "engine"]
@@ -195,7 +216,7 @@ def test_the_drawn_world_stands_on_torch_alone():
     assert names - set(sys.stdlib_module_names) == {"torch"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*FILES, *SWEEP], ids=name_of)
 def test_files_and_functions_stay_small(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 300

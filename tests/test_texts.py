@@ -351,11 +351,21 @@ def test_the_readme_says_at_its_top_how_to_try_and_how_to_test():
     assert re.findall(r"^python3 dev\.py \w+", top, re.MULTILINE) == ["python3 dev.py demo", "python3 dev.py test"]
 
 
+SWEEP = "[`dev.py sweep`](docs/sweep.md)"  # a wish that is no node's
+
+
+def test_the_readme_leads_to_sweeps():
+    table = README.read_text(encoding="utf-8").split("\n## What do you want?\n")[1].split("\n## ")[0]
+    (row,) = (line for line in table.splitlines() if SWEEP in line)
+    assert "more than one machine" in row
+
+
 def wishes() -> list[list[str]]:
     """The rows of the README's table: what is wanted, the node, paper, cost, help page."""
     table = README.read_text(encoding="utf-8").split("\n## What do you want?\n")[1].split("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return [row for row in rows if row[1] != SWEEP]
 
 
 def test_the_readme_leads_to_the_chapter_and_the_help_page_of_each_method():

@@ -15,6 +15,7 @@ from .environment import python_for, set_up, set_up_client
 from .hosts import find_hosts, find_test_hosts, newest_host, present_hosts
 from .pin import write_constraints
 from .screen import DevError, say
+from .sweeping import add_sweep
 from .testing import command_test, need_checkout
 from .threads import for_a_server, keep_memory
 from .venv import cache_folder
@@ -25,7 +26,7 @@ ORIGINS = {
     "cached": "in the cache folder",
 }
 OUTPUT = ROOT / "output" / "demo"
-PASS_ON = ("test", "bench", "train")  # their further arguments go to pytest or to a script
+PASS_ON = ("test", "bench", "train", "ray")  # their further arguments go to pytest, to a script or to Ray
 
 
 def command_demo(options: argparse.Namespace) -> int:
@@ -124,6 +125,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     test.add_argument("--hosts", action="store_true", help="also on ComfyUI 0.30.0, 0.16.3 and 0.3.75 of the registry")
     test.add_argument("--require-host", action="store_true", help="fail where no ComfyUI is found")
     test.set_defaults(run=command_test)
+
+    add_sweep(commands)
 
     bench = commands.add_parser(
         "bench",

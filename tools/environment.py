@@ -36,6 +36,7 @@ LARGE = re.compile(r"nvidia-|triton")  # what torch brings on Linux: half a giga
 STAMP = "reins-setup.json"
 PROOF = ("torch", "aiohttp", "pytest")  # one of each step
 CLIENT = ("aiohttp", "pillow", "tqdm")
+SWEEP = ROOT / "requirements-sweep.txt"
 Stamp = dict[str, Any]  # of the pack's requirements, of the host's, and the host's version
 
 
@@ -189,6 +190,26 @@ def add_missing_packages(hosts: list[Host]) -> None:
         say(f"adding what other hosts need: {', '.join(missing)}")
         check_registry(pinned("torch"))
         run_steps([Step(", ".join(missing), (*missing, *constraints(hosts[:1])))])
+
+
+def python_with_ray(host: Host) -> Path:
+    """The Python that runs the host's server, with Ray, which is added to the cached environment if it is not there.
+
+    Raises DevError if Ray cannot be had, or if nothing may be installed for this host.
+    """
+    python = python_for(host, ("torch", "aiohttp", "PIL"))
+    if host.origin == "located":
+        if importlib.util.find_spec("ray") is None:
+            raise DevError(f"{python} lacks ray: run `{python} -m pip install -r {SWEEP}`, or leave --ray out")
+        return python
+    (wanted,) = (line for line in SWEEP.read_text(encoding="utf-8").splitlines() if normal_name(line))
+    with setting_up():
+        if installed_packages().get("ray") != wanted.partition("==")[2]:
+            say(f"Ray is used for the first time: installing {wanted} into {venv_folder()}")
+            check_registry(wanted)
+            run_steps([Step("Ray", ("-r", str(SWEEP), *constraints([host])))])
+            check_installed(("ray",))
+    return python
 
 
 def requirement_lines(host: Host) -> list[str]:

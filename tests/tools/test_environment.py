@@ -224,3 +224,40 @@ def test_versions_are_chosen_for_the_oldest_python_and_every_system(cache, monke
     monkeypatch.setattr(pin.subprocess, "run", compile_versions)
     pin.write_constraints([a_host(tmp_path, "0.30.0")])
     assert (tmp_path / "constraints.txt").read_text(encoding="utf-8") == pin.HEADER + "einops==1\n"
+
+
+def test_ray_is_installed_when_it_is_first_used_and_said_so(installs, tmp_path, monkeypatch, capsys):
+    steps, present = installs
+    host = a_host(tmp_path, "0.30.0")
+    environment.set_up([host])
+    steps.clear()
+    (wanted,) = re.findall(r"^ray==\S+$", environment.SWEEP.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def install(chosen):
+        steps.extend(chosen)
+        present["ray"] = wanted.partition("==")[2]
+
+    monkeypatch.setattr(environment, "run_steps", install)
+    assert environment.python_with_ray(host) == venv.venv_python()
+    assert steps[0] == f"asked for {wanted}"
+    assert whats(steps) == ["Ray"]
+    assert f"Ray is used for the first time: installing {wanted} into" in capsys.readouterr().out
+    steps.clear()
+    environment.python_with_ray(host)
+    assert steps == []
+    present["ray"] = "1.0"  # all machines of a cluster need the same one
+    environment.python_with_ray(host)
+    assert whats(steps) == ["Ray"]
+
+
+def test_inside_a_comfyui_ray_is_installed_by_its_owner(tmp_path, monkeypatch):
+    located = hosts.Host(make_host(tmp_path / "host"), (0, 30, 0), "located")
+    monkeypatch.setattr(environment, "python_for", lambda host, modules: Path(sys.executable))
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DevError, match=r"lacks ray: run `.+ -m pip install -r .+requirements-sweep\.txt`"):
+        environment.python_with_ray(located)
+
+
+def test_nothing_but_a_sweep_needs_ray():
+    lines = [line for file in environment.REQUIREMENTS for line in file.read_text(encoding="utf-8").splitlines()]
+    assert "ray" not in map(venv.normal_name, lines)
