@@ -22,7 +22,8 @@ def started(monkeypatch, tmp_path):
     monkeypatch.setattr(sweeping, "python_for", lambda host, modules: Path("python"))
     monkeypatch.setattr(sweeping, "python_with_ray", lambda host: Path("python-with-ray"))
     monkeypatch.setattr(sweeping, "run_child", lambda command, **extra: notes.append((command, extra)) or 0)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", *sweeping.OF_RAY):  # Ray sets some of its own in this process
+        monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["dev.py", *arguments])
