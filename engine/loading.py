@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from pickle import UnpicklingError
+from struct import error as StructError
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import comfy.model_management
 import comfy.ops
@@ -26,27 +27,48 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..models.foreign_files import SHOWN, few
+from ..models.foreign_files import SHOWN, few, quantised_by
+from ..models.sharded_files import parts_of
 from .entries import KEY
 
 StateDict = dict[str, Tensor]
-# What torch, safetensors and the host raise if a file is cut off or is no model file.
-DAMAGE = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError)
+# What torch, safetensors and the host raise if a file is cut off, has a changed byte or is no model file. The tests try
+# each place of a small file of each format.
+DAMAGE = (
+    SafetensorError, RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError, BadZipFile, StructError,
+)  # fmt: skip
 
 
 def read_file(path: str | Path) -> StateDict:
     """Returns the tensors of a .safetensors, .bin, .pt, .pth or .ckpt file.
 
-    Pickles are read without running their code. Groups of tensors become prefixes of their names.
-    Raises ValueError if the file is damaged, unsafe or holds no tensors.
+    Pickles are read without running their code. Groups of tensors become prefixes of their names. If the path is that
+    of one part of a file, or of the index of its parts, all parts are read.
+    Raises ValueError if the file is damaged, unsafe, quantised, lacks a part or holds no tensors.
     """
-    name = Path(path).name
-    load = _load_zipped if _is_zipped(path) else partial(comfy.utils.load_torch_file, safe_load=True)
-    weights = _opened(path, lambda: load(str(path)))
+    weights = {key: value for part in parts_of(Path(path)) for key, value in _read_one(part).items()}
+    if (how := quantised_by(weights)) is not None:
+        raise ValueError(
+            f"{Path(path).name} should hold numbers of 16 or 32 bits, but its weights are quantised {how}. Choose the "
+            f"file that was not quantised."
+        )
+    return weights
+
+
+def _read_one(path: Path) -> StateDict:
+    weights = _opened(path, lambda: _load(path))
     flat = flatten(weights) if isinstance(weights, dict) else {}
     if not any(isinstance(value, Tensor) for value in flat.values()):
-        raise ValueError(f"{name} should hold named tensors but holds {type(weights).__name__}. Choose a model file.")
+        raise ValueError(
+            f"{path.name} should hold named tensors but holds {type(weights).__name__}. Choose a model file."
+        )
     return flat
+
+
+def _load(path: Path) -> Any:
+    load = _load_zipped if _is_zipped(path) else partial(comfy.utils.load_torch_file, safe_load=True)
+    return load(str(path))
 
 
 def _is_zipped(path: str | Path) -> bool:
@@ -73,9 +95,16 @@ def read_tensor(path: str | Path) -> Tensor:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Returns the metadata of a safetensors file. Files of other kinds have none."""
+    """Returns the metadata of a safetensors file. Files of other kinds have none.
+
+    Raises ValueError if the file is damaged.
+    """
     if path.suffix != ".safetensors":
         return {}
+    return _opened(path, lambda: _metadata(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
+FOUR_BITS = getattr(torch, "float4_e2m1fn_x2", None)  # torch 2.8 and newer
+QUANTISED = {  # what keeps numbers packed -> names of tensors that only such files have
+    "by ComfyUI (comfy_quant)": r"(.+\.)?comfy_quant",
+    "by ComfyUI (scaled fp8)": r"(.+\.)?(scaled_fp8|scale_weight)",
+    "by bitsandbytes, four bits": r".+\.(quant_state\.bitsandbytes__\w+|absmax|quant_map)",
+    "by bitsandbytes, eight bits": r".+\.SCB",
+    "by GPTQ or AWQ": r".+\.qweight",
+}
 SHOWN = 4  # names in an error
 LONGEST = 120  # characters of one of them
 
@@ -27,6 +36,13 @@ def kind_among(weights: Mapping[str, Tensor], patterns: Mapping[str, str]) -> st
     return next(
         (kind for kind, pattern in patterns.items() if any(re.fullmatch(pattern, key) for key in weights)), None
     )
+
+
+def quantised_by(weights: Mapping[str, object]) -> str | None:
+    """Returns by what a file's numbers are packed, so that they are not those of its weights. None if they are not."""
+    if FOUR_BITS is not None and any(getattr(value, "dtype", None) is FOUR_BITS for value in weights.values()):
+        return "as four-bit numbers (float4_e2m1fn_x2)"
+    return kind_among(weights, QUANTISED)
 
 
 def few(names: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ LONG = (
     "test_any_folder", "test_compile", "test_controlnext", "test_dit_compile", "test_dit_laws", "test_dit_nag",
     "test_dit_pag", "test_dit_seg", "test_dit_sharing", "test_dit_slg", "test_dit_tpg", "test_dit_with_others",
     "test_h_space", "test_hold", "test_ip_adapter", "test_laws_on_transformers", "test_methods",
-    "test_prompt_diffusion", "test_shared_rows", "test_together",
+    "test_prompt_diffusion", "test_quantised", "test_shared_rows", "test_together",
     "test_transformer_ip_adapter_cost", "test_transformer_ip_adapter_files", "test_transformer_ip_adapter_formula",
     "test_transformer_ip_adapter_guidance",
     "test_transformer_ip_adapter_others", "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions",

@@ -72,17 +72,33 @@ def test_what_nodes_read_at_run_time_is_included():
     assert {"demo/weights", "locales", "web", "example_workflows"} <= set(COMFY["includes"])
 
 
-def test_no_code_runs_text_or_stands_two_to_a_line():
-    """S102 exec, S307 eval, E702 statements with semicolons."""
-    command = [sys.executable, "-m", "ruff", "check", ".", "--quiet", "--isolated", "--select", "S102,S307,E702"]
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+# S102 exec, S307 eval, E702 statements with semicolons: `node validate` prints them and succeeds all the same.
+CHECK = ["check", ".", "--isolated", "--select", "S102,S307,E702"]
+
+
+def ruff(folder: Path) -> subprocess.CompletedProcess[str]:
     if subprocess.run([sys.executable, "-m", "ruff", "--version"], capture_output=True).returncode:
         pytest.skip("ruff is in requirements-dev.txt")
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "ruff", *CHECK], cwd=folder, capture_output=True, text=True)
+
+
+def test_no_code_runs_text_or_stands_two_to_a_line():
+    found = ruff(ROOT)
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.parametrize("line", ["exec(text)", "eval(text)", "a = 1; b = 2"])
+def test_the_continuous_run_fails_on_what_the_registry_only_prints(line, tmp_path):
+    runs = [step.get("run", "") for step in WORKFLOW["jobs"]["registry"]["steps"]]
+    assert " ".join(["ruff", *CHECK]) in runs
+    assert runs.index(" ".join(["ruff", *CHECK])) < next(i for i, run in enumerate(runs) if "node validate" in run)
+    (tmp_path / "bad.py").write_text(f"{line}\n", encoding="utf-8")
+    assert ruff(tmp_path).returncode == 1
+
+
 def test_the_continuous_run_tests_on_three_systems():
-    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]
+    jobs = WORKFLOW["jobs"]
     systems = {entry["os"].partition("-")[0] for entry in jobs["tests"]["strategy"]["matrix"]["include"]}
     assert systems == {"ubuntu", "windows", "macos"}
     assert any(step.get("run", "").startswith("python dev.py test") for step in jobs["tests"]["steps"])

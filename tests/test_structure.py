@@ -245,3 +245,22 @@ print(time.perf_counter() - start)
         for _ in range(3)
     ]
     assert min(times) < 0.3
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+ALL_OWN = [path for folder in ("models", "engine", "nodes", "demo") for path in sorted((ROOT / folder).glob("**/*.py"))]
+NUMPY_FILES = re.compile(r"safetensors\.numpy|\b(?:np|numpy)\.(?:save\w*|load\w*|memmap)\b|\.tofile\(|\bfromfile\(")
+
+
+@pytest.mark.parametrize("path", ALL_OWN, ids=name_of)
+def test_no_file_is_written_or_read_through_numpy(path):
+    """safetensors 0.8.0 stores a transposed array in the order of memory, without an error. numpy has no bfloat16."""
+    assert not NUMPY_FILES.search(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line", ["from safetensors.numpy import save_file", "np.savez(path, a=a)", "array.tofile(path)", "np.load(path)"]
+)
+def test_the_test_of_numpy_sees_it(line):
+    assert NUMPY_FILES.search(line)

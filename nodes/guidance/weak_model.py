@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engine.effects import watch
 from ...engine.entries import Entry, append, entries, install_wrapper, next_order
@@ -232,8 +232,7 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
             loaded.pop(i).model_unload()
     own = model.clone()
     own.parent = None
-    not_copied = (model.model.model_config, getattr(model.model, "current_patcher", None))
-    own.model = deepcopy(model.model, {id(value): value for value in not_copied})
+    own.model = _copied(model.model)
     for name in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):
         if hasattr(own, name):
             setattr(own, name, {})
@@ -242,6 +241,16 @@ def with_own_network(model: ModelPatcher) -> ModelPatcher:
     if hasattr(own, "clone_base_uuid"):
         own.clone_base_uuid = uuid4()
     return own
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    not_copied = (network.model_config, getattr(network, "current_patcher", None))
+    known = {id(value): value for value in not_copied}
+    for weight in network.parameters():
+        # A quantised tensor of the host is made of others. deepcopy would ask for a storage that it does not have.
+        if hasattr(weight, "__tensor_flatten__"):
+            known[id(weight)] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return deepcopy(network, known)
 
 
 def _check_same_kind(model: ModelPatcher, weak: ModelPatcher) -> None:

@@ -62,9 +62,9 @@ def unet_file(model: ModelPatcher, seed: int = 0, size: float = 0.1) -> dict[str
     """Increments for the projections after the text attentions, by the host's names."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: size * torch.randn(value.shape, generator=generator) / max(1, value[0].numel()) ** 0.5
-        for name, value in sorted(unet_of(model).state_dict().items())
-        if ".attn2.to_out.0.weight" in name
+        name: size * torch.randn(value.shape, generator=generator) / max(1, value.shape[1:].numel()) ** 0.5
+        for name, value in sorted(unet_of(model).named_parameters())
+        if name.endswith(".attn2.to_out.0.weight")
     }
 
 

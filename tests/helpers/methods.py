@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from reins.engine.unpatched import Unpatched
 from reins.nodes.guidance.adaptive_projection import AdaptiveProjectedGuidance
 from reins.nodes.guidance.cfg_zero import CFGZeroStar
 from reins.nodes.guidance.frequency_decoupled import FrequencyDecoupledGuidance
@@ -88,9 +89,10 @@ def weak(
 
 def weaker(model: ModelPatcher, share: float = 0.2) -> ModelPatcher:
     """The same network with a part of its weights taken away, as a patch of the host."""
-    keys = [key for key in model.model.state_dict() if key.endswith(("to_v.weight", "to_k.weight"))]
+    weights, names = Unpatched(model, ""), model.model.state_dict()
+    keys = [key for key in names if key.endswith(("to_v.weight", "to_k.weight"))]
     weak_model = model.clone()
-    weak_model.add_patches({key: (model.model.state_dict()[key],) for key in keys}, -share)
+    weak_model.add_patches({key: (weights[key],) for key in keys}, -share)
     return weak_model
 
 
