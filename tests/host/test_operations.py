@@ -9,8 +9,8 @@ from reins.tests.helpers.methods import METHODS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # With views and copies. It was 17 for IP-Adapter while its k and v were put into heads in each step, 77 for NAG while
-# each chunk was attended to alone, and 132 for PLADIS by picture.
-AT_MOST = {"nag": 54, "pladis": 68, "ip-adapter": 7}
+# each chunk was attended to alone, 132 for PLADIS by picture, and 242 for UniCon while each LoRA had two products.
+AT_MOST = {"nag": 54, "pladis": 68, "ip-adapter": 7, "unicon": 188}
 
 
 class Operations(TorchDispatchMode):
