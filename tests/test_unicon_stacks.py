@@ -96,6 +96,19 @@ def test_the_output_gets_its_lora_and_the_given_one_stays_as_it_was():
     assert torch.equal(given, out)
 
 
+@pytest.mark.parametrize("bases_in", [torch.float32, torch.bfloat16])
+def test_under_autocast_types_may_differ(bases_in):
+    """As in training: the first product is in bfloat16 and the weights are not."""
+    network, weights = of_attention(False)
+    x, bases = drawn(4, 6, WIDTH, seed=20), [drawn(4, 6, WIDTH, seed=30 + i) for i in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.float().on_projections([base.to(bases_in) for base in bases], (x.float(),) * 3, ROWS)
+    for name, base, projected in zip(PROJECTIONS[:3], bases, found, strict=True):
+        base[ROWS] += alone(weights, "a", name, x[ROWS])
+        assert projected.dtype == bases_in
+        assert torch.allclose(projected.double(), base, rtol=0.02, atol=0.1)
+
+
 def attention(q, k, v):
     return (q @ k.transpose(1, 2)).softmax(-1) @ v
 

@@ -80,7 +80,8 @@ def second_matrices(convolution: type[nn.Conv1d]) -> type[nn.Conv1d]:
             matrices = weight.reshape(self.groups, -1, weight.shape[1]).transpose(1, 2)
             first = 0
             for low, target in zip(given.lows, given.targets, strict=True):
-                target.baddbmm_(low, some_of(matrices, first, len(low)))
+                of_one = some_of(matrices, first, len(low))
+                target.baddbmm_(low.to(target.dtype), of_one.to(target.dtype))  # types differ under autocast
                 first += len(low)
             return given.targets
 
