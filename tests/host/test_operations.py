@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # With views and copies. It was 17 for IP-Adapter while its k and v were put into heads in each step, 77 for NAG while
 # each chunk was attended to alone, 132 for PLADIS by picture, and 242 for UniCon while each LoRA had two products.
-AT_MOST = {"nag": 54, "pladis": 68, "ip-adapter": 7, "unicon": 188}
+# UniCon has 188, but 197 on ComfyUI 0.3.64, whose own functions do more.
+AT_MOST = {"nag": 54, "pladis": 68, "ip-adapter": 7, "unicon": 197}
 
 
 class Operations(TorchDispatchMode):
