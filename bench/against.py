@@ -21,7 +21,7 @@ from .builds import Build, MissingInput, shelf
 from .by_id import TOKENS, ByBuild, Drawn, nag, pag, pladis
 from .counting import interleaved, operations_per_step, peak_of, ratio
 
-CFG, STEPS = 7.0, 4
+CFG, STEPS = 7.0, 12  # what is made once in a run counts for a picture of few steps
 PEER, ADAPTER_PEER = "sd-perturbed-attention", "ComfyUI_IPAdapter_plus"
 TITLE = "Against an older build: "
 HEAD = (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from reins.models.unicon.files import POST, SETS, flat_names, parse_unicon
-from reins.models.unicon.network import UniCon
+from reins.models.unicon.network import UniCon, places_of
+from reins.models.unicon.stacks import stacked
 
 TABLES = json.loads((Path(__file__).parent / "golden" / "unicon_files.json").read_text())
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -49,9 +50,11 @@ def test_a_release_at_full_size_becomes_a_network_of_exactly_its_tensors(post):
     }
     parts = parse_unicon(table, "release", sets)
     network = UniCon(parts.sizes, torch.nn, device=where)
+    found = stacked(parts.weights, places_of(parts.sizes))
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    assert shapes == {key: tuple(value.shape) for key, value in parts.weights.items()}
-    assert sum(value.numel() for value in parts.weights.values()) == {"conv_fuse": 75096064, "conv": 25169920}[post]
+    assert shapes == {key: tuple(value.shape) for key, value in found.items()}
+    for weights in (parts.weights, found):
+        assert sum(value.numel() for value in weights.values()) == {"conv_fuse": 75096064, "conv": 25169920}[post]
     assert len(parts.joints) == 16 and len(parts.conditions) == (16 if post == "conv_fuse" else 0)
     assert {sizes.post for sizes in parts.sizes.joints} == {post}
 

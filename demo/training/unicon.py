@@ -19,7 +19,8 @@ from ...engine.network import options_with_layers
 from ...engine.rows.groups import GROUPS, Group
 from ...engine.unet import Transformer, block_names
 from ...models.unicon.files import UniConParts, flat_names
-from ...models.unicon.network import PROJECTIONS, JointSizes, LowRank, Sizes, UniCon
+from ...models.unicon.network import JointSizes, Sizes, UniCon, places_of
+from ...models.unicon.stacks import PROJECTIONS, LowRank, stacked
 from ...nodes.unicon.side_by_side import BlockNumbers, SideBySide
 from ..world.model import tokens
 from .data import Question, ask, draw_batch, v_loss
@@ -45,7 +46,9 @@ class UniConTask:
         blocks = block_names(self.base.unet)
         self.parts = UniConParts(_sizes(list(blocks.values())), {}, tuple(blocks), tuple(blocks))
         self.network = UniCon(self.parts.sizes, comfy.ops.disable_weight_init, device=device)
-        self.network.apply(_initialise)
+        self.weights = _drawn(self.parts, device)
+        for name in self.network.state_dict():  # they are stacked anew in each step
+            delattr(self.network.get_submodule(name.removesuffix(".weight")), "weight")
         owner = uuid4()
         around = SideBySide(self.network, owner, numbers := BlockNumbers.of(self.parts, blocks))
         self.layer = ProjectionLayer(sites=numbers.paths, around=around)
@@ -53,9 +56,11 @@ class UniConTask:
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         names = flat_names(self.parts)
-        return {names[name]: value for name, value in self.network.named_parameters()}
+        return {names[name]: value for name, value in self.weights.items()}
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
+        for name, value in stacked(self.weights, places_of(self.parts.sizes)).items():
+            self.network.get_submodule(name.removesuffix(".weight")).weight = value
         drawn = draw_batch(batch, generator, unsaid=UNSAID)
         depth = (drawn.views.depth * 2 - 1)[:, None].expand(-1, 3, -1, -1)
         latents = (drawn.latent, depth[order := torch.randperm(batch, generator=generator)])
@@ -83,10 +88,13 @@ def _sizes(blocks: Sequence[Transformer]) -> Sizes:
     )
 
 
-def _initialise(module: nn.Module) -> None:
+def _drawn(parts: UniConParts, device: torch.device) -> dict[str, nn.Parameter]:
     """Draws the weights. As in the paper, the second matrix of each LoRA and P start as zeros."""
-    for name, child in module.named_children():
-        if name in ("up", "post"):
-            nn.init.zeros_(child.weight)
-        elif name == "down":
-            nn.init.normal_(child.weight, std=1 / RANK)
+    joints = parts.sizes.joints
+    drawn = {f"joints.{i}.post.weight": torch.zeros(2 * one.width, 2 * one.width) for i, one in enumerate(joints)}
+    for place in places_of(parts.sizes):
+        for projection, sizes in zip(PROJECTIONS, place.loras, strict=True):
+            stem = f"{place.stem}.{projection}"
+            drawn[f"{stem}.down.weight"] = torch.randn(sizes.rank, sizes.inputs) / RANK
+            drawn[f"{stem}.up.weight"] = torch.zeros(sizes.outputs, sizes.rank)
+    return {name: nn.Parameter(value.to(device)) for name, value in drawn.items()}

@@ -186,9 +186,15 @@ def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tens
 
 def add(rows: Tensor, count: int, *terms: tuple[Sequence[int], Tensor]) -> Tensor:
     """Returns the tensor (count * b, ...) with terms (numbers * b, ...) added to the chunks of their numbers."""
+    parts: list[tuple[Sequence[int], Tensor]] = []  # sums that are not in `rows` yet, of different chunks
     for numbers, term in terms:
-        rows = rows + term if len(numbers) == count else put(rows, numbers, count, pick(rows, numbers, count) + term)
-    return rows
+        if parts and not {*numbers}.isdisjoint(i for changed, _ in parts for i in changed):
+            rows, parts = joined(count, (range(count), rows), *parts), []
+        if len(numbers) == count:
+            rows = rows + term
+        else:
+            parts.append((numbers, pick(rows, numbers, count) + term))
+    return joined(count, (range(count), rows), *parts) if parts else rows
 
 
 def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:

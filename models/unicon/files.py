@@ -13,7 +13,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..foreign_files import few
-from .network import ATTENTIONS, PROJECTIONS, JointSizes, LowRank, Sizes
+from .network import JointSizes, Sizes
+from .stacks import ATTENTIONS, PROJECTIONS, LowRank
 
 Weights = Mapping[str, Tensor]
 SETS = ("xy_lora", "yx_lora", "y_lora")  # the three LoRA, in the order in which a name is searched for them
@@ -43,7 +44,7 @@ class UniConParts(NamedTuple):
     """A checkpoint taken apart: `joints` are blocks with a joint attention, `conditions` with a condition LoRA."""
 
     sizes: Sizes
-    weights: dict[str, Tensor]  # by the names of the network
+    weights: dict[str, Tensor]  # by the names of single LoRA, which are stacked for the network
     joints: tuple[str, ...]
     conditions: tuple[str, ...]
 
@@ -75,7 +76,7 @@ def parse_unicon(weights: Weights, name: str, sets: Mapping[str, Weights] | None
 
 
 def flat_names(parts: UniConParts) -> dict[str, str]:
-    """The names in the single file, by the names in the network."""
+    """The names in the single file, by the names of the weights in the parts."""
     names = {}
     for i, block in enumerate(parts.joints):
         names[f"joints.{i}.post.weight"] = f"{block}.{POST_KEY}.weight"

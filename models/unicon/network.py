@@ -6,23 +6,16 @@ use the block's projections, with a LoRA each for x and y. A matrix P, zero at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .stacks import ATTENTIONS, PROJECTIONS, AttentionPlace, LowRank, Stack, stacks_of
+
 Post = Literal["conv_fuse", "conv"]
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-ATTENTIONS = ("attn1", "attn2")
-
-
-class LowRank(NamedTuple):
-    """Sizes of one LoRA: inputs, rank, outputs."""
-
-    inputs: int
-    rank: int
-    outputs: int
 
 
 class JointSizes(NamedTuple):
@@ -53,47 +46,128 @@ class Projected(NamedTuple):
     v: Tensor
 
 
-class LoRA(nn.Module):
-    """up(down(x)). If a file has a factor alpha / rank, `up` contains it."""
+class Increments(NamedTuple):
+    """What the second matrices are given: low-rank features (n, rows, rank), and targets (n, rows, outputs) for them.
 
-    def __init__(self, sizes: LowRank, operations: Any, **factory: Any) -> None:
+    The pairs follow each other as the LoRA of the stack do. The host's layers read the type and the device of their
+    input.
+    """
+
+    lows: Sequence[Tensor]
+    targets: Sequence[Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the host hands over the weights."""
+        return self.lows[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the host hands over the weights."""
+        return self.lows[0].device
+
+
+@cache
+def second_matrices(convolution: type[nn.Conv1d]) -> type[nn.Conv1d]:
+    """Returns the class of layers that add the products of several LoRA to tensors, in place.
+
+    The matrices have the shape of a convolution with a group for each LoRA. So the host stores, casts and offloads
+    them, and hands them over when it would convolve. A linear layer of the host leaves no place for other products.
+    """
+
+    class SecondMatrices(convolution):
+        def _conv_forward(self, given: Increments, weight: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
+            matrices = weight.reshape(self.groups, -1, weight.shape[1]).transpose(1, 2)
+            first = 0
+            for low, target in zip(given.lows, given.targets, strict=True):
+                of_one = some_of(matrices, first, len(low))
+                target.baddbmm_(low.to(target.dtype), of_one.to(target.dtype))  # types differ under autocast
+                first += len(low)
+            return given.targets
+
+    return SecondMatrices
+
+
+def some_of(stack: Tensor, first: int, count: int) -> Tensor:
+    """Returns `count` of the tensors in a stack (n, ...), from number `first` on."""
+    return stack if count == len(stack) else stack[first : first + count]
+
+
+class StackedLoRA(nn.Module):
+    """LoRA of several projections: base + up(down(x)). If a file has a factor alpha / rank, `up` contains it."""
+
+    def __init__(self, stack: Stack, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.down = operations.Linear(sizes.inputs, sizes.rank, bias=False, **factory)
-        self.up = operations.Linear(sizes.rank, sizes.outputs, bias=False, **factory)
+        (inputs, self.rank, outputs), self.count = stack.sizes, len(stack.projections)
+        self.down = operations.Linear(inputs, self.count * self.rank, bias=False, **factory)
+        channels = self.count * self.rank, self.count * outputs
+        self.up = second_matrices(operations.Conv1d)(*channels, 1, groups=self.count, bias=False, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The increment (b, tokens, outputs) for x (b, tokens, inputs)."""
-        return self.up(self.down(x))
+    def low(self, x: Tensor) -> Tensor:
+        """Returns the low-rank features (n, b * tokens, rank) of x (b, tokens, inputs) for the n projections."""
+        return self.down(x).reshape(-1, self.count, self.rank).transpose(0, 1)
+
+    def add_to(self, targets: Sequence[Tensor], x: Tensor) -> None:
+        """Adds the LoRA of x (b, tokens, inputs) to targets (n, b * tokens, outputs), in place.
+
+        The targets together have a place for each projection.
+        """
+        low, lows = self.low(x), []
+        for target in targets:
+            lows.append(some_of(low, sum(map(len, lows)), len(target)))
+        self.up(Increments(lows, targets))
+
+    def on(self, bases: Sequence[Tensor], inputs: Sequence[Tensor], rows: slice) -> list[Tensor]:
+        """Returns the projections (b, tokens, c) with the LoRA on some rows of what enters each (b, tokens, c)."""
+        stacks, lows, targets = [], [], []
+        for first, last in _runs(bases, inputs):
+            n, (b, tokens, c) = last - first, bases[first].shape
+            stacks.append(torch.cat(list(bases[first:last])).view(n, b, tokens, c))
+            targets.append(stacks[-1][:, rows].view(n, -1, c))
+            lows.append(some_of(self.low(inputs[first][rows]), first, n))
+        self.up(Increments(lows, targets))
+        return [projected for stack in stacks for projected in stack.unbind()]
+
+
+def _runs(bases: Sequence[Tensor], inputs: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """Yields where projections of one tensor begin and end. Another pack may give k and v other tensors than q."""
+    first = 0
+    for i in range(1, len(bases) + 1):
+        if i == len(bases) or inputs[i] is not inputs[first] or bases[i].shape != bases[first].shape:
+            yield first, i
+            first = i
 
 
 class AttentionLoRA(nn.ModuleDict):
-    """A LoRA for each projection of one attention."""
+    """A LoRA for each projection of one attention, in stacks."""
 
-    def __init__(self, sizes: Sequence[LowRank], operations: Any, **factory: Any) -> None:
-        super().__init__(
-            {name: LoRA(of_one, operations, **factory) for name, of_one in zip(PROJECTIONS, sizes, strict=True)}
-        )
+    def __init__(self, place: AttentionPlace, operations: Any, **factory: Any) -> None:
+        stacks = stacks_of(place.loras, place.of_text)
+        super().__init__({stack.name: StackedLoRA(stack, operations, **factory) for stack in stacks})
 
-    def qkv(self, projected: Projected) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of a self-attention, each (b, tokens, c), with the LoRA on them."""
-        return tuple(
-            base + self[name](projected.hidden) for name, base in zip(PROJECTIONS[:3], projected[1:], strict=True)
-        )  # fmt: skip
+    @property
+    def entering(self) -> list[StackedLoRA]:
+        """The LoRA of q, k and v."""
+        return [*self.values()][:-1]
+
+    @property
+    def leaving(self) -> StackedLoRA:
+        """The LoRA of the output projection."""
+        return self[PROJECTIONS[-1]]
 
     def on_projections(
         self, projected: Sequence[Tensor], inputs: Sequence[Tensor], rows: slice
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Returns q, k and v (b, tokens, c) with the LoRA on some rows of what enters, `inputs` (b, tokens, c)."""
-        parts = zip(PROJECTIONS[:3], projected, inputs, strict=True)
-        return tuple(_added(base, rows, self[name](entering[rows])) for name, base, entering in parts)
+        changed: list[Tensor] = []
+        for stack in self.entering:
+            part = slice(len(changed), len(changed) + stack.count)
+            changed += stack.on(projected[part], inputs[part], rows)
+        return tuple(changed)
 
     def on_output(self, out: Tensor, attended: Tensor, rows: slice) -> Tensor:
         """Returns `out` (b, tokens, c) with the LoRA on some rows of `attended` (b, tokens, c)."""
-        return _added(out, rows, self["to_out"](attended[rows]))
-
-
-def _added(base: Tensor, rows: slice, term: Tensor) -> Tensor:
-    return torch.cat([base[: rows.start], base[rows] + term, base[rows.stop :]])
+        return self.leaving.on([out], [attended], rows)[0]
 
 
 class JointAttention(nn.Module):
@@ -101,8 +175,8 @@ class JointAttention(nn.Module):
 
     def __init__(self, sizes: JointSizes, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.xy = AttentionLoRA(sizes.xy, operations, **factory)
-        self.yx = AttentionLoRA(sizes.yx, operations, **factory)
+        self.xy = AttentionLoRA(AttentionPlace("xy", sizes.xy, of_text=False), operations, **factory)
+        self.yx = AttentionLoRA(AttentionPlace("yx", sizes.yx, of_text=False), operations, **factory)
         self.fuses = sizes.post == "conv_fuse"
         width = 2 * sizes.width if self.fuses else sizes.width
         self.post = operations.Linear(width, width, bias=False, **factory)
@@ -115,24 +189,33 @@ class JointAttention(nn.Module):
         `attend` is the model's attention of q, k, v, `to_out` its output projection. The LoRA of x is on all that is
         computed from the features of x, also on its keys and values for y. The same holds for y.
         """
-        qx, kx, vx = self.xy.qkv(x)
-        qy, ky, vy = self.yx.qkv(y)
-        attended = attend(torch.cat([qx, qy]), torch.cat([ky, kx]), torch.cat([vy, vx]))
+        attended = attend(*self._projected(x, y))
         of_x, of_y = attended.chunk(2)
-        out_x, out_y = to_out(attended).chunk(2)
-        out_x, out_y = out_x + self.xy["to_out"](of_x), out_y + self.yx["to_out"](of_y)
-        if self.fuses:
-            return self.post(torch.cat([out_x, out_y], -1)).chunk(2, -1)
-        return self.post(torch.cat([out_x, out_y])).chunk(2)
+        axis = -1 if self.fuses else 0
+        out = torch.cat(to_out(attended).chunk(2), axis)
+        half = out.shape[axis] // 2
+        for lora, of_one, first in ((self.xy, of_x, 0), (self.yx, of_y, half)):
+            # chunk would do, but gradients cannot follow what is written into several views of one call
+            target = out.narrow(axis, first, half)
+            lora.leaving.add_to([target.view(1, -1, target.shape[-1])], of_one)
+        return self.post(out).chunk(2, axis)
+
+    def _projected(self, x: Projected, y: Projected) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns q of x and y, and k and v of y and x, each (2 * pairs, tokens, c), with the LoRA on them."""
+        q, keys_and_values = torch.cat([x.q, y.q]), torch.cat([y.k, x.k, y.v, x.v])
+        of_q, of_kv = (stack.view(n, -1, x.q.shape[-1]) for n, stack in ((2, q), (4, keys_and_values)))
+        for lora, hidden, place in ((self.xy, x.hidden, 0), (self.yx, y.hidden, 1)):
+            (stack,) = lora.entering
+            stack.add_to([of_q[place : place + 1], of_kv[1 - place :: 2]], hidden)
+        return q, *keys_and_values.chunk(2)
 
 
 class ConditionLoRA(nn.ModuleDict):
     """The LoRA for the rows of the condition on a block's self-attention and text attention."""
 
     def __init__(self, sizes: Sequence[Sequence[LowRank]], operations: Any, **factory: Any) -> None:
-        super().__init__(
-            {name: AttentionLoRA(of_one, operations, **factory) for name, of_one in zip(ATTENTIONS, sizes, strict=True)}
-        )
+        places = (AttentionPlace(name, of_one, name == "attn2") for name, of_one in zip(ATTENTIONS, sizes, strict=True))
+        super().__init__({place.stem: AttentionLoRA(place, operations, **factory) for place in places})
 
 
 class UniCon(nn.Module):
@@ -143,3 +226,13 @@ class UniCon(nn.Module):
         factory = {"operations": operations, "device": device, "dtype": dtype}
         self.joints = nn.ModuleList(JointAttention(of_one, **factory) for of_one in sizes.joints)
         self.conditions = nn.ModuleList(ConditionLoRA(of_one, **factory) for of_one in sizes.conditions)
+
+
+def places_of(sizes: Sizes) -> Iterator[AttentionPlace]:
+    """Yields the LoRA of all attentions, with the beginnings of their names in the network."""
+    for i, joint in enumerate(sizes.joints):
+        yield AttentionPlace(f"joints.{i}.xy", joint.xy, of_text=False)
+        yield AttentionPlace(f"joints.{i}.yx", joint.yx, of_text=False)
+    for i, attentions in enumerate(sizes.conditions):
+        for name, loras in zip(ATTENTIONS, attentions, strict=True):
+            yield AttentionPlace(f"conditions.{i}.{name}", loras, of_text=name == "attn2")

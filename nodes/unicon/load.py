@@ -9,12 +9,13 @@ from pathlib import Path, PurePath
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.loading import load_network, read_file, read_metadata
+from ...engine.loading import check_finite, load_network, read_file, read_metadata
 from ...engine.unet import Transformer, block_names, family_of, unet_of
 from ...models.foreign_files import few
 from ...models.unicon.files import SETS, UniConParts, flat_names, parse_unicon
-from ...models.unicon.network import PROJECTIONS
 from ...models.unicon.network import UniCon as Network
+from ...models.unicon.network import places_of
+from ...models.unicon.stacks import PROJECTIONS, stacked
 from .side_by_side import BlockNumbers, UniCon
 
 MODEL_FILE, LORA_FILE = "model.pth", "pytorch_lora_weights.safetensors"
@@ -52,7 +53,9 @@ def read_unicon(path: Path, name: str, trigger: str | None = None) -> UniCon:
 
 def make_unicon(parts: UniConParts, name: str, trigger: str = "") -> UniCon:
     """Returns a UniCon whose weights belong to the host."""
-    network = load_network(partial(Network, parts.sizes), parts.weights, name)
+    check_finite(parts.weights, name)  # here, so that the error has a name for each matrix
+    weights = stacked(parts.weights, places_of(parts.sizes))
+    network = load_network(partial(Network, parts.sizes), weights, name)
     return UniCon(name, trigger, network, parts)
 
 
@@ -111,7 +114,7 @@ def _condition_faults(parts: UniConParts, blocks: dict[str, Transformer]) -> lis
 def save_unicon(unicon: UniCon, path: Path) -> None:
     """Writes one safetensors file with everything, under the names of the official model.pth."""
     names = flat_names(unicon.parts)
-    weights = {names[key]: value.contiguous() for key, value in unicon.network.model.state_dict().items()}
+    weights = {names[key]: value.contiguous() for key, value in unicon.parts.weights.items()}
     posts = {sizes.post for sizes in unicon.parts.sizes.joints}
     metadata = {NAME_KEY: unicon.name, TRIGGER_KEY: unicon.trigger, POST_KEY: ", ".join(sorted(posts))}
     comfy.utils.save_torch_file(weights, str(path), metadata)

@@ -19,8 +19,9 @@ from ...engine.rows.chunk import Chunk, add, pick_each
 from ...engine.sites import Site
 from ...engine.unet import Transformer
 from ...models.unicon.files import UniConParts
-from ...models.unicon.network import ATTENTIONS, AttentionLoRA, Projected
+from ...models.unicon.network import AttentionLoRA, Projected
 from ...models.unicon.network import UniCon as Network
+from ...models.unicon.stacks import ATTENTIONS
 
 APART = (
     "UniCon needs image and condition together in one call of the model, but another pack sends them apart or more "
@@ -120,7 +121,7 @@ class SideBySide:
         joint = self.network.joints[self.numbers.joints[call.site]]
         term_x, term_y = joint(x, y, partial(host_attention, options=call.options), state.attention.to_out)
         terms = ((images, term_x, self.strength_x), (own, term_y, self.strength_y))
-        return add(out, count, *((branch, term * strength) for branch, term, strength in terms if strength))
+        return add(out, count, *((at, _scaled(term, strength)) for at, term, strength in terms if strength))
 
     @staticmethod
     def _projected(state: AttentionState) -> Projected:
@@ -130,6 +131,10 @@ class SideBySide:
             return Projected(hidden, state.call.q, state.call.k, state.call.v)
         attention = state.attention
         return Projected(hidden, state.call.q, attention.to_k(hidden), attention.to_v(hidden))
+
+
+def _scaled(term: Tensor, strength: float) -> Tensor:
+    return term if strength == 1 else term * strength
 
 
 def checked_unicon(unicon: Any) -> UniCon:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unittest import mock
 from uuid import uuid4
 
 import pytest
@@ -111,6 +112,22 @@ def test_what_is_picked_can_be_put_back_and_added(numbers):
         assert torch.equal(joined(3, (rest, pick(ROWS, rest, 3)), (numbers, -picked)), changed)
     assert torch.equal(add(ROWS, 3, (numbers, picked), (numbers, -3 * picked)), put(ROWS, numbers, 3, -picked))
     assert torch.equal(pick_each([ROWS, 2 * ROWS], [numbers], 3)[0][1], 2 * by_hand)
+
+
+def test_terms_of_different_chunks_are_added_with_one_copy():
+    of_each = ROWS.chunk(3)
+    with mock.patch.object(torch, "cat", wraps=torch.cat) as cat:
+        found = add(ROWS, 3, ([2], of_each[0]), ([0], of_each[1]))
+    assert cat.call_count == 1
+    assert torch.equal(found, torch.cat([of_each[0] + of_each[1], of_each[1], of_each[2] + of_each[0]]))
+
+
+def test_terms_of_the_same_chunk_are_added_in_their_order():
+    """Sums of numbers of very different size show the order."""
+    small, large = torch.full_like(ROWS, 1.0), torch.full_like(ROWS, 1e30)
+    part = [rows.chunk(3)[0] for rows in (small, large)]
+    found = add(0 * ROWS, 3, ([0], part[1]), ([1], part[0]), ([0], -part[1]), (range(3), small), ([0], part[0]))
+    assert torch.equal(found, torch.cat([2 * part[0], 2 * part[0], part[0]]))
 
 
 @pytest.mark.parametrize("rows", [2, 3])

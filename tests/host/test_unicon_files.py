@@ -14,7 +14,7 @@ from reins.nodes.unicon.load_node import UniConLoader, UniConSave, _choices
 from reins.tests.helpers import tiny_models, unicon
 from reins.tests.helpers.unicon import GOLDEN_UNET
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -60,6 +60,62 @@ def test_a_pickle_a_safetensors_file_and_what_save_writes_are_the_same(folder, f
         assert opened.metadata()["unicon.post"] == "conv_fuse"
     with pytest.raises(ValueError, match="inside unicon"):
         UniConSave.execute(again, "../outside")
+
+
+def of_many_ranks(file):
+    """The same file with a rank and a type for each projection."""
+    found = dict(file)
+    for i, key in enumerate(key for key in file if "lora_" in key):
+        rank, value = 1 + i // 2 % 4, file[key]
+        shape = (rank, value.shape[1]) if "lora_A" in key else (len(value), rank)
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(i)) / 4
+        found[key] = drawn.to((torch.float32, torch.float16, torch.bfloat16)[i % 3])
+    return found
+
+
+def test_what_save_writes_has_the_ranks_types_and_numbers_of_the_file(folder, file, monkeypatch, tmp_path):
+    given = of_many_ranks(file)
+    save_file(given, folder / "many.safetensors")
+    monkeypatch.setattr("folder_paths.get_output_directory", lambda: str(tmp_path))
+    UniConSave.execute(load("many.safetensors"), "many")
+    saved = load_file(tmp_path / "unicon" / "many_00001_.safetensors")
+    assert saved.keys() == given.keys()
+    for key, value in given.items():
+        assert saved[key].dtype == value.dtype and torch.equal(saved[key], value)
+
+
+def test_smaller_ranks_add_what_they_add_with_rows_of_zeros(folder, file):
+    """A file whose matrices have zeros in place of what a smaller rank lacks draws the same picture."""
+    given = {key: value.float() for key, value in of_many_ranks(file).items()}
+    padded = dict(given)
+    for key, value in given.items():
+        if "lora_" in key:
+            missing = 4 - min(value.shape)
+            padded[key] = torch.nn.functional.pad(value, (0, 0, 0, missing) if "lora_A" in key else (0, missing))
+    for name, weights in (("small", given), ("padded", padded), ("other", file)):
+        save_file(weights, folder / f"{name}.safetensors")
+    small, large = (sampled(load(f"{name}.safetensors"), steps=1, cfg=1.0) for name in ("small", "padded"))
+    assert tiny_models.nearly(small, large, 1e-3)
+    assert not tiny_models.nearly(small, sampled(load("other.safetensors"), steps=1, cfg=1.0), 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_stacked_as_they_are(dtype, folder, file):
+    small = {key: value.to(dtype) if "to_k" not in key else value.half() for key, value in file.items()}
+    save_file(small, folder / "small.safetensors")
+    save_file({key: value.float() for key, value in small.items()}, folder / "large.safetensors")
+    assert torch.equal(sampled(load("small.safetensors")), sampled(load("large.safetensors")))
+
+
+@pytest.mark.parametrize("attention", ["attn1n", "attn1"])
+def test_matrices_for_another_width_are_refused_by_the_model(attention, folder, file):
+    """Also if only one of three projections has them, which are stacked otherwise."""
+    key = next(key for key in file if f".{attention}.to_k.lora_A" in key)
+    wrong = {**file, key: torch.zeros(len(file[key]), 5)}
+    save_file(wrong, folder / "wrong.safetensors")
+    loaded = load("wrong.safetensors")
+    with pytest.raises(ValueError, match=r"wrong\.safetensors does not fit .*5"):
+        sampled(loaded)
 
 
 def test_folders_are_offered_by_name_and_their_parts_are_not(folder, file):
