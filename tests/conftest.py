@@ -17,6 +17,7 @@ OF_NEWEST = 24  # one in so many
 OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
 OF_PACKS = 6  # the same for cases beside other packs
+OF_NUMBERS = 2  # the same for what is measured on the demo models
 OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
     "test_any_folder", "test_compile", "test_controlnext", "test_dit_compile", "test_dit_laws", "test_dit_nag",
@@ -28,6 +29,7 @@ LONG = (
     "test_transformer_ip_adapter_others", "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions",
     "test_transformer_ip_adapter_runs", "test_transformer_ip_adapter_types", "test_unicon", "test_unicon_with_others",
 )  # fmt: skip
+BY_THIRDS = ("test_batch", "test_laws")
 PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")
 TWICE = "test_an_example_runs_through_the_api"  # the browser's tests run each of them too
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
@@ -116,14 +118,17 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded 24th, of every law one or more for each method.
+    """For the continuous run: of many cases a seeded 24th, of every law one or more for some methods.
 
-    How rows are grouped (test_batch) is shown for a third of the methods in each test.
+    Laws, and how rows are grouped (test_batch), are shown for a third of the methods in each test.
+    Of what is measured on the demo models every second number is measured.
     Beside other packs a sixth of the cases of each test is tried.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
     """
     by_method: dict[tuple, list[pytest.Item]] = {}
     for item in items:
+        if item.path.stem.endswith("_numbers") and _number(item) % OF_NUMBERS:
+            continue
         params = getattr(getattr(item, "callspec", None), "params", {})
         many = item.path.stem in (*LONG, *PACKS) or "pair" in params or getattr(item, "originalname", "") == TWICE
         named = params.get("name", item) if item.path.stem == "test_laws" else item
@@ -134,7 +139,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     for key, cases in by_method.items():
         path, test, method = key
         is_first = first_method.setdefault((path, test), key) == key
-        if path.stem == "test_batch" and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
+        if path.stem in BY_THIRDS and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
             continue
         each = OF_PACKS if path.stem in PACKS else OF_NEWEST
         chosen |= set(_few(cases) if len(cases) <= MANY else _some(cases, each))

@@ -124,7 +124,7 @@ def plan(hosts: list[Host], options: argparse.Namespace) -> list[Job]:
         ]
     older = with_marks(f"host and not ({server})", options.rest)
     for place, host in reversed(list(enumerate(others))):  # what takes longer first
-        share = "all" if options.full or by_hand else f"{place}/{len(others)}"
+        share = "all" if options.full or by_hand else f"{place}/{2 * len(others)}"  # the other half is for --full
         of_host = {**environment, "COMFYUI_PATH": str(host.path), "REINS_BRIEF": share}
         jobs.append(Job(str(host), older, of_host))
     return jobs

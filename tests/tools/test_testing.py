@@ -28,7 +28,7 @@ def some_hosts() -> list[hosts.Host]:
 def test_the_newest_host_has_three_processes_and_each_older_one_a_share(cache):
     jobs = testing.plan(some_hosts(), options())
     assert [job.environment["COMFYUI_PATH"] for job in jobs] == ["/c/30", "/c/30", "/c/30", "/c/3", "/c/16"]
-    assert [job.environment.get("REINS_BRIEF") for job in jobs] == [None, None, None, "1/2", "0/2"]
+    assert [job.environment.get("REINS_BRIEF") for job in jobs] == [None, None, None, "1/4", "0/4"]
     assert all(job.environment["REINS_COVERING"] == "1" for job in jobs[:3])
     assert [job.arguments[1] for job in jobs[:3]] == [
         "not (slow or server or browser)", "server or browser", "slow and not (server or browser)",
