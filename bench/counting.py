@@ -8,34 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from reins.tests.helpers.tiny_models import Operations, per_step
 
 Run = Callable[[int], object]  # samples so many steps
-
-
 NO_WORK = ("aten::_unsafe_view", "aten::empty", "aten::new_empty", "aten::_local_scalar_dense")  # beside views
 
 
-class Operations(TorchDispatchMode):
+class Work(Operations):
     """Counts operations of torch inside the block that compute or copy. On a GPU each is a launch at least."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.count += not (func.is_view or func.name().startswith(NO_WORK))
-        return func(*args, **(kwargs or {}))
+    def counts(self, func: Any) -> bool:
+        return not (func.is_view or func.name().startswith(NO_WORK))
 
 
 def operations_per_step(run: Run) -> float:
     """Operations of the second and the third step, for the first has what is done once per run."""
-    counts = []
-    for steps in (1, 3):
-        with Operations() as operations:
-            run(steps)
-        counts.append(operations.count)
-    return (counts[1] - counts[0]) / 2
+    return per_step(Work, run)
 
 
 def peak_of(run: Run) -> int:

@@ -166,26 +166,44 @@ def forwards(model: ModelPatcher) -> Iterator[list[int]]:
         hook.remove()
 
 
-class DeviceReads(TorchDispatchMode):
-    """Counts reads of a number from a tensor inside the block: on a GPU each one waits for the device."""
+class Operations(TorchDispatchMode):
+    """Counts operations of torch inside the block. Kinds of it count some of them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
+    def counts(self, func) -> bool:
+        return True
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        self.count += self.counts(func)
         return func(*args, **(kwargs or {}))
+
+
+class DeviceReads(Operations):
+    """Counts reads of a number from a tensor inside the block: on a GPU each one waits for the device."""
+
+    def counts(self, func) -> bool:
+        return func is torch.ops.aten._local_scalar_dense.default
+
+
+def per_step(kind: type[Operations], run: Callable[[int], object], first: int = 1) -> float:
+    """Operations of a kind in each further step of `run`, which is given how many steps to take.
+
+    The `first` steps have what is done once per run.
+    """
+    counts = []
+    for steps in (first, first + 2):
+        with kind() as operations:
+            run(steps)
+        counts.append(operations.count)
+    return (counts[1] - counts[0]) / 2
 
 
 def reads_per_step(run: Callable[[int], object]) -> float:
     """Numbers read from the device in each further step of `run`, which is given how many steps to take."""
-    counts = []
-    for steps in (2, 4):
-        with DeviceReads() as reads:
-            run(steps)
-        counts.append(reads.count)
-    return (counts[1] - counts[0]) / 2
+    return per_step(DeviceReads, run, first=2)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from reins.bench import against, against_compile, against_loading, run
 from reins.bench.builds import Build, MissingInput, commit_of, older_build, shelf, this_build
 from reins.bench.by_id import Drawn, nag, pag, pladis
-from reins.bench.counting import Operations, interleaved, operations_per_step, peak_of, ratio
+from reins.bench.counting import Work, interleaved, operations_per_step, peak_of, ratio
 from reins.bench.loading import STATUS
 from reins.tests.helpers import methods
 from reins.tests.helpers.tiny_models import sample, sd15
@@ -28,7 +28,7 @@ def again():
 
 def test_operations_are_those_that_compute_or_copy():
     x = torch.ones(2, 3)
-    with Operations() as operations:
+    with Work() as operations:
         y = (x.t() @ x).view(9)[:4]  # one product and three views
         y.clone().add_(1)
         torch.empty(4)

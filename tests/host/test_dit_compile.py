@@ -34,3 +34,16 @@ def test_a_term_is_right_between_plain_runs_and_has_one_graph(family, name, monk
     is_told = any(TOLD in record.getMessage() for record in caplog.records)
     assert (counts, is_told) == (([0, 0], True) if family in WITHOUT_WRAPPERS else ([1, 0], False))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("family", ["flux", "lumina", "wan"])
+def test_terms_of_as_many_rows_do_not_take_each_others_code(family, monkeypatch):
+    """The shapes in a call do not tell which of them acts."""
+    use_torch_attention(monkeypatch)
+    torch._dynamo.reset()
+    model = MODELS[family]()
+    steered = [term(name, family, model) for name in ("pag", "seg", "slg")]
+    for some in steered * 2:
+        expected = sample(family, some, steps=2)
+        assert nearly(sample(family, compiled(some), steps=2), expected, ROUNDING)
+    torch._dynamo.reset()
