@@ -13,7 +13,7 @@ from reins.models.guidance.entmax import entmax15
 from reins.models.guidance.frequency_bands import band_factors, split_bands, weight_bands
 from reins.models.guidance.image_loss import LOSSES, loss_gradient
 from reins.models.guidance.normalized_attention import normalized_guidance
-from reins.models.guidance.sparse_cross_attention import sparse_less_dense
+from reins.models.guidance.sparse_cross_attention import sparse_less_dense, sparser_attention
 from reins.models.guidance.windows import windows
 from reins.tests.helpers.references import apg_by_the_paper, entmax_by_bisection, nag_by_the_paper
 
@@ -77,6 +77,15 @@ def test_sparse_less_dense_is_the_difference_of_two_attentions():
         torch.testing.assert_close(found[i][:, part], expected)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_sparser_attention_adds_the_difference_to_the_dense_one(scale):
+    q, k, v = draw(2, 6, 12), 3 * draw(2, 5, 12, seed=1), draw(2, 5, 12, seed=2)
+    parts = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in (q, k, v))
+    dense = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    expected = dense + scale * sparse_less_dense(q, k, v, 3)
+    torch.testing.assert_close(sparser_attention(q, k, v, 3, scale), expected)
+
+
 @pytest.mark.parametrize("hidden", [False, float("-inf"), torch.finfo(torch.float32).min, -1e4], ids=str)
 def test_sparse_less_dense_leaves_out_what_a_mask_hides(hidden):
     """As the host's masks say it: in truth values, or in numbers that are added to the scores."""
@@ -112,6 +121,9 @@ def test_normalized_guidance_has_its_limits():
     torch.testing.assert_close(normalized_guidance(positive, positive, 9.0, 2.5, 0.7), positive)
     free = normalized_guidance(positive, negative, 2.0, 1e9, 1.0)
     torch.testing.assert_close(free, positive + 2 * (positive - negative))
+    nothing = torch.zeros_like(positive)
+    assert not normalized_guidance(nothing, nothing, 2.0, 2.5, 0.5).any()
+    torch.testing.assert_close(normalized_guidance(nothing, negative, 2.0, 2.5, 0.5), nothing)
     held = normalized_guidance(positive, negative, 100.0, 1.5, 1.0)
     torch.testing.assert_close(held.abs().sum(-1), 1.5 * positive.abs().sum(-1), rtol=1e-5, atol=0)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..compiled import COMPILER, compiled_apart
 from ..entries import entries
 from ..layers.call import NETWORK, ORIGINAL_SHAPE, NetworkCall
-from ..layers.slots import layers_by_site
+from ..layers.slots import OVERRIDE, layers_by_site
 from ..rows.chunk import CHUNKS, chunks_of, options_with
 from ..run import run_in, sigma_in
 from ..sharing import sharing_plan
@@ -25,7 +25,7 @@ from .block_layers import PerturbedBlocks, Streams
 from .blocks import Arguments, begun, run_block
 from .families import DOUBLE, BlockPlace, Family, family_of, unwrapped
 from .override import attend_beyond_torch, attend_with_layers
-from .passage import OPTIONS, OVERRIDE, PASSAGE, Passage, passage_in
+from .passage import OPTIONS, PASSAGE, Passage, passage_in
 from .picture import check_attention, picture_of
 from .text_parts import parts_for_texts
 from .text_rows import ROWS

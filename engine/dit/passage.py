@@ -25,7 +25,6 @@ from .text_rows import TextRows
 
 PASSAGE = "reins_passage"
 OPTIONS = "transformer_options"  # of the host, as an argument
-OVERRIDE = "optimized_attention_override"
 
 
 class Passage:

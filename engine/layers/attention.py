@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..entries import NetworkEntry
-from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick_each
+from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick, pick_each
 from ..sites import AttentionKind, Site
 from ..span import WHOLE_RUN, Span
 from .call import LayerCall
@@ -79,6 +79,21 @@ class Call(LayerCall):
         ((q, k, v),) = pick_each((self.q, self.k, self.v), [numbers], total)
         options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
         return replace(self, q=q, k=k, v=v, options=options, chunks=chunks)
+
+    def with_keys(self, numbers: Sequence[int], k: Tensor, v: Tensor) -> Call:
+        """Returns the same call for some of the chunks, by number, with the keys and values of another text.
+
+        Both are (rows, tokens, c), with as many rows as these chunks have together.
+        """
+        total, tokens = len(self.chunks), k.shape[1]
+
+        def find() -> tuple[Chunk, ...]:
+            return tuple(chunk._replace(tokens=tokens) for chunk in numbered([self.chunks[i] for i in numbers]))
+
+        chunks = self.run.once_at(self.chunks, (Call.with_keys, tuple(numbers), tokens), find)
+        options = options_with(self.options, chunks)
+        options[SHAPE] = [len(k), *self.options[SHAPE][1:]]
+        return replace(self, q=pick(self.q, numbers, total), k=k, v=v, options=options, chunks=chunks)
 
 
 Attend = Callable[[Call], Tensor]

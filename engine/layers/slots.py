@@ -21,7 +21,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..entries import Entry, Signs, entries
-from ..rows.chunk import CHUNKS, Chunk, chunks_at
+from ..rows.chunk import CHUNKS, Chunk, chunks_at, names_of
 from ..rows.groups import GROUPS
 from ..rows.names import LABELS, UUIDS
 from ..run import not_told
@@ -34,6 +34,7 @@ from .occupant import of_another_pack, text_of
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
 TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
+OVERRIDE = "optimized_attention_override"  # the host's place for another function in all attentions
 SignedLayer = tuple[Signs, Layer]
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
 
@@ -42,6 +43,21 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) 
     """Returns the attention of q, k and v, (rows, tokens, heads * d) each, by the kernel that the user chose."""
     precision = options["attn_precision"]
     return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
+
+
+def attend_as_host(call: Call) -> Tensor:
+    """Returns the attention (rows, tokens, heads * d) of a call by the host.
+
+    Raises RuntimeError if queries, keys and values differ in rows.
+    """
+    if len(call.k) != len(call.q):
+        call.check_rows()
+    return host_attention(call.q, call.k, call.v, call.options)
+
+
+def is_of_host(below: Attend, call: Call) -> bool:
+    """Whether the host's own attention lies below a layer, and nothing of this pack or of another one."""
+    return below is attend_as_host and OVERRIDE not in call.options
 
 
 def slots_with_layers(
@@ -57,13 +73,14 @@ def slots_with_layers(
         by_site.setdefault(site, [])
     if not by_site:
         return None
+    names, told = {key: [*options[key]] for key in (UUIDS, LABELS)}, network._asdict()
     slots = {kind: dict(slots_of_kind) for kind, slots_of_kind in options.get("patches_replace", {}).items()}
     for site, layers in by_site.items():
         slots_of_kind = slots.setdefault(site.kind, {})
         # The host asks for the exact slot first, then for the slot of the whole block.
         occupant = slots_of_kind.get(site[1:], slots_of_kind.get(site[1:3]))
         is_around = around is not None and site in around.layers
-        slot = AttentionSlot(site, chunks, network, frames)
+        slot = AttentionSlot(site, chunks, names, network, told, frames)
         slots_of_kind[site[1:]] = _slot(slot, occupant, layers, around if is_around else None)
     return slots
 
@@ -99,7 +116,9 @@ class AttentionSlot(NamedTuple):
 
     site: Site
     chunks: tuple[Chunk, ...]
+    names: Mapping[str, list]  # the host's lists of these chunks
     network: NetworkCall
+    told: Mapping[str, Any]  # the same, by the names of a layer's call
     frames: int | None
 
     def completed(self, q: Tensor, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -115,11 +134,10 @@ class AttentionSlot(NamedTuple):
             told[SHAPE] = [len(q), q.shape[2], *_grid_of(q.shape[1], options.get("original_shape"))]
         return {**told, **options}
 
-    @staticmethod
-    def _are_named(known: Sequence[Chunk], options: Mapping[str, Any]) -> bool:
+    def _are_named(self, known: tuple[Chunk, ...], options: Mapping[str, Any]) -> bool:
         """Whether the host's lists name these chunks, as they do if no other pack has changed them."""
-        uuids, labels = [chunk.uuid for chunk in known], [chunk.label for chunk in known]
-        return options.get(UUIDS) == uuids and options.get(LABELS) == labels
+        names = self.names if known is self.chunks else names_of(known)
+        return options.get(UUIDS) == names[UUIDS] and options.get(LABELS) == names[LABELS]
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Call:
         """Returns what layers are told of q, k and v, each (rows, tokens, heads * d).
@@ -138,7 +156,7 @@ class AttentionSlot(NamedTuple):
             known = tuple(chunk._replace(tokens=None) for chunk in known)
         return Call(
             q=q, k=k, v=v, site=self.site, heads=options["n_heads"], shape=(h, w), chunks=known, options=options,
-            **self.network._asdict(),
+            **self.told,
         )  # fmt: skip
 
 
@@ -153,11 +171,9 @@ def _slot(
     attend = host_attention if occupant is None else of_another_pack(occupant, slot.site)
 
     def below(call: Call) -> Tensor:
-        if occupant is None and len(call.k) != len(call.q):
-            call.check_rows()  # raises
         return attend(call.q, call.k, call.v, call.options)
 
-    chain = stacked(layers, below)
+    chain = stacked(layers, attend_as_host if occupant is None else below)
 
     def replace_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
         options = slot.completed(q, options)

@@ -166,10 +166,14 @@ def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...
 def pick(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
     """Returns the rows (numbers * b, ...) of some chunks, by number, of a tensor (count * b, ...)."""
     first, per_chunk = numbers[0], len(rows) // count
-    if list(numbers) == list(range(first, first + len(numbers))):
+    if _follow_each_other(numbers):
         return rows[first * per_chunk : (first + len(numbers)) * per_chunk]
     parts = rows.chunk(count)
     return torch.cat([parts[i] for i in numbers])
+
+
+def _follow_each_other(numbers: Sequence[int]) -> bool:
+    return len(numbers) == 1 or list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def pick_each(
@@ -181,7 +185,12 @@ def pick_each(
 
 def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tensor:
     """Returns the tensor (count * b, ...) with some chunks, by number, replaced by `parts` (numbers * b, ...)."""
-    return parts if len(numbers) == count else joined(count, (range(count), rows), (numbers, parts))
+    if len(numbers) == count:
+        return parts
+    first, per_chunk = numbers[0], len(rows) // count
+    if not _follow_each_other(numbers):
+        return joined(count, (range(count), rows), (numbers, parts))
+    return torch.cat([rows[: first * per_chunk], parts, rows[(first + len(numbers)) * per_chunk :]])
 
 
 def add(rows: Tensor, count: int, *terms: tuple[Sequence[int], Tensor]) -> Tensor:
@@ -207,8 +216,12 @@ def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
 
 def options_with(options: Mapping[str, Any], chunks: tuple[Chunk, ...]) -> dict[str, Any]:
     """Returns the options of a call that has only these chunks, which are numbered."""
-    lists = {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
-    return {**options, **lists, CHUNKS: chunks}
+    return {**options, **names_of(chunks), CHUNKS: chunks}
+
+
+def names_of(chunks: Sequence[Chunk]) -> dict[str, list]:
+    """Returns the host's lists of these chunks."""
+    return {UUIDS: [chunk.uuid for chunk in chunks], LABELS: [chunk.label for chunk in chunks]}
 
 
 def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:

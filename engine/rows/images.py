@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .names import IMAGES
 
 
@@ -44,6 +46,16 @@ def images_in_window(options: Mapping[str, Any], rows: int) -> tuple[int, ...] |
 def clamped(images: Sequence[int], count: int) -> list[int]:
     """Returns which of `count` things each image has: that of its index, or the last if there are fewer things."""
     return [min(i, count - 1) for i in images]
+
+
+def rows_for(images: Sequence[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Returns the row of each image (images, ...) of tensors (1 or n, ...). Further images have the last row."""
+    if len(tensors[0]) == len(images) == 1:
+        return tensors
+    if len(tensors[0]) == 1:
+        return tuple(tensor.expand(len(images), *tensor.shape[1:]) for tensor in tensors)
+    rows = clamped(images, len(tensors[0]))
+    return tuple(tensor[rows] for tensor in tensors)
 
 
 def images_of_window(window: Any, rows: int) -> tuple[int, ...]:

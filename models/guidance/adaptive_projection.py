@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from ..precision import at_least_float32
 
 
 def project_guidance(guidance: Tensor, positive: Tensor, eta: float, norm_threshold: float) -> Tensor:
@@ -20,5 +21,5 @@ def project_guidance(guidance: Tensor, positive: Tensor, eta: float, norm_thresh
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     dims = tuple(range(1, a.ndim))
-    exact = torch.promote_types(a.dtype, torch.float32)
+    exact = at_least_float32(a.dtype)
     return (a.to(exact) * b.to(exact)).sum(dims, keepdim=True).to(a.dtype)

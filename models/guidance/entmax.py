@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import at_least_float32
+
 
 def entmax15(scores: Tensor) -> Tensor:
     """Probabilities (..., n) of `scores` (..., n) over the last dimension: max(scores / 2 - tau, 0)^2.
@@ -13,14 +15,15 @@ def entmax15(scores: Tensor) -> Tensor:
     squares of the k largest scores sum to 1: (sum - sqrt(sum^2 - k * (sum of squares - 1))) / k. The right k is the
     largest whose tau lies below its smallest score.
     """
-    given, scores = scores.dtype, scores.to(torch.promote_types(scores.dtype, torch.float32))
+    given, scores = scores.dtype, scores.to(at_least_float32(scores.dtype))
     halved = (scores - scores.amax(-1, keepdim=True)) / 2
     falling = halved.sort(-1, descending=True).values
     k = torch.arange(1, falling.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     total = falling.cumsum(-1)
-    # sum^2 + k - k * (sum of squares). At the right k it is at least 1. If it is below 0, tau is no number and does not
-    # count.
-    root = torch.addcmul(torch.addcmul(k, total, total), k, falling.square().cumsum(-1), value=-1).sqrt()
+    # sum^2 + k - k * (sum of squares). At the right k it is at least 1. If it is below 0, tau becomes the mean, which
+    # lies above the smallest score, and does not count. (Roots of numbers below 0 are slow on a CPU.)
+    squared = torch.addcmul(torch.addcmul(k, total, total), k, falling.square().cumsum(-1), value=-1)
+    root = squared.clamp_min_(0).sqrt_()
     tau = (total - root) / k
     size = (tau <= falling).sum(-1, keepdim=True)
     return (halved - tau.gather(-1, size - 1)).clamp_min(0).square().to(given)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import at_least_float32
 from .blur import gaussian_blur
 
 Loss = Literal["colour histogram", "low frequencies", "edges"]
@@ -61,7 +62,7 @@ def loss_gradient(x: Tensor, target: Tensor, loss: Loss) -> Tensor:
 
     It is also computed inside the host's inference mode.
     """
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = at_least_float32(x.dtype)
     with torch.inference_mode(False), torch.enable_grad():
         at, wanted = x.detach().clone().to(exact).requires_grad_(True), target.detach().clone().to(exact)
         return torch.autograd.grad(LOSSES[loss](at, wanted), at)[0].to(x.dtype)

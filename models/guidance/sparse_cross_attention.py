@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..precision import at_least_float32
 from .entmax import entmax15
 
 AT_ONCE = 2**20  # weights of all images together
 
 
+def sparser_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """Attention (b, n, heads * d) from dense to sparse, of q (b, n, heads * d), k and v (b, m, heads * d).
+
+    It is (softmax(s) + scale * (entmax(s) - softmax(s))) V with s = Q K^T / sqrt(d) (equation 9).
+    """
+    return _attended(q, k, v, heads, None, lambda scores: torch.lerp(scores.softmax(-1), entmax15(scores), scale))
+
+
 def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Sparse less dense attention, (b, n, heads * d), from q (b, n, heads * d), k and v (b, m, heads * d).
 
-    It is (entmax(s) - softmax(s)) V with s = Q K^T / sqrt(d). PLADIS is dense + scale * (sparse - dense) (equation 9).
-    `mask` (b or 1, heads or 1, n or 1, m) is added to s, or says which keys are seen. Weights are computed in single
-    precision or better. Many of them are computed for one image at a time, which bounds their memory.
+    It is (entmax(s) - softmax(s)) V. PLADIS is dense + scale * (sparse - dense).
+    `mask` (b or 1, heads or 1, n or 1, m) is added to s, or says which keys are seen.
     """
-    exact = torch.promote_types(q.dtype, torch.float32)
+    return _attended(q, k, v, heads, mask, lambda scores: entmax15(scores) - scores.softmax(-1))
+
+
+def _attended(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, weights: Callable[[Tensor], Tensor]
+) -> Tensor:  # fmt: skip
+    """Attention (b, n, heads * d) with weights that are a function of the scores (b, heads, n, m).
+
+    Weights are computed in single precision or better. Many of them are computed for one image at a time, which bounds
+    their memory.
+    """
+    exact = at_least_float32(q.dtype)
     parts = [rearrange(part.to(exact), "b n (h d) -> b h n d", h=heads) for part in (q, k, v)]
     if heads * q.shape[1] * k.shape[1] * len(q) <= AT_ONCE:
-        return _differences(*parts, mask).to(q.dtype)
+        return _of_images(*parts, mask, weights).to(q.dtype)
     masks = [None] * len(q) if mask is None else mask.expand(len(q), *mask.shape[1:]).split(1)
     images = zip(*(part.split(1) for part in parts), masks, strict=True)
-    return torch.cat([_differences(*image) for image in images]).to(q.dtype)
+    return torch.cat([_of_images(*image, weights) for image in images]).to(q.dtype)
 
 
-def _differences(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _of_images(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, weights: Callable[[Tensor], Tensor]
+) -> Tensor:  # fmt: skip
     """The same for q (b, heads, n, d), k and v (b, heads, m, d)."""
     scores = q @ k.mT * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return rearrange((entmax15(scores) - scores.softmax(-1)) @ v, "b h n d -> b n (h d)")
+    return rearrange(weights(scores) @ v, "b h n d -> b n (h d)")

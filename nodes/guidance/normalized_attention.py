@@ -27,7 +27,7 @@ from ...engine.layers.attention import Attend, Call
 from ...engine.layers.texts import OwnTexts
 from ...engine.network import Named, add_attention_layer
 from ...engine.rows.chunk import pick, put
-from ...engine.rows.images import clamped
+from ...engine.rows.images import clamped, rows_for
 from ...engine.sites import Block, Site
 from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import find_transformers, unet_of
@@ -137,28 +137,25 @@ class NormalizedAttention:
         acting = [chunk.index for chunk in call.chunks if not chunk.is_negative]
         if not texts or not acting:
             return out
-        guided = self._guided(call.only(acting), pick(out, acting, len(call.chunks)), below, texts)
-        return put(out, acting, len(call.chunks), guided)
-
-    def _guided(
-        self, call: Call | DiTCall, positive: Tensor, below: Attend, texts: Sequence[NegativeText]
-    ) -> Tensor:  # fmt: skip
-        """Returns the attention (rows, tokens, c) of positives, pushed away from that to the negative."""
-        negative = mean_of_texts(call, texts, [self._attend(call, below, text) for text in texts], positive)
+        positive = pick(out, acting, len(call.chunks))
+        negatives = [self._attend(call, acting, below, text) for text in texts]
+        if len(texts) == 1 and texts[0].is_everywhere:
+            negative = negatives[0]
+        else:
+            negative = mean_of_texts(call.only(acting), texts, negatives, positive)
         # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
         # torch.compile would make another graph for each number of comparisons.
         if not call.is_traced and (self.signs.compared < len(self.paths) or call.site == next(iter(self.paths))):
             self.signs.compare(negative, positive)
-        return self.settings.guided(positive, negative)
+        return put(out, acting, len(call.chunks), self.settings.guided(positive, negative))
 
-    def _attend(self, call: Call, below: Attend, text: NegativeText) -> Tensor:
-        """Returns the attention to a text instead of the positive's."""
-        k, v = self._keys(call, text)
-        chunks = tuple(chunk._replace(tokens=k.shape[1]) for chunk in call.chunks)
-        return below(replace(call, k=k, v=v, chunks=chunks))
+    def _attend(self, call: Call, acting: Sequence[int], below: Attend, text: NegativeText) -> Tensor:
+        """Returns the attention of some chunks, by number, to a text instead of the positive's."""
+        images = [i for number in acting for i in call.chunks[number].images]
+        return below(call.with_keys(acting, *self._keys(call, text, images)))
 
-    def _keys(self, call: Call, text: NegativeText) -> tuple[Tensor, Tensor]:
-        """Returns k and v (rows, tokens, c) of a text."""
+    def _keys(self, call: Call, text: NegativeText, images: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns k and v (images, tokens, c) of a text."""
         run, like = call.run, call.k
 
         def project() -> tuple[Tensor, Tensor]:
@@ -168,9 +165,7 @@ class NormalizedAttention:
 
         key = (self, text, call.site, like.dtype, like.device)
         changes = run.is_hooked or call.texts is not None  # other packs may change texts anew in each step
-        k, v = project() if changes else run.once(key, project)
-        rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
-        return (k[rows], v[rows]) if len(k) > 1 else (k.expand(len(rows), -1, -1), v.expand(len(rows), -1, -1))
+        return rows_for(images, *(project() if changes else run.once(key, project)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +174,8 @@ class CrossAttentionGuidance(NormalizedAttention):
 
     family: Family
 
-    def _attend(self, call: DiTCall, below: Attend, text: NegativeText) -> Tensor:
+    def _attend(self, call: DiTCall, acting: Sequence[int], below: Attend, text: NegativeText) -> Tensor:
+        call = call.only(acting)
         run, like = call.run, call.k
 
         def project() -> tuple[Tensor, Tensor, Tensor | None]:
@@ -187,10 +183,10 @@ class CrossAttentionGuidance(NormalizedAttention):
 
         key = (self, text, call.site, like.dtype, like.device)
         k, v, mask = project() if run.is_hooked else run.once(key, project)
-        rows = [row for chunk in call.chunks for row in clamped(chunk.images, len(k))]
-        k, v, mask = (part if part is None or len(part) == 1 else part[rows] for part in (k, v, mask))
-        k, v = (part.expand(len(rows), *part.shape[1:]) for part in (k, v))
-        return below(call.of_keys(k, v, mask))
+        images = [i for chunk in call.chunks for i in chunk.images]
+        if mask is not None and len(mask) > 1:
+            mask = mask[clamped(images, len(mask))]
+        return below(call.of_keys(*rows_for(images, k, v), mask))
 
 
 @dataclass(frozen=True, eq=False)

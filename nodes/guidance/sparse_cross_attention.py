@@ -13,10 +13,11 @@ from torch import Tensor
 from ...engine.dit.call import DiTCall, by_heads
 from ...engine.find import all_sites, dit_family
 from ...engine.layers.attention import Attend, Call, Layer
+from ...engine.layers.slots import is_of_host
 from ...engine.network import Named, add_attention_layer
 from ...engine.sites import Site
 from ...engine.span import Span
-from ...models.guidance.sparse_cross_attention import sparse_less_dense
+from ...models.guidance.sparse_cross_attention import sparse_less_dense, sparser_attention
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 
 ROUNDING = 4  # units in the last place by which equal keys may differ
@@ -77,6 +78,8 @@ def sparse_attention(scale: float) -> Layer:
         lengths = text_lengths(call)
         if len(set(lengths)) == 1:
             k, v = (part[:, : lengths[0]] for part in (call.k, call.v))
+            if is_of_host(below, call):  # the same weights give the dense attention too
+                return sparser_attention(call.q, k, v, call.heads, scale)
             return torch.add(below(call), sparse_less_dense(call.q, k, v, call.heads), alpha=scale)
         parts = zip(call.split(call.q), call.split(call.k), call.split(call.v), lengths, strict=True)
         differences = [sparse_less_dense(q, k[:, :length], v[:, :length], call.heads) for q, k, v, length in parts]

@@ -9,6 +9,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from reins.engine.unet import find_transformers, unet_of
 from reins.tests.helpers import ip_adapter, tiny_models
+from reins.tests.helpers.attention_by_hand import OVERRIDE
 from reins.tests.helpers.methods import nag, pag, pladis
 from reins.tests.helpers.predictions import conds, denoise, in_one_run
 from reins.tests.helpers.references import entmax_by_bisection, nag_by_the_paper
@@ -169,6 +170,31 @@ def test_nag_pushes_between_sparse_attentions(sd15):
     expected = denoise(by_hand(sd15, NEGATIVE, extrapolated(2.0)))
     assert nearly(denoise(pladis(nag(sd15, NEGATIVE))), expected)
     assert nearly(denoise(nag(pladis(sd15), NEGATIVE)), expected)
+
+
+def test_pladis_extrapolates_from_an_attention_that_another_pack_puts_in_place_of_the_hosts(sd15):
+    """Other packs have two places for it: the slot of an attention, and the override of all attentions."""
+
+    def halved(func, *args, **kwargs):
+        return 0.5 * func(*args, **kwargs)
+
+    slots, override = sd15.clone(), sd15.clone()
+    for block in find_transformers(unet_of(sd15)):
+        slots.set_model_attn2_replace(
+            lambda q, k, v, options: 0.5 * dense(q, k, v, options["n_heads"]), block.block, block.number, block.index
+        )
+    override.model_options["transformer_options"][OVERRIDE] = halved
+    expected = denoise(by_hand(sd15, attend=lambda q, k, v, heads: (
+        extrapolated(2.0)(q, k, v, heads) - 0.5 * dense(q, k, v, heads)
+    )))  # fmt: skip
+    assert nearly(denoise(pladis(slots, 2.0)), expected)
+    half_of_all = denoise(pladis(override, 2.0))
+    assert not nearly(half_of_all, denoise(pladis(sd15, 2.0)))
+    for block in find_transformers(unet_of(sd15)):
+        slots.set_model_attn1_replace(
+            lambda q, k, v, options: 0.5 * dense(q, k, v, options["n_heads"]), block.block, block.number, block.index
+        )
+    assert nearly(half_of_all, denoise(pladis(slots, 2.0)))
 
 
 @pytest.mark.parametrize("method", [nag, pladis])
