@@ -74,14 +74,14 @@ class DiTCall(LayerCall):
 
     def of_keys(self, k: Tensor, v: Tensor, mask: Tensor | None) -> DiTCall:
         """Returns the same call with other keys and values (rows, heads, tokens, d), and their mask."""
-        return replace(self, k=k, v=v, mask=mask)
+        return self.changed(k=k, v=v, mask=mask)
 
     def of_queries(self, part: slice) -> DiTCall:
         """Returns the same call for some of the queries. None of them counts as the picture."""
         mask = self.mask
         if mask is not None and mask.ndim > 1 and mask.shape[-2] == self.q.shape[2] > 1:
             mask = mask[..., part, :]
-        return replace(self, q=self.q[:, :, part], mask=mask, picture=slice(0, 0))
+        return self.changed(q=self.q[:, :, part], mask=mask, picture=slice(0, 0))
 
     def mask_of_rest(self) -> Tensor | None:
         """Returns the mask (b, heads, n, m) of the keys that are not the picture, with 1 for what is the same for all.
@@ -106,7 +106,7 @@ class DiTCall(LayerCall):
         changed = change(frames, (h, w)).reshape(rows, t * h * w, heads, d).transpose(1, 2)
         q = self.q.clone()
         q[:, :, self.picture] = changed
-        return replace(self, q=q)
+        return self.changed(q=q)
 
 
 def by_heads(mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ slots.py stacks the layers of all methods at call time on whatever sits in the h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -78,7 +78,7 @@ class Call(LayerCall):
         options = options_with(self.options, chunks)
         ((q, k, v),) = pick_each((self.q, self.k, self.v), [numbers], total)
         options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
-        return replace(self, q=q, k=k, v=v, options=options, chunks=chunks)
+        return self.changed(q=q, k=k, v=v, options=options, chunks=chunks)
 
     def with_keys(self, numbers: Sequence[int], k: Tensor, v: Tensor) -> Call:
         """Returns the same call for some of the chunks, by number, with the keys and values of another text.
@@ -93,7 +93,7 @@ class Call(LayerCall):
         chunks = self.run.once_at(self.chunks, (Call.with_keys, tuple(numbers), tokens), find)
         options = options_with(self.options, chunks)
         options[SHAPE] = [len(k), *self.options[SHAPE][1:]]
-        return replace(self, q=pick(self.q, numbers, total), k=k, v=v, options=options, chunks=chunks)
+        return self.changed(q=pick(self.q, numbers, total), k=k, v=v, options=options, chunks=chunks)
 
 
 Attend = Callable[[Call], Tensor]
@@ -142,4 +142,4 @@ def only_on(acts_on: Callable[[Chunk], bool], apply: Layer) -> Layer:
 
 def with_queries(call: Call, q: Tensor) -> Call:
     """Returns the same call with other queries (chunks * b, tokens, heads * d)."""
-    return replace(call, q=q)
+    return call.changed(q=q)

@@ -7,8 +7,8 @@ its rows (LayerCall). So layers need no keys of the host's options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from ..rows.order import SAMPLING
 from ..run import RUN, STEP, Run, Step, TracedRun, not_told, sigma_in
 from .texts import PatchedTexts
 
+Told = TypeVar("Told", bound="LayerCall")
 NETWORK = "reins_network"
 VIDEO = 5  # axes of the latent of a video, of which the third is time
 ORIGINAL_SHAPE = "original_shape"  # of the latents that the network is shown
@@ -91,6 +92,22 @@ class LayerCall:
     def images_in_window(self) -> tuple[int, ...] | None:
         """Which images of the batch the network is shown. None if it is shown all of them."""
         return images_in_window(self.options, len(self.chunks[0].images))
+
+    @classmethod
+    def told(cls: type[Told], **fields: Any) -> Told:
+        """Returns a call of these fields, which are all that it has.
+
+        Every layer waits for this in every attention. Frozen classes set field by field take several times as long.
+        """
+        if fields["is_traced"]:  # torch.compile does not follow what comes below
+            return cls(**fields)
+        call = object.__new__(cls)
+        call.__dict__.update(fields)
+        return call
+
+    def changed(self: Told, **values: Any) -> Told:
+        """Returns the same call with other values of some fields."""
+        return replace(self, **values) if self.is_traced else self.told(**{**self.__dict__, **values})
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Returns a tensor of this call (chunks * b, ...) cut into its chunks (b, ...)."""

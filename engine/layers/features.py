@@ -7,7 +7,7 @@ before the patches of other packs act there. Such a patch works on the steered f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -55,7 +55,7 @@ class FeatureCall(LayerCall):
         total, chunks = len(self.chunks), numbered([self.chunks[i] for i in numbers])
         feature, timesteps = pick(self.feature, numbers, total), pick(self.timesteps, numbers, total)
         embedding = None if self.embedding is None else pick(self.embedding, numbers, total)
-        return replace(self, feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks)
+        return self.changed(feature=feature, timesteps=timesteps, embedding=embedding, chunks=chunks)
 
 
 AddedTerm = Callable[[FeatureCall], Tensor | None]

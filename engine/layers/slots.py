@@ -154,7 +154,7 @@ class AttentionSlot(NamedTuple):
             known = chunks_at(known, options, len(q), others=others)
         if self.network.texts is not None and self.site.kind == "attn2":  # other packs change the texts
             known = tuple(chunk._replace(tokens=None) for chunk in known)
-        return Call(
+        return Call.told(
             q=q, k=k, v=v, site=self.site, heads=options["n_heads"], shape=(h, w), chunks=known, options=options,
             **self.told,
         )  # fmt: skip

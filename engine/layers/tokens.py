@@ -6,7 +6,7 @@ Such a layer makes an extra prediction: it changes the tokens of the chunks of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -109,5 +109,5 @@ def _changed(call: TokenCall, change: TokenLayer, number: int) -> Tensor:
     if not marked:
         return call.tokens
     chunks = numbered([call.chunks[i] for i in marked])
-    changed = change(replace(call, tokens=pick(call.tokens, marked, total), chunks=chunks))
+    changed = change(call.changed(tokens=pick(call.tokens, marked, total), chunks=chunks))
     return put(call.tokens, marked, total, changed)

@@ -190,7 +190,9 @@ def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tens
     first, per_chunk = numbers[0], len(rows) // count
     if not _follow_each_other(numbers):
         return joined(count, (range(count), rows), (numbers, parts))
-    return torch.cat([rows[: first * per_chunk], parts, rows[(first + len(numbers)) * per_chunk :]])
+    start, stop = first * per_chunk, (first + len(numbers)) * per_chunk
+    before, after = ([rows[:start]] if start else []), ([rows[stop:]] if stop < len(rows) else [])
+    return torch.cat([*before, parts, *after])
 
 
 def add(rows: Tensor, count: int, *terms: tuple[Sequence[int], Tensor]) -> Tensor:

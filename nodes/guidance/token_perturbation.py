@@ -7,7 +7,6 @@ self-attention, where the host gives them to patches, leads to the same output. 
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from hashlib import blake2b
 
 import torch
@@ -89,7 +88,7 @@ def shuffle_block(call: BlockCall, below: Block) -> Streams:
     """
     name, tokens = next(iter(call.streams.items()))
     order = _order_for(call, call.picture.stop - call.picture.start, tokens.device)
-    made = below(replace(call, streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
+    made = below(call.changed(streams={**call.streams, name: _reordered(tokens, call.picture, order)}))
     return {**made, name: _reordered(made[name], call.picture, order.argsort())}
 
 

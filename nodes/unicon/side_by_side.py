@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -81,7 +81,7 @@ class SideBySide:
             call.check_rows()  # raises
         rows = self._rows(call)
         q, k, v = lora.on_projections((call.q, call.k, call.v), state.inputs, rows)
-        return replace(call, q=q, k=k, v=v)
+        return call.changed(q=q, k=k, v=v)
 
     def add(self, state: AttentionState, out: Tensor) -> Tensor:
         """Returns the output (b, tokens, c) with the condition's LoRA and the terms of the joint attention."""

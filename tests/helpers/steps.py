@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from .tiny_models import sample
 
 ROOT = Path(__file__).parents[2]
+CONSTRUCTORS = ("told", "changed")  # of what layers are told; a reader passes them by, as generated __init__
 FOLDERS = tuple(f"{ROOT / name}/" for name in ("nodes", "engine", "models"))
 
 
@@ -33,8 +34,9 @@ def _run(model: ModelPatcher, steps: int) -> Steps:
     files: list[str] = []
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(FOLDERS):
-            files.append(frame.f_code.co_filename)
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(FOLDERS) and code.co_name not in CONSTRUCTORS:
+            files.append(code.co_filename)
 
     before = sys.getprofile()
     sys.setprofile(note)
