@@ -20,13 +20,12 @@ from torch import Tensor
 
 from ..models.unet_names import host_name
 from .loading import few
-from .unpatched import Unpatched
+from .unpatched import Unpatched, some_numbers
 
 logger = logging.getLogger(__name__)
 PREFIX = "diffusion_model."
 VALUES_COSINE = 0.5  # a file of a greater cosine holds values, for that of increments is near 0
 FINGERPRINT = 256  # how many numbers, from all over a tensor, tell it from others
-LOOKED_AT = 64  # one in so many numbers of a large tensor decides what a file holds
 KEPT_TYPES = (torch.float16, torch.bfloat16, torch.float32)  # a difference of narrower numbers needs more bits
 Mode = Literal["auto", "increment", "full"]
 
@@ -184,8 +183,7 @@ def _mode_of(weights: UNetWeights, tensors: Mapping[str, Tensor], own: Unpatched
 def _cosine(tensors: Mapping[str, Tensor], own: Unpatched) -> float:
     dot = file_square = own_square = 0.0
     for key, value in tensors.items():
-        step = LOOKED_AT if value.numel() > LOOKED_AT**2 else 1
-        value, weight = value.flatten()[::step].float(), own.some(key, step)
+        value, weight = some_numbers(value).float(), own.some(key)
         dot += float(value @ weight)
         file_square += float(value @ value)
         own_square += float(weight @ weight)

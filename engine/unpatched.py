@@ -11,6 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor, nn
 
+RUN = 64  # numbers that lie together in a large tensor, where some are looked at
+
 
 class Unpatched:
     """The weights whose names begin with a prefix. A weight that is asked for is float32 on the CPU."""
@@ -18,6 +20,7 @@ class Unpatched:
     def __init__(self, model: ModelPatcher, prefix: str) -> None:
         self._patcher = model
         self._names = {key for key in model.model_state_dict() if key.startswith(prefix)}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._names
@@ -25,9 +28,9 @@ class Unpatched:
     def __getitem__(self, key: str) -> Tensor:
         return self._numbers(key).to("cpu", torch.float32).as_subclass(Tensor)
 
-    def some(self, key: str, step: int) -> Tensor:
-        """Returns every `step`-th number of a weight (n,)."""
-        return self._numbers(key).as_subclass(Tensor).flatten()[::step].to("cpu", torch.float32)
+    def some(self, key: str) -> Tensor:
+        """Returns `some_numbers` of a weight (n,)."""
+        return some_numbers(self._numbers(key).as_subclass(Tensor)).to("cpu", torch.float32)
 
     def _numbers(self, key: str) -> Tensor:
         """Returns a weight in its true shape, in the type and on the device that it is kept in."""
@@ -51,6 +54,11 @@ class Unpatched:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Returns the shape of a weight without reading it."""
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(key)
+        return self._shapes[key]
+
+    def _shape(self, key: str) -> tuple[int, ...]:
         layer = self._layer(key)
         if key.endswith(".weight"):
             if isinstance(layer, nn.Linear):
@@ -61,6 +69,18 @@ class Unpatched:
 
     def _layer(self, key: str) -> nn.Module:
         return comfy.utils.get_attr(self._patcher.model, key.rpartition(".")[0])
+
+
+def some_numbers(values: Tensor) -> Tensor:
+    """Returns some of the numbers of a tensor (any, ...), flat (n,): one in 65 of a large one, all of a small one.
+
+    They are runs of numbers that lie together, so that most of a file is not read.
+    """
+    period = RUN * (RUN + 1)  # no multiple of the usual lengths of rows, so that runs begin at different columns
+    if values.numel() <= period:
+        return values.flatten()
+    runs = values.numel() // period
+    return values.flatten()[: runs * period].view(runs, period)[:, :RUN].flatten()
 
 
 def _is_packed(weight: Tensor, shape: tuple[int, ...]) -> bool:
