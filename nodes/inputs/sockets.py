@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+CHANNELS = (3, 4)  # of a picture: red, green, blue, and maybe alpha
 logger = logging.getLogger(__name__)
 ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
@@ -20,13 +21,34 @@ PeerEmbedsSocket = io.Custom("EMBEDS")  # of ComfyUI_IPAdapter_plus
 
 
 def checked_image(image: Tensor, name: str) -> Tensor:
-    """Returns pictures (b, h, w, c) as they are. Raises ValueError if they have another shape, no picture, or NaN."""
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape:
+    """Returns pictures (b, h, w, 3) from 0 to 1 in single precision, without the alpha that they may have.
+
+    Raises ValueError if they have another shape, no picture, or numbers that are none of a picture.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in CHANNELS or 0 in image.shape:
         raise ValueError(
             f"{name} should be pictures of shape (images, height, width, 3), but is {shape_text(image)}. Connect an "
             f"IMAGE."
         )
-    return finite_tensor(image, name)
+    return picture_numbers(image[..., :3], name)
+
+
+def picture_numbers(image: Tensor, name: str) -> Tensor:
+    """Returns pictures (b, ...) in single precision, cut to the range from 0 to 1.
+
+    The host's resizing by curves and its EXR files leave this range in places, and some of its settings
+    hand pictures around in half precision. Raises ValueError if the numbers are of another range or not finite.
+    """
+    if not image.is_floating_point():
+        found = f"they are whole numbers ({image.dtype})"
+    elif finite_tensor(image, name).float().mean() > 1:
+        found = f"their mean is {image.float().mean():.4g}"
+    else:
+        return image.float().clamp(0, 1)
+    raise ValueError(
+        f"{name} should hold numbers from 0 to 1, but {found}. Divide them by the largest that they can be, such as "
+        f"255."
+    )
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
