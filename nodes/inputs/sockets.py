@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+SHOWN = 1 / 255  # what a mask has to exceed somewhere
 CHANNELS = (3, 4)  # of a picture: red, green, blue, and maybe alpha
 logger = logging.getLogger(__name__)
 ControlNeXtSocket = io.Custom("CONTROLNEXT")
@@ -63,9 +64,10 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
 def hides_all(mask: Tensor | None, name: str, owner: str) -> bool:
     """Whether a mask (m, h, w) is 0 everywhere. The log then says that the owner, a node, does nothing.
 
-    That is no error: a graph that runs by itself may look for something that is not in every picture.
+    That is no error: a graph that runs by itself may look for something that is not in every picture. What no byte can
+    show counts as 0, because the host (0.30 and newer) gives some opaque pictures an alpha of 255/256.
     """
-    if mask is None or mask.any():
+    if mask is None or mask.abs().max() > SHOWN:
         return False
     logger.warning(
         f"{owner} does nothing: {name} should be 1 where the node acts, but it is 0 everywhere, like the mask of a "
