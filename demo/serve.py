@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def offer_examples(settings: HostSettings, checkpoint: str) -> None:
     record.write_text(json.dumps(written), encoding="utf-8")
 
 
+def offer_photographs(settings: HostSettings) -> None:
+    """Copies the photographs and their hints to where Load Image looks. A file of the same name stays as it is."""
+    folder = settings.base / "input"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (ROOT / "demo" / "photographs").iterdir():
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+
+
 def digest(text: str) -> str:
     """The hash of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -71,6 +81,7 @@ def serve(options: argparse.Namespace) -> int:
         checkpoint = write_weightless(comfy, "sd15-min", settings.checkpoints)
         print("without --checkpoint FILE the examples for Stable Diffusion draw noise; those of the demo model do not")
     offer_examples(settings, checkpoint)
+    offer_photographs(settings)
     print(f"starting ComfyUI ({comfy}); its files are in {settings.base}", flush=True)
     with Host(settings) as host:
         print(

@@ -81,7 +81,7 @@ class ControlNeXtApply(io.ComfyNode):
         if adds_weights:
             model = add_unet_weights(model, control.unet, unet_strength, reference_model)
         if strength:
-            hint = Hint(control, variant, image[..., :3].movedim(-1, 1).float().clamp(0, 1), strength, uncond, mask)
+            hint = Hint(control, variant, image.movedim(-1, 1), strength, uncond, mask)
             model = add_hint(model, hint, site, Span(start_percent, end_percent))
         return io.NodeOutput(model)
 

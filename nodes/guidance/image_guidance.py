@@ -178,4 +178,4 @@ def _of_image(model: ModelPatcher, image: Tensor) -> Target:
         )
     bias = getattr(latent_format, "latent_rgb_factors_bias", None)
     offset = torch.zeros(factors.shape[1]) if bias is None else torch.tensor(bias)
-    return Target(checked_image(image, "image")[..., :3].movedim(-1, 1) * 2 - 1, factors, offset)
+    return Target(checked_image(image, "image").movedim(-1, 1) * 2 - 1, factors, offset)

@@ -9,6 +9,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+SHOWN = 1 / 255  # what a mask has to exceed somewhere
+CHANNELS = (3, 4)  # of a picture: red, green, blue, and maybe alpha
 logger = logging.getLogger(__name__)
 ControlNeXtSocket = io.Custom("CONTROLNEXT")
 IPAdapterSocket = io.Custom("IPADAPTER")
@@ -20,13 +22,34 @@ PeerEmbedsSocket = io.Custom("EMBEDS")  # of ComfyUI_IPAdapter_plus
 
 
 def checked_image(image: Tensor, name: str) -> Tensor:
-    """Returns pictures (b, h, w, c) as they are. Raises ValueError if they have another shape, no picture, or NaN."""
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape:
+    """Returns pictures (b, h, w, 3) from 0 to 1 in single precision, without the alpha that they may have.
+
+    Raises ValueError if they have another shape, no picture, or numbers that are none of a picture.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in CHANNELS or 0 in image.shape:
         raise ValueError(
             f"{name} should be pictures of shape (images, height, width, 3), but is {shape_text(image)}. Connect an "
             f"IMAGE."
         )
-    return finite_tensor(image, name)
+    return picture_numbers(image[..., :3], name)
+
+
+def picture_numbers(image: Tensor, name: str) -> Tensor:
+    """Returns pictures (b, ...) in single precision, cut to the range from 0 to 1.
+
+    The host's resizing by curves and its EXR files leave this range in places, and some of its settings
+    hand pictures around in half precision. Raises ValueError if the numbers are of another range or not finite.
+    """
+    if not image.is_floating_point():
+        found = f"they are whole numbers ({image.dtype})"
+    elif finite_tensor(image, name).float().mean() > 1:
+        found = f"their mean is {image.float().mean():.4g}"
+    else:
+        return image.float().clamp(0, 1)
+    raise ValueError(
+        f"{name} should hold numbers from 0 to 1, but {found}. Divide them by the largest that they can be, such as "
+        f"255."
+    )
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
@@ -41,9 +64,10 @@ def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
 def hides_all(mask: Tensor | None, name: str, owner: str) -> bool:
     """Whether a mask (m, h, w) is 0 everywhere. The log then says that the owner, a node, does nothing.
 
-    That is no error: a graph that runs by itself may look for something that is not in every picture.
+    That is no error: a graph that runs by itself may look for something that is not in every picture. What no byte can
+    show counts as 0, because the host (0.30 and newer) gives some opaque pictures an alpha of 255/256.
     """
-    if mask is None or mask.any():
+    if mask is None or mask.abs().max() > SHOWN:
         return False
     logger.warning(
         f"{owner} does nothing: {name} should be 1 where the node acts, but it is 0 everywhere, like the mask of a "

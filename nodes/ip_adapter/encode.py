@@ -70,7 +70,7 @@ def encode_pictures(encoder: ClipVisionModel, pictures: Pictures, reads: Part | 
     Of many pictures only the part that is read should be kept, for SigLIP's embeddings are as large as its states.
     Raises ValueError if there are neither one mask nor one for each picture.
     """
-    pixels = _fitted(pictures.image[..., :3], pictures.fit, encoder, normalise=True)
+    pixels = _fitted(pictures.image, pictures.fit, encoder, normalise=True)
     if pictures.mask is not None:
         if len(pictures.mask) not in (1, len(pictures.image)):
             raise ValueError(

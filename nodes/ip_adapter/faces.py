@@ -35,7 +35,7 @@ def find_faces(image: Tensor, model_name: str) -> tuple[Tensor, Tensor]:
     finder = _finder(analysis, model_name, folder)
     identities, crops = [], []
     for number, picture in enumerate(image):
-        pixels = np.ascontiguousarray((picture[..., :3] * 255).round().clamp(0, 255).byte().cpu().numpy()[..., ::-1])
+        pixels = np.ascontiguousarray((picture * 255).round().byte().cpu().numpy()[..., ::-1])
         face = _largest_face(finder, pixels)
         if face is None:
             raise ValueError(

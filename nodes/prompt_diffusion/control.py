@@ -16,6 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...models.prompt_diffusion.network import QUERY
+from ..inputs.sockets import CHANNELS, picture_numbers
 
 
 def signed(image: Tensor) -> Tensor:
@@ -53,20 +54,21 @@ class PromptDiffusion(comfy.controlnet.ControlNet):
         self, cond_hint: Tensor, strength: float = 1.0, timestep_percent_range: tuple[float, float] = (0.0, 1.0),
         vae: Any = None, extra_concat: Sequence[Tensor] = (),
     ) -> PromptDiffusion:  # fmt: skip
-        """Sets the query (n, 3, h, w) in 0..1, as Apply nodes do, repeated if there are more examples.
+        """Sets the query (n, 3 or 4, h, w) in 0..1, as Apply nodes do, repeated if there are more examples.
 
-        Raises ValueError if there is no example, or if the query has no colours.
+        Raises ValueError if there is no example, or if the query is no picture.
         """
         if self.pair is None:
             raise ValueError(
                 f"{self.name} should be shown an example, but has none: connect Prompt Diffusion Example between the "
                 f"loader and Apply."
             )
-        if cond_hint.shape[1] < QUERY:
+        if cond_hint.shape[1] not in CHANNELS:
             raise ValueError(
                 f"image should have red, green and blue, but has {cond_hint.shape[1]} channels. Connect an IMAGE."
             )
-        query = comfy.utils.repeat_to_batch_size(cond_hint[:, :QUERY], max(len(cond_hint), len(self.pair)))
+        query = picture_numbers(cond_hint[:, :QUERY], "image")
+        query = comfy.utils.repeat_to_batch_size(query, max(len(query), len(self.pair)))
         return super().set_cond_hint(
             query, strength, timestep_percent_range, vae=vae, extra_concat=[*extra_concat, self.pair]
         )
@@ -118,7 +120,7 @@ def pair_of(source: Tensor, target: Tensor) -> Tensor:
     In the run the host crops a pair about its centre to the shape of the latent, and takes the nearest pixels. So
     pictures of eight times the latent's size lose nothing. Raises ValueError if source and target differ in number.
     """
-    source, target = (image[..., :3].movedim(-1, 1).float() for image in (source, target))
+    source, target = (image.movedim(-1, 1) for image in (source, target))
     if source.shape[2:] != target.shape[2:]:
         target = comfy.utils.common_upscale(target, source.shape[3], source.shape[2], "lanczos", "disabled")
     if len(source) != len(target) and 1 not in (len(source), len(target)):

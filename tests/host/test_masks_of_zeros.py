@@ -45,6 +45,14 @@ def test_a_mask_of_zeros_is_no_node_and_a_warning(name, sd15, caplog):
     assert torch.equal(sample(steered), sample(sd15))
 
 
+@pytest.mark.parametrize(("value", "acts"), [(1 / 256, False), (1 / 255, False), (2 / 255, True)])
+def test_what_no_byte_can_show_counts_as_zero(value, acts, sd15, caplog):
+    """ComfyUI 0.30 and newer give some opaque pictures an alpha of 255/256, so their mask is 1/256."""
+    steered = ip_adapter.apply(sd15, mask=NOTHING + value)
+    assert torch.equal(sample(steered), sample(sd15)) != acts
+    assert caplog.text.count("0 everywhere") == (0 if acts else 1)
+
+
 def test_one_text_of_two_with_a_mask_of_zeros_is_the_other_alone(sd15, caplog):
     found = sample(nag(sd15, text(3) + text(4, mask=NOTHING)))
     assert torch.equal(found, sample(nag(sd15, text(3))))
