@@ -185,6 +185,27 @@ def test_the_side_bar_lists_the_saved_examples_from_the_one_to_start_with(editor
     assert listed[0] == START
 
 
+def test_in_nodes_2_advanced_inputs_are_hidden_until_a_person_asks_and_the_graph_stays(editor: Frontend) -> None:
+    path = ROOT / "example_workflows" / "demo_ip_adapter_frames.json"
+    (node,) = (node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["id"] == 21)
+    first, advanced = {"weight", "weight_type", "per_frame"}, {"scaling", "composition_weight", "boost", "only_for"}
+    editor.reopen({"Comfy.VueNodes.Enabled": True})
+    try:
+        person.drop(editor, f"{path.stem}_nodes_2", path.read_text(encoding="utf-8"))
+        person.fit(editor)
+        assert person.shown_widgets(editor, "21") & (first | advanced) == first
+        person.show_advanced(editor, "21")
+        assert person.shown_widgets(editor, "21") >= first | advanced
+        (graph,) = load_graphs([path.stem]).values()
+        assert as_text(editor.twin()) == as_text(graph)
+        (saved,) = (node for node in editor.workflow()["nodes"] if node["id"] == 21)
+        assert saved["showAdvanced"]
+        assert saved["widgets_values"] == node["widgets_values"]
+        person.keep_screen(editor, f"{path.stem}_nodes_2")
+    finally:
+        editor.reopen({"Comfy.VueNodes.Enabled": False})
+
+
 @pytest.mark.parametrize("language", ["ko", "ja", "zh"])
 def test_in_another_language_and_a_small_window_nodes_search_and_help_are_translated(
     editor: Frontend, language: str
