@@ -407,7 +407,7 @@ def test_the_note_of_an_example_counts_the_evaluations_of_its_chapter(acronym):
     nodes = json.loads(example.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
     (said,) = re.findall(r"(?:about )?([\d.]+|three) evaluations per step instead of two", note)
-    (chapter,) = (text for text in chapters() if f"({acronym})" in text.splitlines()[0])
+    (chapter,) = (text for text in chapters() if text.startswith(f"{acronym} – "))
     assert chapter.split("- **Cost:** ")[1].startswith(f"{said.replace('three', '3')} / ")
 
 

@@ -71,7 +71,7 @@ class DemoPrompt(io.ComfyNode):
             inputs=[
                 *word_inputs(with_any=True),
                 make_input(
-                    io.Combo, "branch", options=list(BRANCHES), default=BRANCHES[0],
+                    io.Combo, "branch", options=list(BRANCHES), default=BRANCHES[0], advanced=True,
                     tooltip="image: an ordinary picture. depth: names the depth map to adapters that have learnt to "
                     "draw one; the model itself has not.",
                 ),
@@ -80,7 +80,7 @@ class DemoPrompt(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, branch: str, **words: str) -> io.NodeOutput:
+    def execute(cls, branch: str = BRANCHES[0], **words: str) -> io.NodeOutput:
         table = read_file(BASE_FILE)[WORDS_KEY].float()
         return io.NodeOutput([[table[tokens(word_indices(words), depth=branch == "depth")], pooled_text()]])
 
@@ -105,7 +105,7 @@ class DemoScene(io.ComfyNode):
                     tooltip="Moves the shape by a pixel and shifts size and colours a little.",
                 ),
                 make_input(
-                    io.Int, "batch_size", default=1, min=1, max=4096,
+                    io.Int, "batch_size", default=1, min=1, max=4096, advanced=True,
                     tooltip="How many pictures; picture n is the one that seed + n draws alone.",
                 ),
             ],
@@ -118,7 +118,7 @@ class DemoScene(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, seed: int, batch_size: int, **words: str) -> io.NodeOutput:
+    def execute(cls, seed: int = 0, batch_size: int = 1, **words: str) -> io.NodeOutput:
         chosen = word_indices(words)
         drawn = [
             render(draw(1, torch.Generator().manual_seed((seed + index) % (LARGEST_SEED + 1)), chosen))
@@ -148,5 +148,8 @@ def word_inputs(with_any: bool) -> list[io.Input]:
         free = f" '{ANY}' leaves it to the model." if with_any else ""
         style = " The model itself does not know 'checked': load the LoRA reins-demo-checked for it."
         tooltip = f"{TOOLTIPS[slot]}: {', '.join(options)}.{free}{style if with_any and slot == 'texture' else ''}"
-        boxes.append(make_input(io.Combo, slot, options=options, default=options[0], tooltip=tooltip))
+        is_advanced = slot == "texture" and not with_any
+        boxes.append(
+            make_input(io.Combo, slot, options=options, default=options[0], advanced=is_advanced, tooltip=tooltip)
+        )
     return boxes

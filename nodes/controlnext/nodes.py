@@ -44,7 +44,7 @@ class ControlNeXtApply(io.ComfyNode):
                 _strength_input("unet_strength", "the UNet's part of the file", "It acts on the whole run."),
                 *percent_inputs(),
                 make_input(
-                    io.Combo, "uncond", options=list(UNCOND_MODES), default=UNCOND_MODES[0],
+                    io.Combo, "uncond", options=list(UNCOND_MODES), default=UNCOND_MODES[0], advanced=True,
                     tooltip="Whether the negative prompt follows the hint too. auto: as the official pipelines do (SD "
                     "and SDXL both, SVD v1 in part, SVD v2 not). cond only strengthens the hint.",
                 ),
@@ -129,17 +129,17 @@ class ControlNeXtLoader(io.ComfyNode):
                     "they are. A training checkpoint that holds both parts is chosen in both inputs.",
                 ),
                 make_input(
-                    io.Combo, "variant", options=["auto", *VARIANTS], default="auto",
+                    io.Combo, "variant", options=["auto", *VARIANTS], default="auto", advanced=True,
                     tooltip="How the official code of the release uses the file: sd15 · sd15-training · sdxl · svd-v1 "
                     "· svd-v2. auto: by the file's tensors and the model that it is applied to.",
                 ),
                 make_input(
-                    io.Combo, "unet_mode", options=list(UNET_MODES), default="auto",
+                    io.Combo, "unet_mode", options=list(UNET_MODES), default="auto", advanced=True,
                     tooltip="What the UNet's part holds: increment, to be added to the model, or full values. auto: "
                     "full if the numbers resemble the model's own. The log says which.",
                 ),
                 make_input(
-                    io.Combo, "stem_padding", options=list(PADDINGS), default="auto",
+                    io.Combo, "stem_padding", options=list(PADDINGS), default="auto", advanced=True,
                     tooltip="Whether the second and third convolution pad the hint. auto: 0 for the SVD releases, "
                     "else 1. Choose 1 for SVD files that were trained with the official training folder.",
                 ),

@@ -23,7 +23,7 @@ class AdaptiveProjectedGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_AdaptiveProjectedGuidance",
-            display_name="Adaptive Projected Guidance (APG)",
+            display_name="APG – Adaptive Projected Guidance",
             category="reins/guidance",
             description="High CFG without burnt colours: takes out of the guidance what only makes the picture "
             "stronger, limits its length and slows its changes (APG, by the paper). Costs nothing.",

@@ -23,7 +23,7 @@ class CFGZeroStar(io.ComfyNode):
             category="reins/guidance",
             description="Corrects the size of the negative's velocity before CFG pushes away from it, and may hold "
             "the first steps still (CFG-Zero*, in the paper's velocity form). Costs nothing.",
-            search_aliases=["CFG zero star", "optimized scale", "zero init", "flow matching"],
+            search_aliases=["CFG-Zero*", "CFG zero star", "optimized scale", "zero init", "flow matching"],
             inputs=[
                 model_input(),
                 make_input(

@@ -22,11 +22,11 @@ class FrequencyDecoupledGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_FrequencyDecoupledGuidance",
-            display_name="Frequency-Decoupled Guidance (FDG)",
+            display_name="FDG – Frequency-Decoupled Guidance",
             category="reins/guidance",
             description="Guides fine detail more strongly than colours and layout: sharp pictures at a low CFG, "
             "without burnt colours (FDG). Costs nothing.",
-            search_aliases=["FDG", "frequency decoupled", "CFG", "detail", "laplacian pyramid"],
+            search_aliases=["FDG", "frequency-decoupled guidance", "CFG", "detail", "laplacian pyramid"],
             inputs=[
                 model_input(),
                 _factor_input("scale_low", 1.0, "the lowest frequencies: colours, brightness, layout"),

@@ -47,11 +47,11 @@ class NormalizedAttentionGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_NormalizedAttentionGuidance",
-            display_name="Normalized Attention Guidance (NAG)",
+            display_name="NAG – Normalized Attention Guidance",
             category="reins/guidance",
             description="A negative prompt that works without CFG, as few-step models need it: pushes away from it "
             "inside the text attention (NAG). No further evaluation.",
-            search_aliases=["NAG", "negative prompt", "normalized attention", "turbo", "lightning"],
+            search_aliases=["NAG", "negative prompt", "normalized attention guidance", "turbo", "lightning"],
             inputs=[
                 model_input(),
                 io.Conditioning.Input("negative", tooltip="What should not be in the picture. All entries count."),

@@ -35,16 +35,17 @@ class PerturbedAttentionGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_PerturbedAttentionGuidance",
-            display_name="Perturbed-Attention Guidance (PAG)",
+            display_name="PAG – Perturbed-Attention Guidance",
             category="reins/guidance",
             description="Clears up structure: steers away from a prediction whose self-attention is switched off "
             "(PAG). Works with and without CFG; one more evaluation per step.",
-            search_aliases=["PAG", "perturbed attention", "guidance", "structure"],
+            search_aliases=["PAG", "perturbed-attention guidance", "perturbed attention", "structure"],
             inputs=[
                 model_input(), scale_input(3.0), *percent_inputs(), layers_input(),
                 fade_input("none", "linear", "adaptive (peer)"), adaptive_input(), share_input(),
                 make_input(
                     io.Combo, "image_tokens", options=list(IMAGE_TOKENS), default=SEE_TEXT, optional=True,
+                    advanced=True,
                     tooltip="Of transformers with joint attention (SD3, Flux). see text: a token of the picture sees "
                     "itself and the text. themselves: itself alone. Other models have one form, and this is ignored.",
                 ),

@@ -37,11 +37,11 @@ class SelfAttentionGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SelfAttentionGuidance",
-            display_name="Self-Attention Guidance (SAG)",
+            display_name="SAG – Self-Attention Guidance",
             category="reins/guidance",
             description="Brings out detail where the model looks: blurs the attended places, predicts again and steers "
             "away from that (SAG). One more evaluation per step, in a second call.",
-            search_aliases=["SAG", "self attention guidance", "guidance", "detail"],
+            search_aliases=["SAG", "self-attention guidance", "guidance", "detail"],
             inputs=[
                 model_input(), scale_input(0.75, minimum=-2.0, maximum=5.0),
                 make_input(

@@ -31,14 +31,14 @@ class SkipLayerGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SkipLayerGuidance",
-            display_name="Skip Layer Guidance (SLG, STG)",
+            display_name="SLG/STG – Skip Layer Guidance",
             category="reins/guidance",
             description="Clears up structure and anatomy: steers away from a prediction that skips some blocks of a "
             "transformer (SLG; on video STG). Works with and without CFG; less than one more evaluation per step.",
-            search_aliases=["SLG", "STG", "skip layer", "spatiotemporal skip", "guidance", "structure"],
+            search_aliases=["SLG", "STG", "skip layer guidance", "spatiotemporal skip", "guidance", "structure"],
             inputs=[
-                model_input(), scale_input(2.8), *percent_inputs(0.2, start=0.01), layers_input("blocks to skip"),
-                share_input(), refresh_input(),
+                model_input(), scale_input(2.8), *percent_inputs(0.2, start=0.01),
+                layers_input("blocks to skip", "b7-9"), share_input(), refresh_input(),
             ],
             outputs=[model_output()],
         )  # fmt: skip

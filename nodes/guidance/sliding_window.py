@@ -42,7 +42,7 @@ class SlidingWindowGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SlidingWindowGuidance",
-            display_name="Sliding Window Guidance (SWG)",
+            display_name="SWG – Sliding Window Guidance",
             category="reins/guidance",
             description="Holds large pictures together: steers away from predictions that see only a window of the "
             "picture at a time (SWG). The windows take one more evaluation per step together, and more if they "

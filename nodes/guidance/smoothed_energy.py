@@ -32,11 +32,11 @@ class SmoothedEnergyGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SmoothedEnergyGuidance",
-            display_name="Smoothed Energy Guidance (SEG)",
+            display_name="SEG – Smoothed Energy Guidance",
             category="reins/guidance",
             description="A gentler relative of PAG: steers away from a prediction whose attention queries are blurred "
             "(SEG). Fewer side effects at high scales; one more evaluation per step.",
-            search_aliases=["SEG", "smoothed energy", "guidance", "attention blur"],
+            search_aliases=["SEG", "smoothed energy guidance", "guidance", "attention blur"],
             inputs=[
                 model_input(), scale_input(3.0),
                 make_input(

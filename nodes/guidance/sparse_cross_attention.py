@@ -29,11 +29,11 @@ class SparseCrossAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_SparseCrossAttention",
-            display_name="Sparse Cross-Attention (PLADIS)",
+            display_name="PLADIS – Sparse Cross-Attention",
             category="reins/guidance",
             description="Follows the words of the prompt more closely: each place attends to few of them (PLADIS, with "
             "exact entmax). No further evaluation, and no CFG needed.",
-            search_aliases=["PLADIS", "entmax", "sparse attention", "prompt following"],
+            search_aliases=["PLADIS", "entmax", "sparse cross-attention", "sparse attention", "prompt following"],
             inputs=[
                 model_input(),
                 make_input(

@@ -39,12 +39,12 @@ class TokenPerturbationGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_TokenPerturbationGuidance",
-            display_name="Token Perturbation Guidance (TPG)",
+            display_name="TPG – Token Perturbation Guidance",
             category="reins/guidance",
             description="Clears up structure: steers away from a prediction whose parts are shuffled inside the "
             "network (TPG). Works with and without CFG. The noise of the sampler stays the same. One more evaluation "
             "per step.",
-            search_aliases=["TPG", "token perturbation", "shuffle", "guidance", "structure"],
+            search_aliases=["TPG", "token perturbation guidance", "shuffle", "guidance", "structure"],
             inputs=[
                 model_input(), scale_input(3.0), *percent_inputs(), layers_input("transformer blocks to shuffle"),
                 share_input(), refresh_input(),

@@ -49,11 +49,11 @@ class WeakModelGuidance(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_WeakModelGuidance",
-            display_name="Weak Model Guidance (AutoGuidance)",
+            display_name="AutoGuidance – Weak Model Guidance",
             category="reins/guidance",
             description="Steers away from what a weaker model makes of the same prompt: a smaller or less trained one, "
             "or the same without a LoRA or quantised (AutoGuidance). One evaluation of the weak model per step.",
-            search_aliases=["autoguidance", "weak model", "bad version of itself", "guidance"],
+            search_aliases=["autoguidance", "weak model guidance", "bad version of itself", "guidance"],
             inputs=[
                 model_input(),
                 make_input(

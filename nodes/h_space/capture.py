@@ -101,7 +101,7 @@ def _whole_h(step: Step, side: UUID) -> Tensor:
     h = noted_h(step, side, None)
     if h is None:
         raise RuntimeError(
-            "H-Space Direction Capture needs all pictures in one call of the model, but another node sends them in "
+            "Capture H-Space Direction needs all pictures in one call of the model, but another node sends them in "
             "parts (context windows, tiled diffusion). Remove that node."
         )
     return h

@@ -22,7 +22,7 @@ class HDirectionFromPrompts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_HDirectionFromPrompts",
-            display_name="H-Space Direction from Prompts",
+            display_name="Prompts to H-Space Direction",
             category="reins/h-space",
             description="The difference between two prompts in the model's bottleneck, found anew at each step for the "
             "picture that is being drawn. Needs no file; two rows more per step.",
@@ -45,7 +45,7 @@ class HDirectionCapture(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="Reins_HDirectionCapture",
-            display_name="H-Space Direction Capture",
+            display_name="Capture H-Space Direction",
             category="reins/h-space",
             description="Samples some pictures and keeps how two prompts differ in the model's bottleneck at each "
             "noise level, as a direction to use and to save. Or keeps how the pictures differ from each other.",
@@ -70,17 +70,17 @@ class HDirectionCapture(io.ComfyNode):
                     "more.",
                 ),
                 make_input(
-                    io.Boolean, "pool", default=False,
+                    io.Boolean, "pool", default=False, advanced=True,
                     tooltip="On: one value per channel for the whole picture, so that nothing of the pictures' layout "
                     "is in it. Advised for SDXL.",
                 ),
                 make_input(
-                    io.Combo, "method", optional=True, options=list(METHODS), default=METHODS[0],
+                    io.Combo, "method", optional=True, options=list(METHODS), default=METHODS[0], advanced=True,
                     tooltip="mean difference: between target and source. principal component: how the pictures differ "
                     "from each other, without prompts; its length is one standard deviation.",
                 ),
                 make_input(
-                    io.Int, "component", optional=True, default=1, min=1, max=999,
+                    io.Int, "component", optional=True, default=1, min=1, max=999, advanced=True,
                     tooltip="Which principal component, the strongest first.",
                 ),
             ],

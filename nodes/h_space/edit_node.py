@@ -42,7 +42,7 @@ class HSpaceEdit(io.ComfyNode):
                     "changes nearly cancel, so the edit is weak.",
                 ),
                 make_input(
-                    io.Combo, "apply_to", options=list(APPLY_TO), default=APPLY_TO[0],
+                    io.Combo, "apply_to", options=list(APPLY_TO), default=APPLY_TO[0], advanced=True,
                     tooltip="both: the negative prompt's prediction is edited too. cond: the positive's alone: one row "
                     "less per step, and CFG multiplies the change.",
                 ),

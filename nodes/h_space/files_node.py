@@ -53,7 +53,7 @@ class HDirectionSave(io.ComfyNode):
             "Direction finds it.",
             search_aliases=["h-space", "asyrp", "save direction"],
             inputs=[
-                HDirectionSocket.Input("direction", tooltip="From H-Space Direction Capture."),
+                HDirectionSocket.Input("direction", tooltip="From Capture H-Space Direction."),
                 prefix_input("direction"),
             ],
             outputs=[],

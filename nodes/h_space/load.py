@@ -35,8 +35,8 @@ def save_direction(direction: HDirection, path: Path) -> None:
     """Writes a captured direction to a safetensors file. Raises ValueError if the direction is of another kind."""
     if not isinstance(direction, StoredDirection):
         raise ValueError(
-            f"Only a captured direction can be saved, but {direction.name} is made anew at each step. Put H-Space "
-            f"Direction Capture before the save node. A delta block is a file already."
+            f"Only a captured direction can be saved, but {direction.name} is made anew at each step. Put Capture "
+            f"H-Space Direction before the save node. A delta block is a file already."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {DH: direction.directions.dh.contiguous(), SIGMAS: torch.tensor(direction.directions.sigmas)}

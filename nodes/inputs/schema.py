@@ -56,9 +56,9 @@ def prefix_input(default: str) -> io.Input:
     )  # fmt: skip
 
 
-def layers_input(what: str = "self-attention layers to weaken") -> io.Input:
+def layers_input(what: str = "self-attention layers to weaken", example: str = "m0,u0-u3") -> io.Input:
     return make_input(
-        io.String, "layers", default="auto",
+        io.String, "layers", default="auto", placeholder=example,
         tooltip=f"Which {what}. auto: m0 on UNets, and on transformers what the help page says. Else a letter and a "
         "number. UNets: d (down), m (middle), u (up), counted over the blocks that hold attention; ranges and "
         "transformers inside too: m0 · u0-u3 · d2.0-1,u1.4. Transformers: b7 · b7-9 · d3 (double) · s12 (single). all",

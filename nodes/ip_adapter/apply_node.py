@@ -43,12 +43,12 @@ class IPAdapterApply(io.ComfyNode):
                     "the first five and custom.",
                 ),
                 make_input(
-                    io.String, "layer_weights", default="",
+                    io.String, "layer_weights", default="", placeholder="3:0.5, 6:1.0", advanced=True,
                     tooltip="For custom: layer and weight pairs such as 3:0.5, 6:1.0. Layers count in the order in "
                     "which the model runs, the middle included. On a transformer they are its blocks.",
                 ),
                 make_input(
-                    io.Combo, "scaling", options=list(SCALINGS), default=SCALINGS[0],
+                    io.Combo, "scaling", options=list(SCALINGS), default=SCALINGS[0], advanced=True,
                     tooltip="What the weight multiplies. V only: the image's answer, as in the paper. K+V: its "
                     "attention too. K+V with C penalty: less in narrow layers. K+mean(V) with C penalty: the mean of "
                     "the answer alone. Transformers take the first two.",

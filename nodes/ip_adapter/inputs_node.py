@@ -40,7 +40,7 @@ def mask_input() -> io.Input:
 def combining_inputs() -> list[io.Input]:
     return [
         make_input(
-            io.String, "image_weights", default="",
+            io.String, "image_weights", default="", placeholder="1, 0.5", advanced=True,
             tooltip="One number per image, such as 1, 0.5. In a concat, an image of weight 2 counts as two "
             "copies; with per_frame each is the strength of its frame. Empty: all 1.",
         ),
@@ -51,7 +51,7 @@ def combining_inputs() -> list[io.Input]:
             "between them along the sphere.",
         ),
         make_input(
-            io.Combo, "uncond", options=["paper", "black"], default="paper",
+            io.Combo, "uncond", options=["paper", "black"], default="paper", advanced=True,
             tooltip="What the negative sees. paper: nothing, as in training. black: a black picture, as in "
             "ComfyUI_IPAdapter_plus. With XLabs' files both are a black picture.",
         ),
@@ -71,24 +71,24 @@ def tuning_inputs() -> list[io.Input]:
             tooltip="Image n prompts picture n of the batch, for animations, instead of all images together.",
         ),
         make_input(
-            io.Float, "composition_weight", default=1.0, min=-1.0, max=5.0, step=0.01, optional=True,
+            io.Float, "composition_weight", default=1.0, min=-1.0, max=5.0, step=0.01, optional=True, advanced=True,
             tooltip="The composition's own weight in the types that name style and composition.",
         ),
         make_input(
-            io.Float, "boost", default=1.0, min=-5.0, max=5.0, step=0.01, optional=True,
+            io.Float, "boost", default=1.0, min=-5.0, max=5.0, step=0.01, optional=True, advanced=True,
             tooltip="How hard the precise types push the other layers away from the image.",
         ),
         make_input(
-            io.Float, "lora_strength", default=1.0, min=-10.0, max=10.0, step=0.01, optional=True,
+            io.Float, "lora_strength", default=1.0, min=-10.0, max=10.0, step=0.01, optional=True, advanced=True,
             tooltip="Strength of the LoRA inside a FaceID file. Do not load its separate LoRA file as well.",
         ),
         make_input(
-            io.Boolean, "peer_compatible", default=False, optional=True,
+            io.Boolean, "peer_compatible", default=False, optional=True, advanced=True,
             tooltip="Comes close to pictures made with ComfyUI_IPAdapter_plus: no middle block, a black picture for "
             "the negative.",
         ),
         make_input(
-            io.String, "only_for", default="", optional=True,
+            io.String, "only_for", default="", placeholder="left", optional=True, advanced=True,
             tooltip="A name. The node then acts only on prompts that got this name from IP-Adapter for Conditioning. "
             "Empty: on all.",
         ),

@@ -50,11 +50,13 @@ class UniConApply(io.ComfyNode):
                 *strength_inputs(),
                 make_input(
                     io.Float, "partner_sigma", default=0.0413, min=0.0, max=1000.0, step=0.0001, round=0.0001,
+                    advanced=True,
                     tooltip="The noise level of the given picture during the whole run. 0.0413: as good as clean, what "
                     "the authors use; higher: its details count less.",
                 ),
                 make_input(
                     io.Int, "partner_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                    advanced=True,
                     tooltip="Seed of the noise on the given picture. It matters only at a high partner_sigma.",
                 ),
                 guidance_input(),
@@ -109,6 +111,6 @@ def guidance_input() -> io.Input:
 
 def others_input() -> io.Input:
     return make_input(
-        io.Combo, "others_on", options=list(OTHERS_ON), default=OTHERS_ON[0], optional=True,
+        io.Combo, "others_on", options=list(OTHERS_ON), default=OTHERS_ON[0], optional=True, advanced=True,
         tooltip="Where other nodes act (IP-Adapter, PAG, ControlNeXt): on the image's branch alone, or on both.",
     )  # fmt: skip

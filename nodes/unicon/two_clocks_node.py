@@ -30,7 +30,7 @@ class UniConSampler(io.ComfyNode):
                     tooltip="How much of the noise is drawn anew in each step of euler_ancestral and ddim; 0: none.",
                 ),
                 make_input(
-                    io.String, "schedule", multiline=True, default=EXAMPLE,
+                    io.String, "schedule", multiline=True, default=EXAMPLE, placeholder="x 0-1, y 0.3-1",
                     tooltip="From where to where in the run, 0 (noise) to 1 (finished): image x, condition y. "
                     "x 0-1, y 1-1 has the condition given, x 1-1, y 0-1 the image, x 0-1, y 0.3-1 is coarse control. "
                     "More segments after ; or on new lines.",

@@ -142,6 +142,12 @@ def run(editor: Frontend) -> dict[str, list[list[int]]]:
     return dict(shown)
 
 
+def fit(editor: Frontend) -> None:
+    """Shows the whole graph: Nodes 2.0 draws what is in view."""
+    editor.page.evaluate(FIT)
+    editor.page.wait_for_timeout(DRAWN_MS)
+
+
 def keep_screen(editor: Frontend, name: str) -> None:
     """Writes what the screen shows, once the canvas is drawn, where REINS_SCREENS names a folder."""
     if SCREENS:
@@ -163,6 +169,17 @@ def overlaps(editor: Frontend) -> list[str]:
 def cut_off(editor: Frontend) -> list[str]:
     """The notes that do not fit their box: a person would have to scroll."""
     return editor.page.evaluate(CUT_OFF)
+
+
+def shown_widgets(editor: Frontend, node: str) -> set[str]:
+    """The words on a node as Nodes 2.0 draws it, among them the names of its widgets."""
+    return set(editor.page.locator(f"[data-node-id='{node}']").inner_text().splitlines())
+
+
+def show_advanced(editor: Frontend, node: str) -> None:
+    """Presses *Show advanced inputs* at the foot of a node, which Nodes 2.0 alone has."""
+    editor.page.locator(f"[data-node-id='{node}']").get_by_test_id("advanced-inputs-button").click()
+    editor.page.wait_for_timeout(SEARCH_MS)
 
 
 def saved_workflows(editor: Frontend, folder: str) -> list[str]:

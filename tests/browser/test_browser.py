@@ -53,18 +53,29 @@ LOADER = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": EXAMPL
 FIRST = 5  # results that stand on the screen without scrolling
 WORDS = {
     "PAG": "Reins_PerturbedAttentionGuidance",
+    "perturbed-attention guidance": "Reins_PerturbedAttentionGuidance",
     "perturbed attention": "Reins_PerturbedAttentionGuidance",
     "SEG": "Reins_SmoothedEnergyGuidance",
+    "smoothed energy": "Reins_SmoothedEnergyGuidance",
     "SAG": "Reins_SelfAttentionGuidance",
+    "self-attention guidance": "Reins_SelfAttentionGuidance",
     "sliding window": "Reins_SlidingWindowGuidance",
+    "SWG": "Reins_SlidingWindowGuidance",
     "TPG": "Reins_TokenPerturbationGuidance",
+    "token perturbation": "Reins_TokenPerturbationGuidance",
     "SLG": "Reins_SkipLayerGuidance",
     "STG": "Reins_SkipLayerGuidance",
+    "skip layer": "Reins_SkipLayerGuidance",
     "NAG": "Reins_NormalizedAttentionGuidance",
+    "normalized attention": "Reins_NormalizedAttentionGuidance",
     "PLADIS": "Reins_SparseCrossAttention",
+    "sparse cross-attention": "Reins_SparseCrossAttention",
     "autoguidance": "Reins_WeakModelGuidance",
+    "weak model": "Reins_WeakModelGuidance",
     "APG": "Reins_AdaptiveProjectedGuidance",
+    "adaptive projected": "Reins_AdaptiveProjectedGuidance",
     "FDG": "Reins_FrequencyDecoupledGuidance",
+    "frequency-decoupled": "Reins_FrequencyDecoupledGuidance",
     "CFG zero": "Reins_CFGZeroStar",
     "universal guidance": "Reins_ImageGuidance",
     "limited interval": "Reins_GuidanceInterval",
@@ -174,6 +185,27 @@ def test_the_side_bar_lists_the_saved_examples_from_the_one_to_start_with(editor
     assert listed[0] == START
 
 
+def test_in_nodes_2_advanced_inputs_are_hidden_until_a_person_asks_and_the_graph_stays(editor: Frontend) -> None:
+    path = ROOT / "example_workflows" / "demo_ip_adapter_frames.json"
+    (node,) = (node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["id"] == 21)
+    first, advanced = {"weight", "weight_type", "per_frame"}, {"scaling", "composition_weight", "boost", "only_for"}
+    editor.reopen({"Comfy.VueNodes.Enabled": True})
+    try:
+        person.drop(editor, f"{path.stem}_nodes_2", path.read_text(encoding="utf-8"))
+        person.fit(editor)
+        assert person.shown_widgets(editor, "21") & (first | advanced) == first
+        person.show_advanced(editor, "21")
+        assert person.shown_widgets(editor, "21") >= first | advanced
+        (graph,) = load_graphs([path.stem]).values()
+        assert as_text(editor.twin()) == as_text(graph)
+        (saved,) = (node for node in editor.workflow()["nodes"] if node["id"] == 21)
+        assert saved["showAdvanced"]
+        assert saved["widgets_values"] == node["widgets_values"]
+        person.keep_screen(editor, f"{path.stem}_nodes_2")
+    finally:
+        editor.reopen({"Comfy.VueNodes.Enabled": False})
+
+
 @pytest.mark.parametrize("language", ["ko", "ja", "zh"])
 def test_in_another_language_and_a_small_window_nodes_search_and_help_are_translated(
     editor: Frontend, language: str
@@ -187,7 +219,8 @@ def test_in_another_language_and_a_small_window_nodes_search_and_help_are_transl
     person.at_most(editor, SHORT)
     assert person.run(editor)
     person.keep_screen(editor, f"window_{language}")
-    assert names[GUIDE["class_type"]] in person.search(editor, "PAG")[:FIRST]
+    for words in ("PAG", "perturbed-attention guidance"):
+        assert names[GUIDE["class_type"]] in person.search(editor, words)[:FIRST]
     for node in sorted(page.parent.name for page in DOCS.glob(f"*/{language}.md")):
         shown = person.help_page(editor, node)
         written = (DOCS / node / f"{language}.md").read_text(encoding="utf-8")

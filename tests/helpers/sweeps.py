@@ -21,7 +21,7 @@ GRAPH = {
     "10": {
         "class_type": "Reins_Perturbed",
         "inputs": {"scale": 3, "layers": "m0", "share": True, "model": ["4", 0], "mode.size": 2},
-        "_meta": {"title": "Perturbed-Attention Guidance (PAG)"},
+        "_meta": {"title": "PAG – Perturbed-Attention Guidance"},
     },
     "11": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}, "_meta": {"title": "Positive"}},
     "12": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}, "_meta": {"title": "Negative"}},

@@ -34,7 +34,7 @@ def values(*texts: str) -> list[tuple]:
         ("Positive.text", ("11", "text")),
         ("Perturbed.scale", ("10", "scale")),
         ("Reins_Perturbed.scale", ("10", "scale")),
-        ("Perturbed-Attention Guidance (PAG).scale", ("10", "scale")),
+        ("PAG – Perturbed-Attention Guidance.scale", ("10", "scale")),
         ("PAG.scale", ("10", "scale")),
         ("PAG.mode.size", ("10", "mode.size")),
     ],
@@ -55,7 +55,7 @@ def test_a_plus_sign_joins_places_that_get_the_same_value():
     [
         ("SEG.scale", "there is no node SEG; there are 3 (KSampler), 4 (Load, Loader), 10 ("),
         ("KSampler.sed", "node 3 (KSampler) has no input sed; there are seed, steps, cfg, sampler_name"),
-        ("KSampler.model", "model is linked to node 10 (Perturbed-Attention Guidance (PAG)) and has no value to set"),
+        ("KSampler.model", "model is linked to node 10 (PAG – Perturbed-Attention Guidance) and has no value to set"),
         ("CLIPTextEncode.text", "11 (Positive), 12 (Negative). Name one by its id, or all by 11.text+12.text"),
         ("seed", "seed is no place in the workflow: write NODE.INPUT"),
         (".seed", "is no place in the workflow"),
