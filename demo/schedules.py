@@ -17,6 +17,7 @@ from ..models.guidance.fade import percent_of
 STEPS = (4, 8, 20)
 FIFTHS = 5
 MOST_STEPS = 30  # for which ddim_uniform is looked at
+NUDGE = 2.5e-7  # 0.5625 itself is rounded up, whatever its last bit is on this machine
 TABLE_STEPS = 999  # those of SD's table, whose noise levels are then met exactly
 
 
@@ -159,16 +160,11 @@ def _fifths(of_schedulers: Schedules) -> str:
 
 
 def _fifth(percent: float) -> int:
-    return min(int(_steady(percent) * FIFTHS), FIFTHS - 1)
+    return min(int(round(percent, 5) * FIFTHS), FIFTHS - 1)  # some steps lie on the edge, and begin a fifth
 
 
 def _number(percent: float) -> str:
-    return f"{_steady(percent):.3f}"
-
-
-def _steady(percent: float) -> float:
-    """Returns a percent without the last digits, which would decide at 0.2 or 0.5625 and differ between machines."""
-    return round(percent, 5)
+    return f"{percent + NUDGE:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,7 @@ SAMPLINGS = {
 }
 SCHEDULERS = list(KSampler.SCHEDULERS)
 EVEN = ("simple", "sgm_uniform", "ddim_uniform", "beta", "normal")
-ROUNDED = 0.00052  # a number with three digits, and single precision
+ROUNDED = 0.000501  # a number with three digits, and single precision
 
 
 def sd_log_sigmas() -> np.ndarray:
