@@ -25,6 +25,7 @@ class Kind(NamedTuple):
     """A kind of model: its heading, and its noise levels as ComfyUI makes them of the model's configuration."""
 
     name: str
+    short: str
     config: type
     model_type: ModelType
 
@@ -33,9 +34,9 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("SD1.x, SD2.x, SDXL", SD15, ModelType.EPS),
-    Kind("SD3 (flow, shift 3)", SD3, ModelType.FLOW),
-    Kind("Flux (flow, shift 1.15)", Flux, ModelType.FLUX),
+    Kind("SD1.x, SD2.x, SDXL", "SD", SD15, ModelType.EPS),
+    Kind("SD3 (flow, shift 3)", "SD3", SD3, ModelType.FLOW),
+    Kind("Flux (flow, shift 1.15)", "Flux", Flux, ModelType.FLUX),
 )
 Schedules = dict[str, list[float]]  # scheduler -> the percent of each step
 
@@ -104,18 +105,22 @@ def _how_to(of_sd: Schedules, low: float = 0.22, high: float = 0.68) -> str:
 
 def _held(percents: Sequence[float], low: float, high: float) -> str:
     steps = [i for i, percent in enumerate(percents, 1) if low <= percent <= high]
-    return f"{steps[0]} to {steps[-1]}" if steps else "none"
+    return " to ".join(str(step) for step in sorted({steps[0], steps[-1]})) if steps else "none"
 
 
 def _image_to_image(samplings: dict[str, torch.nn.Module]) -> str:
     rows = [
-        [name, str(steps), *(_number(percents[0]) for percents in schedules(sampling, steps, 0.5).values())]
-        for name, sampling in samplings.items()
+        [
+            kind.short,
+            str(steps),
+            *(_number(percents[0]) for percents in schedules(samplings[kind.name], steps, 0.5).values()),
+        ]
+        for kind in KINDS
         for steps in STEPS
     ]
     return (
         "## Where image-to-image with denoise 0.5 begins\n\n"
-        "ComfyUI computes the schedule of twice the steps and makes the second half of it. A range that ends before "
+        "ComfyUI computes the schedule of twice the steps and runs the second half of it. A range that ends before "
         "this percent holds no step, and the node does nothing.\n\n"
         + _table(["model", "steps", *KSampler.SCHEDULERS], rows)
         + "\n\n`linear_quadratic` begins there with almost pure noise, so hardly anything of the given picture is left."

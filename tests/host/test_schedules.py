@@ -25,6 +25,7 @@ from reins.tests.helpers.tiny_models import noise, text
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
 SD, FLOW, FLUX = "SD1.x, SD2.x, SDXL", "SD3 (flow, shift 3)", "Flux (flow, shift 1.15)"
+SHORT = {SD: "SD", FLOW: "SD3", FLUX: "Flux"}
 SHIFTS = {FLOW: 3.0, FLUX: math.exp(1.15)}
 SAMPLINGS = {
     SD: model_sampling(SD15, ModelType.EPS),
@@ -105,7 +106,7 @@ def test_the_page_says_where_each_step_lies(kind, steps):
 
 @pytest.mark.parametrize("kind", SAMPLINGS)
 def test_the_page_says_where_image_to_image_begins(kind):
-    rows = [row for row in tables(PAGE)["Where image-to-image with denoise 0.5 begins"] if row["model"] == kind]
+    rows = [row for row in tables(PAGE)["Where image-to-image with denoise 0.5 begins"] if row["model"] == SHORT[kind]]
     assert [row["steps"] for row in rows] == ["4", "8", "20"]
     for row in rows:
         for scheduler in SCHEDULERS:
@@ -129,7 +130,9 @@ def test_the_range_of_the_pages_example_holds_the_steps_that_it_names():
     for scheduler in SCHEDULERS:
         sigmas = calculate_sigmas(SAMPLINGS[SD], scheduler, 20).tolist()[:-1]
         held = [i for i, sigma in enumerate(sigmas, 1) if Span(low, high).contains(sigma, run, to_sigma)]
-        assert row[scheduler] == f"{held[0]} to {held[-1]}" and held == list(range(held[0], held[-1] + 1)), scheduler
+        ends = [held[0], held[-1]] if len(held) > 1 else held
+        assert list(map(int, row[scheduler].split(" to "))) == ends, scheduler
+        assert held == list(range(held[0], held[-1] + 1))
 
 
 def test_ddim_uniform_makes_the_steps_that_the_page_says():
@@ -182,6 +185,9 @@ def test_texts_say_where_image_to_image_begins():
         f"{less['kl_optimal']} with `kl_optimal`, {less['karras']} with `karras` and {less['exponential']} with "
         "`exponential`"
     ) in interval
+    assert "On flow models `karras` and `exponential` begin above 0.98." in interval
+    flows = [steps_by_hand(kind, name, 20, 0.4)[0] for kind in (FLOW, FLUX) for name in ("karras", "exponential")]
+    assert min(flows) > 0.98
 
 
 # --- the nodes, and Guidance Plot ------------------------------------------------------------------------------------
