@@ -16,8 +16,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..models.guidance.fade import percent_of
 from .entries import Entry, Signs, append, entries, install_wrapper, next_order
 from .run import Run, run_of, start_run
+from .span import sigma_table
 
 Args = dict[str, Any]  # what the host hands to its sampler functions
 PostCFG = Callable[[Args], Tensor]
@@ -48,6 +50,11 @@ class Record:
     run: Run | None = None
     direction: Tensor | None = None  # positive - negative of the latest moment, within the run
     moments: list[Moment] = field(default_factory=list)
+    sigma_table: tuple[float, ...] = ()  # of the model at evenly spaced percents
+
+    def percents(self) -> list[float]:
+        """Returns where each moment lies on the axis of start_percent and end_percent."""
+        return [percent_of(moment.sigma, self.sigma_table) for moment in self.moments]
 
     def end(self) -> None:
         """Drops the tensor that belongs to the run."""
@@ -118,6 +125,7 @@ def _begin(record: Record, args: Args) -> None:
     run = run_of(args["model_options"])
     if record.run is not run:
         record.run, record.moments = run, []
+        record.sigma_table = sigma_table(run, args["model"].model_sampling.percent_to_sigma)
         run.at_end(record.end)
     _records["latest"] = record
     positive, negative = args["cond_denoised"], args["uncond_denoised"]

@@ -16,6 +16,7 @@ from .run import Run
 
 ToSigma = Callable[[float], float]
 TABLE_STEPS = 500
+NEAR_END = 1e-9  # at 0 and 1 themselves the host gives values outside of the model's table, such as 999999999.9
 
 
 class Span(NamedTuple):
@@ -47,5 +48,15 @@ WHOLE_RUN = Span()
 
 def percent_at(sigma: float, run: Run, to_sigma: ToSigma) -> float:
     """Returns the percent of the run at `sigma`, by the model's own schedule."""
-    table = run.once(percent_at, lambda: [float(to_sigma(i / TABLE_STEPS)) for i in range(TABLE_STEPS + 1)])
-    return percent_of(sigma, table)
+    return percent_of(sigma, sigma_table(run, to_sigma))
+
+
+def sigma_table(run: Run, to_sigma: ToSigma) -> tuple[float, ...]:
+    """Returns the sigmas at evenly spaced percents, for `percent_of`. They are computed once in a run."""
+    return run.once(sigma_table, lambda: sigmas_at_even_percents(to_sigma, TABLE_STEPS))
+
+
+def sigmas_at_even_percents(to_sigma: ToSigma, steps: int) -> tuple[float, ...]:
+    """Returns the sigmas at `steps` + 1 percents from 0 to 1."""
+    percents = [NEAR_END, *(i / steps for i in range(1, steps)), 1 - NEAR_END]
+    return tuple(float(to_sigma(percent)) for percent in percents)

@@ -39,7 +39,8 @@ class GuidancePlot(io.ComfyNode):
             display_name="Guidance Plot",
             category="reins/look",
             description="Draws what a Guidance Scope has noted in the run: the size of CFG and of every other term at "
-            "each step, and how much they point the same way.",
+            "each step, how much they point the same way, and the percent of each step, for start_percent and "
+            "end_percent.",
             search_aliases=["guidance plot", "plot guidance", "chart"],
             inputs=[
                 io.Latent.Input("after", tooltip="The latent of the sampler, so that the plot is drawn after the run."),

@@ -1,4 +1,7 @@
-"""A picture of what a scope has noted: the size of every change of the result, and its cosine to that of CFG."""
+"""A picture of what a scope has noted: the size of every change of the result, and its cosine to that of CFG.
+
+Beneath lies the axis of start_percent and end_percent, with a mark for each call of the model.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from torch import Tensor
 
 from ...engine.scope import Record
 
-WIDTH, HEIGHT = 960, 640
-LEFT, RIGHT, TOP, GAP, BOTTOM = 72, 200, 40, 56, 48
-BACKGROUND, GRID, INK = "#ffffff", "#e2e2e2", "#333333"
+WIDTH, HEIGHT = 960, 740
+LEFT, RIGHT, TOP, GAP, BOTTOM = 72, 200, 40, 56, 148
+AXIS = HEIGHT - 56  # of percents
+MARK = 14  # the height of a call on it
+BACKGROUND, GRID, LEAD, INK = "#ffffff", "#e2e2e2", "#b8b8b8", "#333333"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#9a8c00")
-TICKS = 4
+TICKS, TENTHS = 4, 10
 
 
 class Curve(NamedTuple):
@@ -73,6 +78,7 @@ def plot(record: Record) -> Tensor:
     for i in range(0, len(xs), max(1, len(xs) // 10)):
         draw.text((xs[i], HEIGHT - BOTTOM + 6), _short(sigmas[i]), INK, font, anchor="ma")
     draw.text((WIDTH - RIGHT + 10, HEIGHT - BOTTOM + 6), "sigma", INK, font)
+    _percent_axis(draw, font, xs, record.percents())
     for number, curve in enumerate(drawn):
         colour = COLOURS[number % len(COLOURS)]
         _line(draw, xs, curve.norms, norms, colour)
@@ -92,6 +98,28 @@ def _axes(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, panel: Panel) ->
         value = panel.low + (panel.high - panel.low) * tick / TICKS
         draw.line((LEFT, panel.y(value), WIDTH - RIGHT, panel.y(value)), GRID)
         draw.text((LEFT - 8, panel.y(value)), f"{value:.3g}", INK, font, anchor="rm")
+
+
+def percent_x(percent: float) -> float:
+    """Returns where a percent lies in the picture, in pixels from the left."""
+    return LEFT + (WIDTH - LEFT - RIGHT) * percent
+
+
+def _percent_axis(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, xs: Sequence[float], of_calls: Sequence[float]
+) -> None:  # fmt: skip
+    """Draws the axis, with a line from each call at `xs` in the panels to its mark."""
+    for x, percent in zip(xs, of_calls, strict=True):
+        draw.line((x, HEIGHT - BOTTOM + 28, percent_x(percent), AXIS - MARK), LEAD)
+    draw.line((percent_x(0), AXIS, percent_x(1), AXIS), INK)
+    for percent in of_calls:
+        x = round(percent_x(percent))
+        draw.rectangle((x - 1, AXIS - MARK, x, AXIS), INK)
+    for tenth in range(TENTHS + 1):
+        x = percent_x(tenth / TENTHS)
+        draw.line((x, AXIS, x, AXIS + 5), INK)
+        draw.text((x, AXIS + 10), f"{tenth / TENTHS:g}", INK, font, anchor="ma")
+    draw.text((WIDTH - RIGHT + 16, AXIS + 10), "percent", INK, font)
 
 
 def _line(
