@@ -37,15 +37,23 @@ def checked_image(image: Tensor, name: str) -> Tensor:
 def picture_numbers(image: Tensor, name: str) -> Tensor:
     """Returns pictures (b, ...) in single precision, cut to the range from 0 to 1.
 
-    The host's resizing by curves and its EXR files leave this range in places, and some of its settings
-    hand pictures around in half precision. Raises ValueError if the numbers are of another range or not finite.
+    The host's resizing by curves and its EXR files leave this range in places, and some of its settings hand pictures
+    around in half precision. Raises ValueError if the numbers are of another range or not finite.
     """
-    if not image.is_floating_point():
-        found = f"they are whole numbers ({image.dtype})"
-    elif finite_tensor(image, name).float().mean() > 1:
-        found = f"their mean is {image.float().mean():.4g}"
+    return in_range(image, name).clamp(0, 1)
+
+
+def in_range(values: Tensor, name: str) -> Tensor:
+    """Returns pictures or masks (b, ...) in single precision.
+
+    Raises ValueError if they are bytes, go to 255 or so, or have NaN.
+    """
+    if not values.is_floating_point():
+        found = f"they are whole numbers ({values.dtype})"
+    elif finite_tensor(values, name).float().mean() > 1:
+        found = f"their mean is {values.float().mean():.4g}"
     else:
-        return image.float().clamp(0, 1)
+        return values.float()
     raise ValueError(
         f"{name} should hold numbers from 0 to 1, but {found}. Divide them by the largest that they can be, such as "
         f"255."
@@ -53,12 +61,13 @@ def picture_numbers(image: Tensor, name: str) -> Tensor:
 
 
 def checked_mask(mask: Tensor | None, name: str) -> Tensor | None:
-    """Returns masks (m, h, w) of a mask with or without a batch. Raises ValueError if it has another shape or NaN."""
+    """Returns masks (m, h, w) of a mask with or without a batch. Raises ValueError if it has another shape or range."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ValueError(f"{name} should have shape (masks, height, width), but is {shape_text(mask)}. Connect a MASK.")
-    return finite_tensor(mask if mask.ndim == 3 else mask[None], name).float()
+    mask = mask if mask.ndim == 3 else mask[None]
+    return in_range(mask.float() if mask.dtype == torch.bool else mask, name)
 
 
 def hides_all(mask: Tensor | None, name: str, owner: str) -> bool:

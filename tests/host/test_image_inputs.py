@@ -16,7 +16,7 @@ from reins.nodes.ip_adapter import faces_node
 from reins.nodes.ip_adapter.apply_node import IPAdapterSimple
 from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.nodes.ip_adapter.faces_node import FaceEmbeds
-from reins.tests.helpers import controlnext, ip_adapter, prompt_diffusion, tiny_models
+from reins.tests.helpers import controlnext, h_space, ip_adapter, prompt_diffusion, tiny_models
 from torch import Tensor
 
 PICTURE = torch.rand((1, 37, 51, 3), generator=torch.Generator().manual_seed(0))  # odd sizes
@@ -78,14 +78,14 @@ def guided(loss):
 INPUTS = {
     ("Reins_ControlNeXtApply", "image"): (hint,),
     ("Reins_IPAdapterEncode", "image"): (
-        encoded("crop"), encoded("squash"), encoded("pad"), encoded("crop", mask=ALPHA[..., 0]),
+        encoded("pad"), encoded("crop", mask=ALPHA[..., 0]),
     ),
     ("Reins_IPAdapterEncode", "negative_image"): (negative,),
     ("Reins_IPAdapter", "image"): (simple,),
     ("Reins_FaceEmbeds", "image"): (shown_to_insightface,),
     ("Reins_PromptDiffusionExample", "source"): (example("source"),),
     ("Reins_PromptDiffusionExample", "target"): (example("target"),),
-    ("Reins_ImageGuidance", "image"): (guided("colour histogram"), guided("low frequencies"), guided("edges")),
+    ("Reins_ImageGuidance", "image"): (guided("colour histogram"),),
     ("the host's Apply ControlNet", "image"): (query,),  # which hands the query of Prompt Diffusion on
 }  # fmt: skip
 CASES = [(name, take) for name, takes in INPUTS.items() for take in takes]
@@ -139,3 +139,32 @@ def test_what_is_no_picture_is_refused_by_the_name_of_its_input(name, take, form
     with pytest.raises(ValueError, match=f"^{name[1]} should") as error:
         take(sd15, given)
     assert any(text in str(error.value) for text in texts)
+
+
+MASKS = {
+    "IP-Adapter Apply": lambda model, mask: ip_adapter.apply(model, mask=mask),
+    "IP-Adapter Encode": lambda model, mask: encoded("crop", mask=mask)(model, PICTURE),
+    "ControlNeXt Apply": lambda model, mask: controlnext.apply(model, mask=mask),
+    "H-Space Edit": lambda model, mask: h_space.edit(model, mask=mask),
+}
+WRONG_MASKS = {
+    "bytes": ((ALPHA[..., 0] * 255).byte(), "they are whole numbers (torch.uint8)"),
+    "0 to 255": (ALPHA[..., 0] * 255, "their mean is 12"),
+}
+
+
+@pytest.mark.parametrize("form", WRONG_MASKS)
+@pytest.mark.parametrize("node", MASKS)
+def test_a_mask_of_another_range_is_refused(node, form, sd15):
+    given, found = WRONG_MASKS[form]
+    with pytest.raises(ValueError, match=r"^mask should hold numbers from 0 to 1, but ") as error:
+        MASKS[node](sd15, given)
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("node", ["IP-Adapter Apply", "ControlNeXt Apply", "H-Space Edit"])
+def test_a_mask_of_yes_and_no_and_one_in_half_precision_are_numbers(node, sd15):
+    plain = (ALPHA[..., 0] > 0.5).float()
+    wanted = sample(MASKS[node](sd15, plain))
+    for given in (plain.bool(), plain.half()):
+        assert torch.equal(sample(MASKS[node](sd15, given)), wanted)
