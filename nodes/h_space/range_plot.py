@@ -8,9 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..inputs.drawing import (
-    BOTTOM,
     COLOURS,
-    HEIGHT,
     INK,
     LEFT,
     RIGHT,
@@ -19,10 +17,12 @@ from ..inputs.drawing import (
     Panel,
     Sheet,
     empty_sheet,
+    percent_x,
     short_sigma,
 )
 from .ranges import Curves
 
+HEIGHT, BOTTOM = 640, 48
 NUMBERS = 10  # percents that are written under the axis
 DASH, SPACE = 8, 6  # pixels
 
@@ -38,21 +38,21 @@ class Found(NamedTuple):
 
 def plot_curves(curves: Curves, edit: Found, boost: Found) -> Tensor:
     """Returns a picture (1, h, w, 3) in 0..1: noise on the left, the finished picture on the right."""
-    sheet, values = empty_sheet(), (curves.predicted, curves.noisy)
+    sheet, values = empty_sheet(HEIGHT), (curves.predicted, curves.noisy)
     largest = max(*curves.predicted, *curves.noisy, edit.distance, boost.distance)
     panel = Panel(TOP, HEIGHT - BOTTOM - 20, 0.0, 1.05 * largest or 1.0)
     of = "one picture" if curves.pictures == 1 else f"{curves.pictures} pictures, mean"
     sheet.draw.text((LEFT, 10), f"LPIPS ({curves.backbone}) from the picture, {of}", INK, sheet.font)
     sheet.axes(panel)
     _percents(sheet, panel, curves)
-    xs = [_x(percent) for percent in curves.percents]
+    xs = [percent_x(percent) for percent in curves.percents]
     names = ("prediction P_t", "noisy x_t")
     for number, (found, name) in enumerate(zip((edit, boost), names, strict=True)):
         colour = COLOURS[number]
         sheet.curve(xs, values[number], panel, colour)
         _dashed(sheet, (LEFT, panel.y(found.distance)), (WIDTH - RIGHT, panel.y(found.distance)), colour)
         if found.reached:
-            _dashed(sheet, (_x(found.percent), panel.top), (_x(found.percent), panel.bottom), colour)
+            _dashed(sheet, (percent_x(found.percent), panel.top), (percent_x(found.percent), panel.bottom), colour)
         sheet.legend(number, name, colour)
         _words(sheet, TOP + 80 + 88 * number, _result(found), colour)
     return sheet.picture()
@@ -60,7 +60,7 @@ def plot_curves(curves: Curves, edit: Found, boost: Found) -> Tensor:
 
 def plot_words(lines: Sequence[str]) -> Tensor:
     """Returns a picture (1, h, w, 3) in 0..1 of some lines of text."""
-    sheet = empty_sheet()
+    sheet = empty_sheet(HEIGHT)
     for i, line in enumerate(lines):
         sheet.draw.text((LEFT, TOP + 28 * i), line, INK, sheet.font)
     return sheet.picture()
@@ -72,19 +72,17 @@ def _result(found: Found) -> list[str]:
     return [found.name, f"{found.percent:g}, the default:", f"{found.distance:g} is not reached"]
 
 
-def _x(percent: float) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * percent
-
-
 def _percents(sheet: Sheet, panel: Panel, curves: Curves) -> None:
     for i in range(NUMBERS + 1):
         percent = i / NUMBERS
-        sheet.draw.line((_x(percent), panel.bottom, _x(percent), panel.bottom + 4), INK)
-        sheet.draw.text((_x(percent), panel.bottom + 8), f"{percent:g}", INK, sheet.font, anchor="ma")
+        sheet.draw.line((percent_x(percent), panel.bottom, percent_x(percent), panel.bottom + 4), INK)
+        sheet.draw.text((percent_x(percent), panel.bottom + 8), f"{percent:g}", INK, sheet.font, anchor="ma")
         nearest = min(range(len(curves.percents)), key=lambda k: abs(curves.percents[k] - percent))
         if abs(curves.percents[nearest] - percent) < 0.5 / NUMBERS:
             sigma = short_sigma(curves.sigmas[nearest])
-            sheet.draw.text((_x(curves.percents[nearest]), panel.bottom + 28), sigma, INK, sheet.font, anchor="ma")
+            sheet.draw.text(
+                (percent_x(curves.percents[nearest]), panel.bottom + 28), sigma, INK, sheet.font, anchor="ma"
+            )
     sheet.draw.text((WIDTH - RIGHT + 34, panel.bottom + 8), "percent of the run", INK, sheet.font)
     sheet.draw.text((WIDTH - RIGHT + 34, panel.bottom + 28), "sigma", INK, sheet.font)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-WIDTH, HEIGHT = 960, 640
-LEFT, RIGHT, TOP, GAP, BOTTOM = 72, 200, 40, 56, 48
+WIDTH = 960
+LEFT, RIGHT, TOP = 72, 200, 40
 BACKGROUND, GRID, INK = "#ffffff", "#e2e2e2", "#333333"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#9a8c00")
@@ -64,10 +64,15 @@ class Sheet(NamedTuple):
         self.draw.text((WIDTH - RIGHT + 48, y), name, INK, self.font)
 
 
-def empty_sheet() -> Sheet:
-    """Returns a white picture of the size that all plots have."""
-    image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
+def empty_sheet(height: int) -> Sheet:
+    """Returns a white picture of the width that all plots have."""
+    image = Image.new("RGB", (WIDTH, height), BACKGROUND)
     return Sheet(image, ImageDraw.Draw(image), ImageFont.load_default(15))
+
+
+def percent_x(percent: float) -> float:
+    """Returns where a percent of the run lies in a picture, in pixels from the left."""
+    return LEFT + (WIDTH - LEFT - RIGHT) * percent
 
 
 def short_sigma(sigma: float) -> str:

@@ -9,20 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...engine.scope import Record
-from ..inputs.drawing import (
-    BOTTOM,
-    COLOURS,
-    GAP,
-    HEIGHT,
-    INK,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Panel,
-    empty_sheet,
-    short_sigma,
-)
+from ..inputs.drawing import COLOURS, INK, LEFT, RIGHT, TOP, WIDTH, Panel, empty_sheet, short_sigma
+
+HEIGHT, GAP, BOTTOM = 640, 56, 48
 
 
 class Curve(NamedTuple):
@@ -51,7 +40,7 @@ def curves(record: Record) -> tuple[list[float], list[Curve]]:
 def plot(record: Record) -> Tensor:
     """Returns a picture (1, h, w, 3) in 0..1."""
     sigmas, drawn = curves(record)
-    sheet = empty_sheet()
+    sheet = empty_sheet(HEIGHT)
     middle = TOP + round((HEIGHT - TOP - GAP - BOTTOM) * 0.6)
     largest = max((value for curve in drawn for value in curve.norms if not math.isnan(value)), default=1.0)
     norms = Panel(TOP, middle, 0.0, 1.05 * largest or 1.0)
