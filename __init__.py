@@ -36,6 +36,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.h_space.direction_node import HDirectionCapture, HDirectionFromPrompts
     from .nodes.h_space.edit_node import AsyrpSampler, HSpaceEdit
     from .nodes.h_space.files_node import HDirectionLoader, HDirectionSave
+    from .nodes.h_space.range_node import AsyrpRange
     from .nodes.ip_adapter.apply_node import IPAdapterApply, IPAdapterSimple
     from .nodes.ip_adapter.conditioning_node import IPAdapterConditioning
     from .nodes.ip_adapter.encode_node import IPAdapterEncode
@@ -89,6 +90,7 @@ async def comfy_entrypoint() -> ComfyExtension:
                 HDirectionSave,
                 HSpaceEdit,
                 AsyrpSampler,
+                AsyrpRange,
                 UniConLoader,
                 UniConPrompt,
                 UniConApply,

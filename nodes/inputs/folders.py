@@ -8,7 +8,7 @@ from ...engine.folders import models_folder, output_folder, register
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 OF_HOST = ("loras", "controlnet")
-OURS = ("controlnext", "ipadapter", "unicon", "h_space")
+OURS = ("controlnext", "ipadapter", "unicon", "h_space", "lpips")
 SAVED = ("unicon", "h_space")  # what save nodes write is found again
 TOKENS, TOKEN_FILES = "image_tokens", frozenset({".safetensors", ".ipadpt"})
 

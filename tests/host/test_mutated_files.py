@@ -16,11 +16,13 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from reins.demo.training.numbers import load_base
+from reins.engine.folders import path_of
 from reins.models.h_space.files import Directions
 from reins.nodes.controlnext.nodes import ControlNeXtApply, ControlNeXtLoader
 from reins.nodes.h_space.direction import StoredDirection
 from reins.nodes.h_space.files_node import HDirectionLoader
 from reins.nodes.h_space.load import save_direction
+from reins.nodes.h_space.ranges import load_metric
 from reins.nodes.inputs.folders import DEMO_WEIGHTS
 from reins.nodes.ip_adapter.load_node import IPAdapterLoader
 from reins.nodes.ip_adapter.prompt import ImageTokens
@@ -29,6 +31,7 @@ from reins.nodes.ip_adapter.tokens_node import LoadImageTokens
 from reins.nodes.prompt_diffusion.nodes import PromptDiffusionLoader
 from reins.nodes.unicon.apply_node import UniConApply
 from reins.nodes.unicon.load_node import UniConLoader
+from reins.tests.helpers.lpips import drawn
 from reins.tests.helpers.transformer_ip_adapters import instantx_flux_file, sd3_file, xlabs_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,6 +76,7 @@ LOADERS = {
     "prompt diffusion": Loader("controlnet", lambda model, name: PromptDiffusionLoader.execute(name)),
     "tokens": Loader("image_tokens", lambda model, name: LoadImageTokens.execute(name)),
     "direction": Loader("h_space", lambda model, name: HDirectionLoader.execute(name)),
+    "lpips": Loader("lpips", lambda model, name: load_metric(path_of("lpips", name))),
 }
 # A number of another type is the same number, and of a header only names and places are read.
 HARMLESS = {(name, kind) for name in LOADERS for kind in ("type_changed", "header_damaged")}
@@ -92,6 +96,8 @@ def whole(name: str, path: Path) -> None:
     elif name == "direction":
         directions = Directions(torch.randn(2, 64, 4, 4), (5.0, 1.0))
         save_direction(StoredDirection("a direction", directions, {}), path)
+    elif name == "lpips":
+        save_file({key: value.half() for key, value in drawn().items()}, path)
     elif name in TRANSFORMER_FILES:
         save_file(TRANSFORMER_FILES[name](), path)
     else:

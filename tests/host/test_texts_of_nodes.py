@@ -18,7 +18,7 @@ from reins.tests.helpers import tiny_models
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "ko", "ja", "zh")
-FILES = ("name", "control_name", "unet_name", "pooling_head")  # inputs that list what lies in a folder
+FILES = ("name", "control_name", "unet_name", "pooling_head", "lpips_name")  # inputs that list what lies in a folder
 ADVICE = re.compile(r"\*\*Works:\*\*.*?(?:\. |\.?$)", re.MULTILINE)  # recommends an option and does not explain it
 BULLET = re.compile(r"^- ((?:`\w+`(?:, )?)+): (.*)$", re.MULTILINE)  # of inputs
 DEFINED = re.compile(r"`([^`]+)`: ")
@@ -43,7 +43,7 @@ NOT_IN_PLACE = ("Reins_UniConApplyJoint",)  # it reads a number beside its laten
 def options_of(socket: io.Input) -> list[str]:
     """The strings to choose from, without files."""
     options = getattr(socket, "options", None) or ()
-    return [option for option in options if socket.id not in FILES or option == "none"]
+    return [option for option in options if socket.id not in FILES or option in ("none", "auto")]
 
 
 def definitions(language: str) -> dict:

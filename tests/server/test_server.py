@@ -74,6 +74,7 @@ H_SPACE = (
     "Reins_HDirectionSave",
     "Reins_HSpaceEdit",
     "Reins_AsyrpSampler",
+    "Reins_AsyrpRange",
 )
 CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
