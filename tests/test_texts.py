@@ -607,12 +607,3 @@ def test_an_example_for_a_released_transformer_offers_all_its_downloads(path):
             assert offer["url"].startswith("https://")
             assert offer["url"].rsplit("/", 1)[1] == offer["name"]
             assert f"models/{offer['directory']}" == FILES[offer["name"]][2]
-
-
-@pytest.mark.parametrize("path", sorted(filter(is_for_the_demo_model, EXAMPLES.glob("*.jpg"))), ids=name_of)
-def test_a_thumbnail_leaves_the_corner_free_in_which_the_editor_puts_its_badge(path):
-    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requirements-dev.txt)")
-    with image.open(path) as thumbnail:
-        assert thumbnail.size == (512, 512)
-        darkest = min(low for low, _ in thumbnail.convert("RGB").crop((0, 0, 240, 72)).getextrema())
-    assert darkest > 220
