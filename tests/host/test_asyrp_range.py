@@ -19,7 +19,7 @@ from reins.nodes.h_space import range_node
 from reins.nodes.h_space.range_node import AsyrpRange
 from reins.nodes.h_space.ranges import Request, enlarged, levels_of, load_metric, measure
 from reins.tests.helpers import tiny_models, tiny_transformers
-from reins.tests.helpers.lpips import by_hand, drawn, picture, real_folder
+from reins.tests.helpers.lpips import SmallVAE, by_hand, drawn, picture, real_folder
 from reins.tests.helpers.predictions import KINDS, conds
 from reins.tests.helpers.tiny_models import text
 from safetensors.torch import save_file
@@ -28,19 +28,6 @@ from torch.nn import functional
 WEIGHTS = drawn()
 FACTOR = 0.18215  # between the latents of SD1.x and those of its VAE
 STEPS = 5
-
-
-class SmallVAE:
-    """Four channels of a cell for 8 x 8 pixels, and back. It cuts off what is no whole cell, as the host's do."""
-
-    def encode(self, pixels):
-        h, w = (size // 8 * 8 for size in pixels.shape[1:3])
-        means = functional.avg_pool2d(pixels[:, :h, :w].movedim(-1, 1) * 2 - 1, 8)
-        return torch.cat([means, means.mean(1, keepdim=True)], 1)
-
-    def decode(self, latents):
-        cells = functional.interpolate(latents[:, :3] + 0.3 * latents[:, 3:], scale_factor=8, mode="bilinear")
-        return (cells / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
 
 VAE = SmallVAE()

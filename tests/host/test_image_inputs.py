@@ -7,16 +7,20 @@ hands pictures around in half precision. Its resizing by curves and its EXR file
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import reins
 import torch
 from reins.nodes.guidance.image_guidance import ImageGuidance
+from reins.nodes.h_space import range_node
 from reins.nodes.ip_adapter import faces_node
 from reins.nodes.ip_adapter.apply_node import IPAdapterSimple
 from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.nodes.ip_adapter.faces_node import FaceEmbeds
-from reins.tests.helpers import controlnext, h_space, ip_adapter, prompt_diffusion, tiny_models
+from reins.tests.helpers import controlnext, h_space, ip_adapter, lpips, prompt_diffusion, tiny_models
+from safetensors.torch import save_file
 from torch import Tensor
 
 PICTURE = torch.rand((1, 37, 51, 3), generator=torch.Generator().manual_seed(0))  # odd sizes
@@ -75,6 +79,15 @@ def guided(loss):
     return lambda model, image: sample(ImageGuidance.execute(model, loss, 1.0, 0.0, 1.0, image=image).result[0])
 
 
+def ranged(model, image):
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        file = Path(folder) / "drawn.safetensors"
+        save_file(lpips.drawn(), file)
+        patch.setattr(range_node, "chosen_file", lambda name: file.name)
+        patch.setattr(range_node, "path_of", lambda folder, name: file)
+        return range_node.AsyrpRange.execute(model, image, lpips.SmallVAE(), 2, 0.3, 0.3, tiny_models.text(1)).result[2]
+
+
 INPUTS = {
     ("Reins_ControlNeXtApply", "image"): (hint,),
     ("Reins_IPAdapterEncode", "image"): (
@@ -86,6 +99,7 @@ INPUTS = {
     ("Reins_PromptDiffusionExample", "source"): (example("source"),),
     ("Reins_PromptDiffusionExample", "target"): (example("target"),),
     ("Reins_ImageGuidance", "image"): (guided("colour histogram"),),
+    ("Reins_AsyrpRange", "image"): (ranged,),
     ("the host's Apply ControlNet", "image"): (query,),  # which hands the query of Prompt Diffusion on
 }  # fmt: skip
 CASES = [(name, take) for name, takes in INPUTS.items() for take in takes]
