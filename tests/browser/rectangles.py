@@ -18,15 +18,10 @@ CLASSIC = """() => window.app.graph.nodes.map(node => {
     const [x, y, w, h] = node.getBounding()
     return [String(node.id), [x, y, x + w, y + h]]
 })"""
-VUE_NODES = """() => {
-    const { scale, offset } = window.app.canvas.ds
-    const canvas = window.app.canvas.canvas.getBoundingClientRect()
-    const place = box => [
-        (box.left - canvas.left) / scale - offset[0], (box.top - canvas.top) / scale - offset[1],
-        (box.right - canvas.left) / scale - offset[0], (box.bottom - canvas.top) / scale - offset[1]]
-    return [...document.querySelectorAll('.lg-node[data-node-id]')].map(node =>
-        [node.dataset.nodeId, place(node.getBoundingClientRect())])
-}"""
+VUE_NODES = """title => [...document.querySelectorAll('.lg-node[data-node-id]')].map(node => {
+    const [x, y] = window.app.graph.getNodeById(Number(node.dataset.nodeId)).pos
+    return [node.dataset.nodeId, [x, y - title, x + node.offsetWidth, y - title + node.offsetHeight]]
+})"""  # not by places on the screen: the camera may still move
 DRAWN_MS = 5000
 
 
@@ -61,7 +56,7 @@ def rectangles(editor: Frontend, mode: str) -> dict[str, Rectangle]:
     if mode == "vue":
         count = page.evaluate("() => window.app.graph.nodes.length")
         page.wait_for_function(DRAWN, arg=count, timeout=DRAWN_MS)
-    found = page.evaluate(VUE_NODES if mode == "vue" else CLASSIC)
+    found = page.evaluate(VUE_NODES, TITLE) if mode == "vue" else page.evaluate(CLASSIC)
     return {node: Rectangle(*edges) for node, edges in found}
 
 
