@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -93,18 +94,21 @@ class Grid:
         groups = [group_rectangle(group) for group in workflow["groups"]]
         self._groups: dict[Cell, list[int]] = defaultdict(list)
         for i, box in enumerate(groups):
-            for cell in _cells(box, 0):
+            for cell in _cells(box):
                 self._groups[cell].append(i)
-        self._closed = {cell for box in shown.values() for cell in _cells(box, 0)}
+        self._closed = {cell for box in shown.values() for cell in _cells(box)}
         edge = [*groups, *shown.values()]
         self._low = (_cell(min(box.left for box in edge)) - ROUND, _cell(min(box.top for box in edge)) - ROUND)
         self._high = (_cell(max(box.right for box in edge)) + ROUND, _cell(max(box.bottom for box in edge)) + ROUND)
         self._taken: dict[Cell, set[tuple[str, int]]] = defaultdict(set)
 
     def way(self, wire: Wire) -> Way:
-        """The cheapest way of a wire, from right of its output to left of its input; it is taken from now on."""
-        start = (_cell(wire.start[0]) + 1, _cell(wire.start[1]))
-        end = (_cell(wire.end[0]) - 1, _cell(wire.end[1]))
+        """The cheapest way of a wire, from right of its output to left of its input; it is taken from now on.
+
+        Empty if there is none.
+        """
+        start = (math.floor(wire.start[0] / CELL + 0.5), _cell(wire.start[1]))
+        end = (math.ceil(wire.end[0] / CELL - 0.5) - 1, _cell(wire.end[1]))
         free = {i for i, ids in enumerate(self._inside) if wire.origin[0] in ids or wire.target in ids}
         best = {(start, (1, 0)): 0.0}
         came: dict[tuple[Cell, Cell], tuple[Cell, Cell]] = {}
@@ -112,7 +116,7 @@ class Grid:
         while queue:
             cost, cell, heading = heapq.heappop(queue)
             if cell == end:
-                break
+                return self._take(wire, _back(came, (cell, heading)))
             if cost > best[cell, heading]:
                 continue
             for turn in ((1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -124,7 +128,7 @@ class Grid:
                     best[after, turn] = price
                     came[after, turn] = (cell, heading)
                     heapq.heappush(queue, (price, after, turn))
-        return self._take(wire, _back(came, (cell, heading)))
+        return []
 
     def _is_open(self, cell: Cell, end: Cell) -> bool:
         within = all(low <= at <= high for low, at, high in zip(self._low, cell, self._high, strict=True))
@@ -146,9 +150,13 @@ def _cell(at: float) -> int:
     return int(at // CELL)
 
 
-def _cells(box: Rectangle, more: int) -> list[Cell]:
-    across = range(_cell(box.left) - more, _cell(box.right) + more + 1)
-    return [(x, y) for x in across for y in range(_cell(box.top) - more, _cell(box.bottom) + more + 1)]
+def _cells(box: Rectangle) -> list[Cell]:
+    """Those whose centre a rectangle covers."""
+    across, down = (
+        range(math.ceil(low / CELL - 0.5), math.floor(high / CELL - 0.5) + 1)
+        for low, high in ((box.left, box.right), (box.top, box.bottom))
+    )
+    return [(x, y) for x in across for y in down]
 
 
 def _back(came: Mapping[tuple[Cell, Cell], tuple[Cell, Cell]], last: tuple[Cell, Cell]) -> Way:
