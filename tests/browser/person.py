@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 if TYPE_CHECKING:
     from reins.demo.client import Graph
 
-    from .page import Frontend
+    from .page import Frontend, Json
 
 SCREENS = os.environ.get("REINS_SCREENS")
 PATIENCE_MS = 15_000
@@ -82,6 +82,11 @@ PLACE = """type => {
     return node.title
 }"""
 WIDTHS = """images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"""
+
+
+TOGGLE_APP = "() => window.app.extensionManager.command.execute('Comfy.ToggleLinear')"
+WARNS = "Comfy.Workflow.ShowMissingModelsWarning"
+LABELS = "buttons => buttons.map(button => button.ariaLabel)"
 
 
 class RunFailed(Exception):
@@ -163,6 +168,32 @@ def overlaps(editor: Frontend) -> list[str]:
 def cut_off(editor: Frontend) -> list[str]:
     """The notes that do not fit their box: a person would have to scroll."""
     return editor.page.evaluate(CUT_OFF)
+
+
+def app_controls(editor: Frontend) -> list[str]:
+    """Enters app mode and leaves it: the names of the controls, from top to bottom."""
+    page = editor.page
+    page.evaluate(TOGGLE_APP)
+    controls = page.get_by_test_id("app-mode-widget-item")
+    expect(controls.first).to_be_visible(timeout=PATIENCE_MS)
+    names = controls.get_by_test_id("builder-widget-label").all_inner_texts()
+    page.evaluate(TOGGLE_APP)
+    expect(controls).to_have_count(0, timeout=PATIENCE_MS)
+    return names
+
+
+def offered_downloads(editor: Frontend, workflow: Json) -> list[str]:
+    """Opens a workflow with warnings on, and the list of missing models: what the download buttons are called."""
+    editor.reopen({WARNS: True})
+    editor.load(workflow)
+    page = editor.page
+    page.get_by_test_id("error-overlay-see-errors").first.click(timeout=PATIENCE_MS)
+    buttons = page.get_by_test_id("missing-model-download")
+    expect(buttons.first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_test_id("missing-model-download-all")).to_be_visible()
+    names = buttons.evaluate_all(LABELS)
+    editor.reopen({WARNS: False})
+    return names
 
 
 def saved_workflows(editor: Frontend, folder: str) -> list[str]:

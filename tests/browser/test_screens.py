@@ -105,9 +105,10 @@ def test_the_controls_and_pictures_of_an_app_are_in_its_graph(name: str) -> None
     app = example(name)["extra"]["linearData"]
     graph = GRAPHS[name]
     assert 3 <= len(app["inputs"]) <= 6
-    for node, control in app["inputs"]:
+    for node, control, settings in app["inputs"]:
         value = graph[str(node)]["inputs"][control]
         assert not isinstance(value, list)  # not a link
+        assert settings["description"]  # two controls may have the same name
     assert {str(node) for node in app["outputs"]} <= person.saving(graph)
     assert app["outputs"]
 
@@ -122,7 +123,7 @@ def test_an_app_shows_its_controls(screen: Screen, name: str) -> None:
     person.drop(screen.editor, f"{name}_{screen.mode}_app", json.dumps(workflow))
     shown = person.app_controls(screen.editor)
     person.keep_screen(screen.editor, f"{name}_{screen.mode}_app")
-    assert shown == [control for _, control in workflow["extra"]["linearData"]["inputs"]]
+    assert shown == [control for _, control, _ in workflow["extra"]["linearData"]["inputs"]]
 
 
 def test_missing_files_are_offered_for_download(screen: Screen) -> None:
@@ -134,5 +135,6 @@ def test_missing_files_are_offered_for_download(screen: Screen) -> None:
             offer["name"] = missing
             names.append(missing)
     assert len(names) == 3
-    assert sorted(person.offered_downloads(screen.editor, f"missing_{screen.mode}", workflow)) == sorted(names)
+    offered = person.offered_downloads(screen.editor, workflow)
+    assert sorted(text.removeprefix("Download ") for text in offered) == sorted(names)
     screen.editor.refused.clear()  # the editor has asked for their sizes
