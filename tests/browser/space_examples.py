@@ -35,8 +35,13 @@ EXAMPLES = ROOT / "example_workflows"
 
 
 NOTE = "MarkdownNote"
-PREVIEWS = ("KSampler", "SamplerCustom", "Reins_HDirectionCapture")  # show what is being drawn, as a square
-ROUTED = ("everything_sd15", "unclip_sd21", "demo_ip_adapter_regions")  # many wires would cross groups of others
+PREVIEWS = ("KSampler", "SamplerCustom")  # show what is being drawn, as a square
+ROUTED = (
+    "everything_sd15",
+    "demo_everything",
+    "unclip_sd21",
+    "demo_ip_adapter_regions",
+)  # many wires would cross groups of others
 LOW = 100  # a note of this height shows how much its text needs
 AIR = 10
 TEXT = """() => {
@@ -93,10 +98,10 @@ def measure(arguments: tuple[str, ...], examples: Sequence[Path], known: dict[st
 
 def arranged(workflow: Json, shown: dict[str, Rectangle], is_routed: bool) -> Json:
     """The workflow with notes as high as their text, with all nodes apart, and with reroutes if they are asked for."""
+    workflow = spaced(workflow, shown)  # by the sizes as saved, in which nothing overlaps yet
     for node in workflow["nodes"]:
         if node["type"] == NOTE:
-            node["size"][1] = math.ceil(shown[str(node["id"])].bottom / AIR) * AIR
-    workflow = spaced(workflow, shown)
+            node["size"][1] = math.ceil(shown[str(node["id"])].bottom)
     if not is_routed:
         return workflow
     places = {str(node["id"]): node["pos"] for node in workflow["nodes"]}

@@ -49,6 +49,7 @@ def spaced(workflow: Json, shown: Mapping[str, Rectangle]) -> Json:
     """
     workflow = json.loads(json.dumps(workflow))
     inside = members(workflow)
+    saved = [group_rectangle(group) for group in workflow["groups"]]
     places = {str(node["id"]): tuple(node["pos"]) for node in workflow["nodes"]}
     margins = [_margins(*of_group, places, shown) for of_group in zip(workflow["groups"], inside, strict=True)]
     boxes = [Box(saved_rectangle(node), (str(node["id"]),), NOTHING, NODE_GAP) for node in workflow["nodes"]]
@@ -61,7 +62,22 @@ def spaced(workflow: Json, shown: Mapping[str, Rectangle]) -> Json:
     places = {str(node["id"]): tuple(node["pos"]) for node in workflow["nodes"]}
     for group, ids, margin in zip(workflow["groups"], inside, margins, strict=True):
         group["bounding"] = _bounding(_round(ids, places, shown), margin)
+    _align(workflow["groups"], saved)
     return workflow
+
+
+def _align(groups: Sequence[Json], saved: Sequence[Rectangle]) -> None:
+    """Lets groups end together that began and ended together as saved, if no other group is in the way."""
+    for axis in (0, 1):
+        for i, group in enumerate(groups):
+            alike = [j for j, box in enumerate(saved) if box[axis::2] == saved[i][axis::2]]
+            start, end = group["bounding"][axis], max(group_rectangle(groups[j])[axis + 2] for j in alike)
+            before = group["bounding"][axis + 2]
+            if any(groups[j]["bounding"][axis] != start for j in alike):
+                continue
+            group["bounding"][axis + 2] = end - start
+            if any(group_rectangle(group).meets(group_rectangle(other)) for other in groups if other is not group):
+                group["bounding"][axis + 2] = before
 
 
 def _round(ids: Sequence[str], places: Mapping[str, tuple[float, ...]], shown: Mapping[str, Rectangle]) -> Rectangle:

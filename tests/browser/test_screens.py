@@ -1,6 +1,7 @@
 """Every example on the screen: classic nodes and Nodes 2.0, in the editor that ComfyUI pins and in the newest one.
 
-A seeded part runs, every example with `python3 dev.py test --full`.
+`python3 dev.py test --full` does all of it. Else a seeded part runs in the newest editor alone: test_browser.py drops
+every example into the pinned one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 for module in ("playwright", "aiohttp"):
     pytest.importorskip(module, reason=f"{module} is in requirements-dev.txt")
 
-from reins.demo.graphs import START, load_graphs, offer_names  # noqa: E402
+from reins.demo.graphs import EXAMPLE_FILES, START, load_graphs, offer_names  # noqa: E402
 from reins.demo.host import Host, HostSettings, weightless_arguments  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
 from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
@@ -34,7 +35,9 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 FULL = bool(os.environ.get("REINS_FULL"))
 GRAPHS = load_graphs()
-EACH = 18  # one example in so many in the continuous run
+EDITORS = ("pinned", "newest") if FULL else ("newest",)
+MODES_TO_RUN = list(MODES) if FULL else ["vue"]
+EACH = 36  # one example in so many in the continuous run
 APPS = [START, *(f"demo_{name}" for name in (
     "pag_perturbed_attention", "ip_adapter", "controlnext", "unicon_depth_to_image",
 ))]  # fmt: skip
@@ -57,7 +60,7 @@ def example(name: str) -> Json:
     return json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=["pinned", "newest"])
+@pytest.fixture(scope="module", params=EDITORS)
 def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
@@ -69,7 +72,7 @@ def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             pytest.skip(f"needs the newest editor: {error}")
     settings = HostSettings(host_folder(), tmp_path_factory.mktemp("screens"), arguments=arguments)
     offer_names(settings.base)
-    stand_ins.draw(settings.base, {Path(name).name for name in settings.base.glob("input/*")})
+    stand_ins.draw(settings.base, set(EXAMPLE_FILES["input"]))
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
         yield frontend
 
@@ -77,7 +80,10 @@ def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module", params=list(MODES))
 def screen(request: pytest.FixtureRequest, editor: Frontend) -> Iterator[Screen]:
     editor.reopen(MODES[request.param])
+    said: list[str] = []
+    editor.page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     yield Screen(editor, request.param)
+    assert said == []
     assert editor.errors == []
     assert editor.refused == set()
 
@@ -91,6 +97,7 @@ def test_nodes_have_room_and_stay_in_their_group(screen: Screen, name: str) -> N
     assert faults(workflow, rectangles(screen.editor, screen.mode)) == []
 
 
+@pytest.mark.parametrize("screen", MODES_TO_RUN, indirect=True)
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name.startswith("demo_")] if FULL else [START])
 def test_run_shows_pictures_that_have_room(screen: Screen, name: str) -> None:
     workflow = example(name)
@@ -114,7 +121,7 @@ def test_the_controls_and_pictures_of_an_app_are_in_its_graph(name: str) -> None
 
 
 def test_no_other_example_is_an_app() -> None:
-    assert [name for name in GRAPHS if "linearData" in example(name)["extra"]] == APPS
+    assert sorted(APPS) == [name for name in GRAPHS if "linearData" in example(name)["extra"]]
 
 
 @pytest.mark.parametrize("name", chosen(APPS))
@@ -126,6 +133,7 @@ def test_an_app_shows_its_controls(screen: Screen, name: str) -> None:
     assert shown == [control for _, control, _ in workflow["extra"]["linearData"]["inputs"]]
 
 
+@pytest.mark.skipif(not FULL, reason="opens the editor anew, twice: only with dev.py test --full")
 def test_missing_files_are_offered_for_download(screen: Screen) -> None:
     workflow, names = example(DOWNLOADS), []
     for node in workflow["nodes"]:

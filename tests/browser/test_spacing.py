@@ -100,3 +100,9 @@ def test_a_wire_that_crosses_a_group_of_others_is_led_round_it():
 
 def test_a_graph_without_such_a_wire_gets_no_reroute():
     assert routed(TABLE, shown(TABLE, rooms(TABLE))) == TABLE
+
+
+def test_groups_that_ended_together_still_do():
+    pair = graph(node(1, 0, 0), node(2, 300, 0), groups=[("left", -20, -70, 240, 190), ("right", 280, -70, 240, 190)])
+    workflow = spaced(pair, rooms(pair, n2=(0, 50)))
+    assert [group["bounding"] for group in workflow["groups"]] == [[-20, -70, 240, 240], [280, -70, 240, 240]]
