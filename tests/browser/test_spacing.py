@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from reins.tests.browser.rectangles import Rectangle, faults, members
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from reins.tests.browser.rectangles import Rectangle, faults, group_rectangle, members, saved_rectangle
 from reins.tests.browser.spacing import spaced
 from reins.tests.browser.wires import CELL, crossed, routed, wires
 
+EXAMPLES = Path(__file__).parents[2] / "example_workflows"
 SIZE = (200, 100)
 
 
@@ -106,3 +112,29 @@ def test_groups_that_ended_together_still_do():
     pair = graph(node(1, 0, 0), node(2, 300, 0), groups=[("left", -20, -70, 240, 190), ("right", 280, -70, 240, 190)])
     workflow = spaced(pair, rooms(pair, n2=(0, 50)))
     assert [group["bounding"] for group in workflow["groups"]] == [[-20, -70, 240, 240], [280, -70, 240, 240]]
+
+
+@pytest.mark.parametrize("name", ["demo_everything", "demo_ip_adapter_regions", "everything_sd15", "unclip_sd21"])
+def test_no_wire_of_an_example_with_reroutes_crosses_a_group_of_others(name):
+    workflow = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+    reroutes = {entry["id"]: entry for entry in workflow["extra"]["reroutes"]}
+    last = {entry["id"]: entry["parentId"] for entry in workflow["extra"]["linkExtensions"]}
+    boxes = {str(content["id"]): saved_rectangle(content) for content in workflow["nodes"]}
+    for wire in wires(workflow, boxes):
+        if wire.link not in last:
+            assert crossed(wire, workflow["groups"], members(workflow)) == []
+            continue
+        path, number = [wire.end], last[wire.link]
+        while number is not None:
+            assert wire.link in reroutes[number]["linkIds"]
+            path.append(tuple(reroutes[number]["pos"]))
+            number = reroutes[number].get("parentId")
+        for group, ids in zip(workflow["groups"], members(workflow), strict=True):
+            if wire.origin[0] not in ids and wire.target not in ids:
+                assert not any(group_rectangle(group).holds(Rectangle(*at, *at), 0) for at in between(path))
+
+
+def between(path: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points along straight lines from each place to the next."""
+    share = [i / 20 for i in range(21)]
+    return [(a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])) for a, b in pairwise(path) for t in share]
