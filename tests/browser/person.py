@@ -59,10 +59,14 @@ FIT = "() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')
 FAILURE = """() => window.app.extensionManager.lastExecutionError
     ?? window.app.extensionManager.lastNodeErrors ?? null"""
 SHOWN = """() => {
+    const imagesOf = node => {
+        const drawn = document.querySelector(`.lg-node[data-node-id="${node.id}"]`)
+        return drawn ? [...drawn.querySelectorAll('img')] : node.imgs ?? []
+    }
     const shown = window.app.graph.nodes.filter(node => ['SaveImage', 'PreviewImage'].includes(node.type)).map(node =>
-        [String(node.id), (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight])])
+        [String(node.id), imagesOf(node).map(image => [image.naturalWidth, image.naturalHeight])])
     return shown.every(([, images]) => images.length && images.every(size => size[0] > 0)) && shown
-}"""
+}"""  # Nodes 2.0 are elements of the page, and tell the graph of a picture only if it is the only one
 OVERLAPS = """() => {
     const boxes = window.app.graph.nodes.map(node => [node, node.getBounding()])
     const meet = ([ax, ay, aw, ah], [bx, by, bw, bh]) =>
