@@ -42,8 +42,12 @@ KNOWN = re.compile(  # places that exist; whoever adds one has been there
                       | Kwai-Kolors/Kolors-IP-Adapter-(FaceID-)?Plus)
       (/resolve/main/[\w.-]+)?
     | huggingface\.co/(Comfy-Org/(stable-diffusion-3\.5-fp8 | flux1-dev | z_image | z_image_turbo
-                                  | Wan_2\.1_ComfyUI_repackaged) | comfyanonymous/flux_text_encoders)
-      /resolve/main/(split_files/\w+/)?[\w.-]+\.safetensors
+                                  | Wan_2\.1_ComfyUI_repackaged | stable-diffusion-v1-5-archive)
+                      | comfyanonymous/flux_text_encoders | CompVis/stable-diffusion-v-1-4-original
+                      | stabilityai/(stable-diffusion-xl-base-1\.0 | sdxl-turbo | stable-diffusion-2-1-unclip
+                                     | stable-video-diffusion-img2vid-xt-1-1)
+                      | h94/IP-Adapter | Pbihao/ControlNeXt | zhendongw/prompt-diffusion)
+      /resolve/main/([\w.-]+/)*[\w.%-]+\.(safetensors | ckpt | bin)
     | kwonminki\.github\.io/Asyrp/ | lixirui142\.github\.io/unicon-diffusion/
     | www\.w3\.org/2000/svg
     | (localhost | 127\.0\.0\.1)(:\d+)?(/.*)?
@@ -113,9 +117,54 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
         ("yours to make", "the folder `input`"),
     ),
 }
-TRANSFORMERS = (  # ends of names of examples for released transformers
-    "_sd35", "_flux", "_flux_xlabs", "_flux_instantx", "_z_image", "_wan21",
+ADDRESSES = {  # of the same files on Hugging Face, repository and path; each is named by a public document
+    "v1-5-pruned-emaonly-fp16.safetensors": (
+        "Comfy-Org/stable-diffusion-v1-5-archive", "v1-5-pruned-emaonly-fp16.safetensors",
+    ),
+    "sd-v1-4.ckpt": ("CompVis/stable-diffusion-v-1-4-original", "sd-v1-4.ckpt"),
+    "sd_xl_base_1.0.safetensors": ("stabilityai/stable-diffusion-xl-base-1.0", "sd_xl_base_1.0.safetensors"),
+    "sd_xl_turbo_1.0_fp16.safetensors": ("stabilityai/sdxl-turbo", "sd_xl_turbo_1.0_fp16.safetensors"),
+    "svd_xt_1_1.safetensors": ("stabilityai/stable-video-diffusion-img2vid-xt-1-1", "svd_xt_1_1.safetensors"),
+    "sd21-unclip-h.ckpt": ("stabilityai/stable-diffusion-2-1-unclip", "sd21-unclip-h.ckpt"),
+    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": ("h94/IP-Adapter", "models/image_encoder/model.safetensors"),
+    "ip-adapter-plus_sd15.safetensors": ("h94/IP-Adapter", "models/ip-adapter-plus_sd15.safetensors"),
+    "ip-adapter-plus_sdxl_vit-h.safetensors": ("h94/IP-Adapter", "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"),
+    "controlnext-sd15-pose.safetensors": (
+        "Pbihao/ControlNeXt", "ControlNeXt-SD1.5/deepfashion_multiview/controlnet.safetensors",
+    ),
+    "controlnext-svd-v2.bin": ("Pbihao/ControlNeXt", "ControlNeXt-SVD/v2/controlnet.bin"),
+    "controlnext-svd-v2-unet.bin": ("Pbihao/ControlNeXt", "ControlNeXt-SVD/v2/unet.bin"),
+    "prompt-diffusion-sd15.ckpt": ("zhendongw/prompt-diffusion", "network-step%3D04999.ckpt"),
+    "ae.safetensors": ("Comfy-Org/z_image_turbo", "split_files/vae/ae.safetensors"),
+    "clip_l.safetensors": ("comfyanonymous/flux_text_encoders", "clip_l.safetensors"),
+    "flux1-dev.safetensors": ("Comfy-Org/flux1-dev", "flux1-dev.safetensors"),
+    "ip-adapter.bin": ("InstantX/FLUX.1-dev-IP-Adapter", "ip-adapter.bin"),
+    "ip-adapter_diffusers.safetensors": ("InstantX/SD3.5-Large-IP-Adapter", "ip-adapter_diffusers.safetensors"),
+    "ip_adapter.safetensors": ("XLabs-AI/flux-ip-adapter-v2", "ip_adapter.safetensors"),
+    "model.safetensors": ("openai/clip-vit-large-patch14", "model.safetensors"),
+    "qwen_3_4b.safetensors": ("Comfy-Org/z_image_turbo", "split_files/text_encoders/qwen_3_4b.safetensors"),
+    "sd3.5_large_fp8_scaled.safetensors": ("Comfy-Org/stable-diffusion-3.5-fp8", "sd3.5_large_fp8_scaled.safetensors"),
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": (
+        "Comfy-Org/stable-diffusion-3.5-fp8", "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors",
+    ),
+    "sigclip_vision_patch14_384.safetensors": (
+        "Comfy-Org/sigclip_vision_384", "sigclip_vision_patch14_384.safetensors",
+    ),
+    "t5xxl_fp8_e4m3fn_scaled.safetensors": ("comfyanonymous/flux_text_encoders", "t5xxl_fp8_e4m3fn_scaled.safetensors"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (
+        "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    ),
+    "wan2.1_t2v_1.3B_fp16.safetensors": (
+        "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "split_files/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors",
+    ),
+    "wan_2.1_vae.safetensors": ("Comfy-Org/Wan_2.1_ComfyUI_repackaged", "split_files/vae/wan_2.1_vae.safetensors"),
+    "z_image_bf16.safetensors": ("Comfy-Org/z_image", "split_files/diffusion_models/z_image_bf16.safetensors"),
+}  # fmt: skip
+NO_ADDRESS = (  # no public document names their path: the note says where to look
+    "controlnext-sdxl-anime-canny.safetensors", "controlnext-sdxl-anime-canny-unet.safetensors",
+    "unicon-depth", "unicon-pose",
 )  # fmt: skip
+RENAMED = ("saved under this name", "renamed")
 START = "_start_here"  # the example to open first
 POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -584,26 +633,34 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
             assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
 
 
-def offers_of(path: Path) -> dict[str, list[dict[str, str]]]:
-    """The downloads that the editor offers for the files of an example, by the loader's name."""
-    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    return {
-        node["type"]: node["properties"]["models"]
-        for node in nodes
-        if node["type"] in LOADERS and node["properties"].get("models")
-    }
+def offers_of(node: dict[str, Any]) -> list[dict[str, str]]:
+    """The downloads that the editor offers for a node's files."""
+    return node["properties"].get("models", [])
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
-def test_an_example_for_a_released_transformer_offers_all_its_downloads(path):
+def test_an_example_offers_the_download_of_each_released_file_and_of_nothing_else(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    loaders = {node["type"]: node for node in nodes if node["type"] in LOADERS and node["type"] != "LoadImage"}
-    offers = offers_of(path)
-    wanted = path.stem.endswith(TRANSFORMERS)
-    assert set(offers) == (set(loaders) if wanted else set())
-    for loader, offered in offers.items():
-        assert [offer["name"] for offer in offered] == files_of(loaders[loader])
-        for offer in offered:
-            assert offer["url"].startswith("https://")
-            assert offer["url"].rsplit("/", 1)[1] == offer["name"]
-            assert f"models/{offer['directory']}" == FILES[offer["name"]][2]
+    for node in nodes:
+        wanted = files_of(node) if node["type"] in LOADERS and node["type"] != "LoadImage" else []
+        wanted = [name for name in wanted if name not in (*SHIPPED, *NO_ADDRESS)]
+        assert offers_of(node) == [
+            {
+                "name": name,
+                "url": "https://huggingface.co/{}/resolve/main/{}".format(*ADDRESSES[name]),
+                "directory": FILES[name][2].removeprefix("models/"),
+            }
+            for name in wanted
+        ]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_a_note_names_the_place_of_each_file_and_says_which_one_is_renamed(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    note = note_of(path)
+    for name in (name for node in nodes if node["type"] in LOADERS for name in files_of(node)):
+        line = next((line for line in note.splitlines() if f"`{name}`" in line), "")
+        if name in NO_ADDRESS:
+            assert "on Hugging Face" in line or "of the same place" in line
+        elif name in ADDRESSES and ADDRESSES[name][1].rsplit("/", 1)[-1] != name:
+            assert any(word in line for word in RENAMED)

@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 if TYPE_CHECKING:
     from reins.demo.client import Graph
 
-    from .page import Frontend
+    from .page import Frontend, Json
 
 SCREENS = os.environ.get("REINS_SCREENS")
 PATIENCE_MS = 15_000
@@ -59,10 +59,14 @@ FIT = "() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')
 FAILURE = """() => window.app.extensionManager.lastExecutionError
     ?? window.app.extensionManager.lastNodeErrors ?? null"""
 SHOWN = """() => {
+    const imagesOf = node => {
+        const drawn = document.querySelector(`.lg-node[data-node-id="${node.id}"]`)
+        return drawn ? [...drawn.querySelectorAll('img')] : node.imgs ?? []
+    }
     const shown = window.app.graph.nodes.filter(node => ['SaveImage', 'PreviewImage'].includes(node.type)).map(node =>
-        [String(node.id), (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight])])
+        [String(node.id), imagesOf(node).map(image => [image.naturalWidth, image.naturalHeight])])
     return shown.every(([, images]) => images.length && images.every(size => size[0] > 0)) && shown
-}"""
+}"""  # Nodes 2.0 are elements of the page, and tell the graph of a picture only if it is the only one
 OVERLAPS = """() => {
     const boxes = window.app.graph.nodes.map(node => [node, node.getBounding()])
     const meet = ([ax, ay, aw, ah], [bx, by, bw, bh]) =>
@@ -82,6 +86,11 @@ PLACE = """type => {
     return node.title
 }"""
 WIDTHS = """images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"""
+
+
+TOGGLE_APP = "() => window.app.extensionManager.command.execute('Comfy.ToggleLinear')"
+WARNS = "Comfy.Workflow.ShowMissingModelsWarning"
+LABELS = "buttons => buttons.map(button => button.ariaLabel)"
 
 
 class RunFailed(Exception):
@@ -180,6 +189,32 @@ def show_advanced(editor: Frontend, node: str) -> None:
     """Presses *Show advanced inputs* at the foot of a node, which Nodes 2.0 alone has."""
     editor.page.locator(f"[data-node-id='{node}']").get_by_test_id("advanced-inputs-button").click()
     editor.page.wait_for_timeout(SEARCH_MS)
+
+
+def app_controls(editor: Frontend) -> list[str]:
+    """Enters app mode and leaves it: the names of the controls, from top to bottom."""
+    page = editor.page
+    page.evaluate(TOGGLE_APP)
+    controls = page.get_by_test_id("app-mode-widget-item")
+    expect(controls.first).to_be_visible(timeout=PATIENCE_MS)
+    names = controls.get_by_test_id("builder-widget-label").all_inner_texts()
+    page.evaluate(TOGGLE_APP)
+    expect(controls).to_have_count(0, timeout=PATIENCE_MS)
+    return names
+
+
+def offered_downloads(editor: Frontend, workflow: Json) -> list[str]:
+    """Opens a workflow with warnings on, and the list of missing models: what the download buttons are called."""
+    editor.reopen({WARNS: True})
+    editor.load(workflow)
+    page = editor.page
+    page.get_by_test_id("error-overlay-see-errors").first.click(timeout=PATIENCE_MS)
+    buttons = page.get_by_test_id("missing-model-download")
+    expect(buttons.first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_test_id("missing-model-download-all")).to_be_visible()
+    names = buttons.evaluate_all(LABELS)
+    editor.reopen({WARNS: False})
+    return names
 
 
 def saved_workflows(editor: Frontend, folder: str) -> list[str]:
