@@ -103,8 +103,12 @@ class Frontend:
 
     def load(self, workflow: Json) -> None:
         """Loads a workflow in editor format, as opening its file does."""
-        self.page.evaluate("async graph => { await window.app.loadGraphData(graph) }", workflow)
+        self.open(workflow)
         self.settle()
+
+    def open(self, workflow: Json) -> None:
+        """The same for a workflow that may name what the server does not have."""
+        self.page.evaluate("async graph => { await window.app.loadGraphData(graph) }", workflow)
 
     def load_api(self, graph: Json, name: str) -> None:
         """Loads a graph in API format and arranges its nodes; seeds stay as they are from run to run."""

@@ -206,7 +206,7 @@ def app_controls(editor: Frontend) -> list[str]:
 def offered_downloads(editor: Frontend, workflow: Json) -> list[str]:
     """Opens a workflow with warnings on, and the list of missing models: what the download buttons are called."""
     editor.reopen({WARNS: True})
-    editor.load(workflow)
+    editor.open(workflow)
     page = editor.page
     page.get_by_test_id("error-overlay-see-errors").first.click(timeout=PATIENCE_MS)
     buttons = page.get_by_test_id("missing-model-download")
