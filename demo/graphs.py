@@ -58,7 +58,18 @@ EXAMPLE_FILES: Mapping[str, tuple[str, ...]] = {  # all files that they name and
         "ip-adapter.bin",
     ),
     "models/unicon": ("unicon-depth/model.pth", "unicon-pose/model.pth"),
-    "input": ("example.png", "depth.png", "pose.jpg", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
+    "input": (
+        "example.png",
+        "depth.png",
+        "pose.jpg",
+        "person.jpg",
+        "person_pose.png",
+        "poses.webp",
+        "motorcycle.jpg",
+        "motorcycle_depth.png",
+        "coffee.jpg",
+        "chelsea.jpg",
+    ),
 }
 OTHER_FILES = {  # as a graph names them: a file that lies in a subfolder by that subfolder
     Path(name).parts[0] for folder, names in EXAMPLE_FILES.items() if folder != CHECKPOINTS for name in names

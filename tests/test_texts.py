@@ -112,8 +112,12 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     **dict.fromkeys(("unicon-depth", "unicon-pose"), ("state no licence", "300 MB", "models/unicon")),
     "example.png": ("comes with ComfyUI",),
     "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
+    "motorcycle.jpg": ("Middlebury", "53 kB", "the folder `input`"),
+    "motorcycle_depth.png": ("54 kB", "the folder `input`"),
+    "coffee.jpg": ("CC0", "45 kB", "the folder `input`"),
+    "chelsea.jpg": ("CC0", "22 kB", "the folder `input`"),
     **dict.fromkeys(
-        ("depth.png", "person.jpg", "person_pose.png", "poses.webp", "cat.jpg"),
+        ("depth.png", "person.jpg", "person_pose.png", "poses.webp"),
         ("yours to make", "the folder `input`"),
     ),
 }

@@ -216,7 +216,10 @@ PICTURES: Mapping[str, tuple[int, int]] = {  # width, height
     "person.jpg": (72, 128),
     "person_pose.png": (72, 128),
     "poses.webp": (72, 128),
-    "cat.jpg": (96, 72),
+    "motorcycle.jpg": (96, 64),
+    "motorcycle_depth.png": (96, 64),
+    "coffee.jpg": (96, 64),
+    "chelsea.jpg": (96, 64),
 }
 FRAMES = 23  # of poses.webp: with the pose of the person as many as the example's video
 
