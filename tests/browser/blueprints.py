@@ -144,6 +144,7 @@ def take(editor: Frontend, name: str) -> None:
     result.click()
     expect(dialog).to_have_count(0)
     page.locator("#graph-canvas").click(position={"x": 800, "y": 700})
+    page.evaluate("() => window.app.canvas.deselectAll()")  # the view is fitted to what is selected
     editor.settle()
 
 
