@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ..demo.client import Json
     from .plan import Row
 
-LEFT_OUT = ("/tests/", "/bench/", "/docs/", "/findings/", "/example_workflows/", "/output/", ".git")
+LEFT_OUT = (
+    "/tests/", "/bench/", "/docs/", "/findings/", "/example_workflows/", "/subgraphs/", "/output/", ".git",
+)  # fmt: skip
 TICK = 1  # seconds
 START_SECONDS = 600  # of a server, with the transfer of the pack
 END_SECONDS = 20  # for workers to end their servers

@@ -69,7 +69,7 @@ def test_icon_and_banner_have_the_sizes_that_the_registry_shows():
 
 def test_what_nodes_read_at_run_time_is_included():
     assert all((ROOT / place).is_dir() for place in COMFY["includes"])
-    assert {"demo/weights", "locales", "web", "example_workflows"} <= set(COMFY["includes"])
+    assert {"demo/weights", "locales", "web", "example_workflows", "subgraphs"} <= set(COMFY["includes"])
 
 
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))

@@ -67,7 +67,7 @@ def test_every_module_that_the_pack_imports_ships(shipped):
 
 
 def test_everything_that_the_nodes_and_the_editor_read_ships(shipped):
-    folders = ("demo/weights", "example_workflows", "locales", "web")
+    folders = ("demo/weights", "example_workflows", "locales", "subgraphs", "web")
     assert {name for name in git() if name.startswith(folders)} <= shipped
     assert {"LICENSE", "README.md", "pyproject.toml", "requirements.txt"} <= shipped
 

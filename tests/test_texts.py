@@ -25,7 +25,8 @@ PAGES = [*FRONT, *sorted(DOCS.rglob("*.md"))]
 TEXTS = [
     *PAGES, ROOT / "pyproject.toml", *sorted(DOCS.rglob("*.svg")),
     *sorted((ROOT / "docs").rglob("*.svg")), *sorted((ROOT / "locales").rglob("*.json")),
-    *sorted(EXAMPLES.glob("*.json")), *sorted((ROOT / "demo" / "weights").rglob("*.md")), ROOT / "bench" / "RESULTS.md",
+    *sorted(EXAMPLES.glob("*.json")), *sorted((ROOT / "subgraphs").glob("*.json")),
+    *sorted((ROOT / "demo" / "weights").rglob("*.md")), ROOT / "bench" / "RESULTS.md",
 ]  # fmt: skip
 README_LINES = 150
 FLOORS = ("engine", "models", "nodes")

@@ -27,7 +27,7 @@ from reins.demo.graphs import (  # noqa: E402
 )
 from reins.demo.host import Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
 from reins.demo.serve import offer_examples  # noqa: E402
-from reins.tests.browser import person, stand_ins  # noqa: E402
+from reins.tests.browser import blueprints, person, stand_ins  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
 
@@ -202,6 +202,20 @@ def test_in_nodes_2_advanced_inputs_are_hidden_until_a_person_asks_and_the_graph
         assert saved["showAdvanced"]
         assert saved["widgets_values"] == node["widgets_values"]
         person.keep_screen(editor, f"{path.stem}_nodes_2")
+    finally:
+        editor.reopen({"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.mark.parametrize("name", blueprints.NAMES)
+def test_a_blueprint_is_taken_from_the_search_and_draws_with_the_demo_model(editor: Frontend, name: str) -> None:
+    blueprints.draw_with(editor, name, f"blueprint_{name}")
+
+
+def test_in_nodes_2_the_blueprints_draw_too(editor: Frontend) -> None:
+    editor.reopen({"Comfy.VueNodes.Enabled": True})
+    try:
+        for name in blueprints.NAMES:
+            blueprints.draw_with(editor, name, f"blueprint_{name}_nodes_2")
     finally:
         editor.reopen({"Comfy.VueNodes.Enabled": False})
 

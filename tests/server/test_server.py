@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -236,6 +238,44 @@ def test_every_example_is_offered_among_the_templates(server: Server) -> None:
         assert server.client.get(f"/api/workflow_templates/{PACK}/{file.name}") == json.loads(file.read_text("utf-8"))
         thumbnail = file.with_suffix(".jpg")
         assert server.client.get_bytes(f"/api/workflow_templates/{PACK}/{thumbnail.name}") == thumbnail.read_bytes()
+
+
+def test_the_blueprints_are_offered_and_name_what_the_server_has(server: Server) -> None:
+    if not (server.host.settings.comfy / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this host offers no subgraphs of packs")
+    offered = {
+        entry["name"]: identity
+        for identity, entry in server.client.get("/global_subgraphs").items()
+        if entry["info"]["node_pack"] == f"custom_nodes.{PACK}"
+    }
+    files = sorted((ROOT / "subgraphs").glob("*.json"))
+    assert sorted(offered) == [file.stem for file in files]
+    known = server.client.object_info()
+    for file in files:
+        text = file.read_text("utf-8")
+        assert server.client.get(f"/global_subgraphs/{offered[file.stem]}")["data"] == text
+        (inside,) = json.loads(text)["definitions"]["subgraphs"]
+        for node in inside["nodes"]:
+            assert wrong_values(node, known[node["type"]]) == []
+
+
+def wrong_values(node: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Widgets of an editor's node whose value is unknown, not offered or out of range; files are the user's to have."""
+    inputs = inputs_of(known)
+    named = {name: value for name, value in node["widgets_values_named"].items() if name != "control_after_generate"}
+    chosen = {name: value for name, value in named.items() if not str(value).endswith(".safetensors")}
+    return [f"{name}: {value}" for name, value in chosen.items() if not is_right(value, *inputs.get(name, [None]))]
+
+
+def is_right(value: Any, kind: Any, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether a value fits an input, which a host describes by its kind, or by a list of choices, and its options."""
+    if isinstance(kind, list):
+        return value in kind
+    if kind == "COMBO":
+        return value in options["options"]
+    if kind in ("INT", "FLOAT"):
+        return options["min"] <= value <= options["max"]
+    return isinstance(value, {"STRING": str, "BOOLEAN": bool}.get(kind, ()))
 
 
 def test_every_help_page_is_served(server: Server) -> None:
