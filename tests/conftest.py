@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_NEWEST = 24  # one in so many
+OF_NEWEST = 32  # one in so many
 OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
 OF_PACKS = 6  # the same for cases beside other packs
 OF_NUMBERS = 2  # the same for what is measured on the demo models
-OF_METHODS = 3  # one in so many, where each test takes every method through the ways of grouping rows
+OF_METHODS = 4  # one in so many, where each test takes every method through the ways of grouping rows
 LONG = (
     "test_any_folder", "test_compile", "test_controlnext", "test_dit_compile", "test_dit_laws", "test_dit_nag",
     "test_dit_pag", "test_dit_seg", "test_dit_sharing", "test_dit_slg", "test_dit_tpg", "test_dit_with_others",
@@ -29,7 +29,7 @@ LONG = (
     "test_transformer_ip_adapter_others", "test_transformer_ip_adapter_refused", "test_transformer_ip_adapter_regions",
     "test_transformer_ip_adapter_runs", "test_transformer_ip_adapter_types", "test_unicon", "test_unicon_with_others",
 )  # fmt: skip
-BY_THIRDS = ("test_batch", "test_laws")
+BY_QUARTERS = ("test_batch", "test_laws")
 PACKS = ("test_caches", "test_effects", "test_other_packs", "test_passes", "test_pre_cfg", "test_regions")
 TWICE = "test_an_example_runs_through_the_api"  # the browser's tests run each of them too
 HOST = os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]
@@ -118,9 +118,9 @@ def _number(item: pytest.Item) -> int:
 
 
 def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
-    """For the continuous run: of many cases a seeded 24th, of every law one or more for some methods.
+    """For the continuous run: of many cases a seeded 32nd, of every law one or more for some methods.
 
-    Laws, and how rows are grouped (test_batch), are shown for a third of the methods in each test.
+    Laws, and how rows are grouped (test_batch), are shown for a quarter of the methods in each test.
     Of what is measured on the demo models every second number is measured.
     Beside other packs a sixth of the cases of each test is tried.
     Files of bad input, stored results and every pair of methods (test_combinations) stay whole.
@@ -139,7 +139,7 @@ def _covering(items: list[pytest.Item]) -> set[pytest.Item]:
     for key, cases in by_method.items():
         path, test, method = key
         is_first = first_method.setdefault((path, test), key) == key
-        if path.stem in BY_THIRDS and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
+        if path.stem in BY_QUARTERS and not is_first and crc32(f"{test}.{method}".encode()) % OF_METHODS:
             continue
         each = OF_PACKS if path.stem in PACKS else OF_NEWEST
         chosen |= set(_few(cases) if len(cases) <= MANY else _some(cases, each))

@@ -6,6 +6,7 @@ REINS_SCREENS names a folder: every example that can run is then run as it is, a
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,9 @@ def test_a_blueprint_is_taken_from_the_search_and_draws_with_the_demo_model(edit
     blueprints.draw_with(editor, name, f"blueprint_{name}")
 
 
+@pytest.mark.skipif(
+    not os.environ.get("REINS_FULL"), reason="opens the editor anew, twice: only with dev.py test --full"
+)
 def test_in_nodes_2_the_blueprints_draw_too(editor: Frontend) -> None:
     editor.reopen({"Comfy.VueNodes.Enabled": True})
     try:
