@@ -51,6 +51,7 @@ GUIDE = {
     "inputs": {"model": ["4", 0], "scale": 2.5, "start_percent": 0.1, "end_percent": 0.9, "layers": "m0,u0"},
 }
 LOADER = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": EXAMPLE_CHECKPOINT}}
+FULL_ONLY = "opens the editor anew, twice: only with dev.py test --full"
 FIRST = 5  # results that stand on the screen without scrolling
 WORDS = {
     "PAG": "Reins_PerturbedAttentionGuidance",
@@ -212,9 +213,7 @@ def test_a_blueprint_is_taken_from_the_search_and_draws_with_the_demo_model(edit
     blueprints.draw_with(editor, name, f"blueprint_{name}")
 
 
-@pytest.mark.skipif(
-    not os.environ.get("REINS_FULL"), reason="opens the editor anew, twice: only with dev.py test --full"
-)
+@pytest.mark.skipif(not os.environ.get("REINS_FULL"), reason=FULL_ONLY)
 def test_in_nodes_2_the_blueprints_draw_too(editor: Frontend) -> None:
     editor.reopen({"Comfy.VueNodes.Enabled": True})
     try:
