@@ -54,8 +54,8 @@ def add_unet_weights(
     """Returns a clone of `model` with the file's weights.
 
     Without a `reference` values replace a share of the model's weights. With one their difference from it is added. If
-    several nodes have the same file,
-    as for two hints in a picture, its weights are added once, at the strength of the first node.
+    several nodes have the same file, as for two hints in a picture, its weights are added once, at the strength of the
+    first node.
     Raises ValueError if the file is made for another model.
     """
     attachment = f"reins_unet_{weights.fingerprint}"

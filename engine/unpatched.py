@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor, nn
 
-RUN = 64  # numbers that lie together in a large tensor, where some are looked at
+RUN_LENGTH = 64  # numbers that lie together in a large tensor, where some are looked at
 
 
 class Unpatched:
@@ -76,11 +76,13 @@ def some_numbers(values: Tensor) -> Tensor:
 
     They are runs of numbers that lie together, so that most of a file is not read.
     """
-    period = RUN * (RUN + 1)  # no multiple of the usual lengths of rows, so that runs begin at different columns
+    period = RUN_LENGTH * (
+        RUN_LENGTH + 1
+    )  # no multiple of the usual lengths of rows, so that runs begin at different columns
     if values.numel() <= period:
         return values.flatten()
     runs = values.numel() // period
-    return values.flatten()[: runs * period].view(runs, period)[:, :RUN].flatten()
+    return values.flatten()[: runs * period].view(runs, period)[:, :RUN_LENGTH].flatten()
 
 
 def _is_packed(weight: Tensor, shape: tuple[int, ...]) -> bool:

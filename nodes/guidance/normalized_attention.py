@@ -139,10 +139,7 @@ class NormalizedAttention:
             return out
         positive = pick(out, acting, len(call.chunks))
         negatives = [self._attend(call, acting, below, text) for text in texts]
-        if len(texts) == 1 and texts[0].is_everywhere:
-            negative = negatives[0]
-        else:
-            negative = mean_of_texts(call.only(acting), texts, negatives, positive)
+        negative = negatives[0] if is_single(texts) else mean_of_texts(call.only(acting), texts, negatives, positive)
         # All attentions in the first call of a run, and one of them in later calls, for a prompt may change.
         # torch.compile would make another graph for each number of comparisons.
         if not call.is_traced and (self.signs.compared < len(self.paths) or call.site == next(iter(self.paths))):
@@ -224,11 +221,16 @@ class JointAttentionGuidance:
         return torch.cat(parts)
 
 
+def is_single(texts: Sequence[NegativeText]) -> bool:
+    """Whether there is one text, for the whole picture. Then nothing has to be weighed."""
+    return len(texts) == 1 and texts[0].is_everywhere
+
+
 def mean_of_texts(
     call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
 ) -> Tensor:  # fmt: skip
     """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
-    if len(outs) == 1 and texts[0].is_everywhere:
+    if is_single(texts):
         return outs[0]
     weights = [weights_in(call, text, positive.shape[1]) for text in texts]
     total = sum(weights)
