@@ -136,6 +136,16 @@ def test_normalized_guidance_in_half_precision_is_as_in_double(size):
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02 * size)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_normalized_guidance_writes_into_its_own_input_what_it_returns_otherwise(dtype):
+    rows, negative = draw(3, 9, 12).to(dtype), draw(1, 9, 12, seed=1).to(dtype)
+    before, positive = rows.clone(), rows[1:2]
+    expected = normalized_guidance(positive, negative, 2.0, 2.5, 0.5)
+    assert torch.equal(rows, before)
+    normalized_guidance(positive, negative, 2.0, 2.5, 0.5, out=positive)
+    assert torch.equal(rows, torch.cat([before[:1], expected, before[2:]]))
+
+
 def test_normalized_guidance_of_nothing_is_finite():
     nothing = torch.zeros(1, 3, 8)
     assert normalized_guidance(nothing, nothing, 2.0, 2.5, 0.5).abs().max() == 0

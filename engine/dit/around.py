@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..compiled import COMPILER, compiled_apart
 from ..entries import entries
 from ..layers.call import NETWORK, ORIGINAL_SHAPE, NetworkCall
-from ..layers.slots import OVERRIDE, layers_by_site
+from ..layers.of_host import OVERRIDE
+from ..layers.slots import layers_by_site
 from ..rows.chunk import CHUNKS, chunks_of, options_with
 from ..run import run_in, sigma_in
 from ..sharing import sharing_plan

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
@@ -31,33 +30,12 @@ from ..unet import attention_at
 from .attention import OTHER_PACKS, SHAPE, Attend, AttentionLayer, Call, Layer, PerturbedLayers, only_on
 from .call import NETWORK, NetworkCall
 from .occupant import of_another_pack, text_of
+from .of_host import attend_as_host, host_attention
 from .projections import AroundAttention, AttentionState, Inputs, ProjectionLayer
 
 TOLD = ("n_heads", "attn_precision", SHAPE)  # what layers need of the options that the host gives each attention
-OVERRIDE = "optimized_attention_override"  # the host's place for another function in all attentions
 SignedLayer = tuple[Signs, Layer]
 BEFORE, AFTER = "{kind}_patch", "{kind}_output_patch"
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Returns the attention of q, k and v, (rows, tokens, heads * d) each, by the kernel that the user chose."""
-    precision = options["attn_precision"]
-    return optimized_attention(q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options)
-
-
-def attend_as_host(call: Call) -> Tensor:
-    """Returns the attention (rows, tokens, heads * d) of a call by the host.
-
-    Raises RuntimeError if queries, keys and values differ in rows.
-    """
-    if len(call.k) != len(call.q):
-        call.check_rows()
-    return host_attention(call.q, call.k, call.v, call.options)
-
-
-def is_of_host(below: Attend, call: Call) -> bool:
-    """Whether the host's own attention lies below a layer, and nothing of this pack or of another one."""
-    return below is attend_as_host and OVERRIDE not in call.options
 
 
 def slots_with_layers(

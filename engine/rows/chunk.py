@@ -166,13 +166,14 @@ def _regional(known: Sequence[Chunk], labels: Sequence[int]) -> tuple[Chunk, ...
 def pick(rows: Tensor, numbers: Sequence[int], count: int) -> Tensor:
     """Returns the rows (numbers * b, ...) of some chunks, by number, of a tensor (count * b, ...)."""
     first, per_chunk = numbers[0], len(rows) // count
-    if _follow_each_other(numbers):
+    if follow_each_other(numbers):
         return rows[first * per_chunk : (first + len(numbers)) * per_chunk]
     parts = rows.chunk(count)
     return torch.cat([parts[i] for i in numbers])
 
 
-def _follow_each_other(numbers: Sequence[int]) -> bool:
+def follow_each_other(numbers: Sequence[int]) -> bool:
+    """Whether these numbers of chunks are in a row, so that `pick` gives a view of their rows."""
     return len(numbers) == 1 or list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
@@ -188,7 +189,7 @@ def put(rows: Tensor, numbers: Sequence[int], count: int, parts: Tensor) -> Tens
     if len(numbers) == count:
         return parts
     first, per_chunk = numbers[0], len(rows) // count
-    if not _follow_each_other(numbers):
+    if not follow_each_other(numbers):
         return joined(count, (range(count), rows), (numbers, parts))
     start, stop = first * per_chunk, (first + len(numbers)) * per_chunk
     before, after = ([rows[:start]] if start else []), ([rows[stop:]] if stop < len(rows) else [])

@@ -24,15 +24,16 @@ from ...engine.dit.text_rows import readers_of
 from ...engine.entries import Signs, append, next_order
 from ...engine.find import all_sites, dit_family
 from ...engine.layers.attention import Attend, Call
+from ...engine.layers.of_host import host_attention, is_fresh, is_of_host
 from ...engine.layers.texts import OwnTexts
 from ...engine.network import Named, add_attention_layer
-from ...engine.rows.chunk import pick, put
+from ...engine.rows.chunk import follow_each_other, pick, put
 from ...engine.rows.images import clamped, rows_for
 from ...engine.sites import Block, Site
 from ...engine.span import WHOLE_RUN, Span
 from ...engine.unet import find_transformers, unet_of
 from ...models.guidance.normalized_attention import normalized_guidance
-from ..inputs.negative_text import NegativeText, negative_texts, weights_in
+from ..inputs.negative_text import NegativeText, is_single, mean_of_texts, negative_texts
 from ..inputs.schema import make_input, model_input, model_output, percent_inputs, schema
 from ..inputs.sockets import hides_all
 
@@ -110,9 +111,12 @@ class Settings:
     alpha: float
     signs: Signs = field(default_factory=Signs)
 
-    def guided(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Returns the output (b, tokens, c) for the positive, pushed away from that for the negative."""
-        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha)
+    def guided(self, positive: Tensor, negative: Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns the output (b, tokens, c) for the positive, pushed away from that for the negative.
+
+        It is written into `out` (b, tokens, c), if given. `out` may be `positive`.
+        """
+        return normalized_guidance(positive, negative, self.scale, self.tau, self.alpha, out)
 
     def active(self, call: Call | DiTCall) -> list[NegativeText]:
         """Returns the texts that count at this noise level."""
@@ -144,12 +148,18 @@ class NormalizedAttention:
         # torch.compile would make another graph for each number of comparisons.
         if not call.is_traced and (self.signs.compared < len(self.paths) or call.site == next(iter(self.paths))):
             self.signs.compare(negative, positive)
+        if is_fresh(below, call) and follow_each_other(acting):
+            self.settings.guided(positive, negative, out=positive)
+            return out
         return put(out, acting, len(call.chunks), self.settings.guided(positive, negative))
 
     def _attend(self, call: Call, acting: Sequence[int], below: Attend, text: NegativeText) -> Tensor:
         """Returns the attention of some chunks, by number, to a text instead of the positive's."""
         images = [i for number in acting for i in call.chunks[number].images]
-        return below(call.with_keys(acting, *self._keys(call, text, images)))
+        k, v = self._keys(call, text, images)
+        if is_of_host(below, call):  # the host needs no call that describes these rows
+            return host_attention(pick(call.q, acting, len(call.chunks)), k, v, call.options)
+        return below(call.with_keys(acting, k, v))
 
     def _keys(self, call: Call, text: NegativeText, images: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Returns k and v (images, tokens, c) of a text."""
@@ -219,23 +229,6 @@ class JointAttentionGuidance:
                 parts[number] = parts[number].clone()
                 parts[number][:, place] = made.get(number, guided)
         return torch.cat(parts)
-
-
-def is_single(texts: Sequence[NegativeText]) -> bool:
-    """Whether there is one text, for the whole picture. Then nothing has to be weighed."""
-    return len(texts) == 1 and texts[0].is_everywhere
-
-
-def mean_of_texts(
-    call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
-) -> Tensor:  # fmt: skip
-    """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
-    if is_single(texts):
-        return outs[0]
-    weights = [weights_in(call, text, positive.shape[1]) for text in texts]
-    total = sum(weights)
-    mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
-    return torch.where(total > 1e-6, mean, positive)
 
 
 def add_normalized_attention(model: ModelPatcher, guidance: NormalizedAttention, span: Span) -> ModelPatcher:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine.dit.call import DiTCall, by_heads
 from ...engine.find import all_sites, dit_family
 from ...engine.layers.attention import Attend, Call, Layer
-from ...engine.layers.slots import is_of_host
+from ...engine.layers.of_host import is_of_host
 from ...engine.network import Named, add_attention_layer
 from ...engine.sites import Site
 from ...engine.span import Span

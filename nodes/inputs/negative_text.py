@@ -151,3 +151,20 @@ def _frames(call: DiTCall, count: int) -> tuple[tuple[tuple[int, ...], ...], int
     latent = call.run.start[1] if call.run.start else None  # some hosts do not tell a window how long the video is
     is_video = isinstance(latent, Tensor) and latent.ndim == VIDEO
     return shown, latent.shape[2] if is_video else getattr(window, "total_frames", max(images) + 1)
+
+
+def is_single(texts: Sequence[NegativeText]) -> bool:
+    """Whether there is one text, for the whole picture. Then nothing has to be weighed."""
+    return len(texts) == 1 and texts[0].is_everywhere
+
+
+def mean_of_texts(
+    call: Call | DiTCall, texts: Sequence[NegativeText], outs: Sequence[Tensor], positive: Tensor
+) -> Tensor:  # fmt: skip
+    """Returns the weighted mean of all texts (rows, tokens, c), or the positive in places where no text counts."""
+    if is_single(texts):
+        return outs[0]
+    weights = [weights_in(call, text, positive.shape[1]) for text in texts]
+    total = sum(weights)
+    mean = sum(weight * out for weight, out in zip(weights, outs, strict=True)) / total.clamp_min(1e-6)
+    return torch.where(total > 1e-6, mean, positive)

@@ -13,8 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...engine.layers.attention import Call
+from ...engine.layers.of_host import host_attention
 from ...engine.layers.projections import AttentionState
-from ...engine.layers.slots import host_attention
 from ...engine.rows.chunk import Chunk, add, pick_each
 from ...engine.sites import Site
 from ...engine.unet import Transformer

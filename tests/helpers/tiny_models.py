@@ -132,14 +132,17 @@ def cond(embedding: Tensor, **extra: object) -> dict:
 def denoise(
     model: ModelPatcher, x: Tensor, sigma: float | Tensor, positive: list, negative: list | None, cfg: float
 ) -> Tensor:  # fmt: skip
-    """One guided prediction, without a sampler and without the run of a guider; `sigma` may be per row."""
+    """One guided prediction, without a sampler and without the run of a guider; `sigma` may be per row.
+
+    It has gradients if `x` needs them.
+    """
     positive, negative = (_labelled(model, conds) for conds in (positive, negative))
     comfy.model_management.load_models_gpu([model])
     model.pre_run()
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     comfy.sampler_helpers.prepare_model_patcher(model, {"positive": positive, "negative": negative or []}, options)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(x.requires_grad):
             sigmas = sigma if isinstance(sigma, Tensor) else torch.full((x.shape[0],), float(sigma))
             return comfy.samplers.sampling_function(model.model, x, sigmas, negative, positive, cfg, options)
     finally:

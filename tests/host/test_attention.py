@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from reins.engine.entries import KEY
-from reins.engine.layers.slots import host_attention
+from reins.engine.layers.of_host import host_attention
 from reins.engine.network import add_attention_layer
 from reins.engine.span import Span
 from reins.engine.unet import find_sites

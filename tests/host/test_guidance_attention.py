@@ -197,6 +197,31 @@ def test_pladis_extrapolates_from_an_attention_that_another_pack_puts_in_place_o
     assert nearly(half_of_all, denoise(pladis(slots, 2.0)))
 
 
+def test_nag_leaves_the_tensor_that_another_pack_keeps_as_it_was(sd15):
+    """Only a result of the host itself is written into, for nobody else holds it."""
+    kept = []
+
+    def keep(q, k, v, options):
+        out = dense(q, k, v, options["n_heads"])
+        kept.append((out, out.clone()))
+        return out
+
+    other = sd15.clone()
+    block = find_transformers(unet_of(sd15))[0]
+    other.set_model_attn2_replace(keep, block.block, block.number, block.index)
+    assert nearly(denoise(nag(other, NEGATIVE)), denoise(nag(sd15, NEGATIVE)))
+    assert len(kept) == 2 and all(torch.equal(out, before) for out, before in kept)
+
+
+def test_nag_has_gradients(sd15):
+    """A node may ask for them in the sampling loop. Nothing is written into what they need."""
+    x = (3 * noise(8, 8)).requires_grad_()
+    found, expected = denoise(nag(sd15, NEGATIVE), x=x), denoise(by_hand(sd15, NEGATIVE), x=x)
+    assert nearly(found.detach(), expected.detach())
+    ours, by_formula = (torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected))
+    assert by_formula.any() and nearly(ours, by_formula)
+
+
 @pytest.mark.parametrize("method", [nag, pladis])
 def test_a_range_ends_where_it_says(method, sd15):
     sampling = sd15.get_model_object("model_sampling")

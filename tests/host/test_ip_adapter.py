@@ -16,7 +16,7 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from reins.engine.entries import entries
 from reins.engine.layers.attention import AttentionLayer
-from reins.engine.layers.slots import host_attention
+from reins.engine.layers.of_host import host_attention
 from reins.engine.rows.chunk import REGIONAL
 from reins.engine.unet import find_sites
 from reins.models.ip_adapter.network import ImageLayers

@@ -10,7 +10,7 @@ from reins.tests.helpers.methods import METHODS
 # With views and copies. It was 17 for IP-Adapter while its k and v were put into heads in each step, 77 for NAG while
 # each chunk was attended to alone, 132 for PLADIS by picture and 66 beside the dense attention, and 242 for UniCon
 # while each LoRA had two products. UniCon has 188, but 197 on ComfyUI 0.3.64, whose own functions do more.
-AT_MOST = {"nag": 34, "pladis": 28, "ip-adapter": 7, "unicon": 197}
+AT_MOST = {"nag": 34, "pladis": 30, "ip-adapter": 7, "unicon": 197}
 
 
 def operations_per_step(model) -> float:
