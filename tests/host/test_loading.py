@@ -178,6 +178,21 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(dtype, bad, place):
         check_finite({"fine": torch.ones(3), "bad": values}, "file")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_numbers_are_finite_though_their_sum_is_not(dtype):
+    largest = torch.full([4096], torch.finfo(dtype).max, dtype=dtype)
+    assert not largest.sum().isfinite()
+    check_finite({"large": largest, "of both signs": torch.cat([largest, -largest])}, "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_two_infinite_numbers_that_cancel_are_found(dtype):
+    values = torch.ones(4096, dtype=dtype)
+    values[7], values[4000] = float("inf"), float("-inf")
+    with pytest.raises(ValueError, match="some are not"):
+        check_finite({"bad": values}, "file")
+
+
 def test_wrong_tensors_are_named():
     wrong = weights()
     del wrong["second.bias"]
