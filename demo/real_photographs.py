@@ -1,4 +1,4 @@
-"""Makes demo/photographs: small copies of photographs that scikit-image carries, and hints of them.
+"""Makes demo/photographs: small copies of photographs that scikit-image carries, hints of them, and a short motion.
 
 python -m demo.real_photographs [--only photographs] [--only hed ...] [--out FOLDER]
 
@@ -10,15 +10,25 @@ photographs these are.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from .real_hints import PICTURES, HintError, depth, disparity_of, fill_unknown, photograph
+from .real_hints import (
+    PICTURES,
+    HintError,
+    depth,
+    disparity_of,
+    draw_pose,
+    fill_unknown,
+    photograph,
+    pose_points,
+)
 
 FOLDER = Path(__file__).parent / "photographs"
 JPEG_QUALITY, HINT_QUALITY = 78, 70
@@ -32,6 +42,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
 }
 MEASURED = (297, 200)  # the size of the disparities that are stored in 16 bits
 STEPS_PER_PIXEL = 16
+Points: TypeAlias = Mapping[int, tuple[float, float]]
 
 
 class Hint(NamedTuple):
@@ -48,8 +59,21 @@ HINTS = (
     Hint("hed", "motorcycle", "jpg"),
     Hint("pose", "astronaut", "png"),
     Hint("pose", "camera", "png"),
+    Hint("silhouette", "astronaut", "png"),
 )
-KINDS = ("photographs", "depth", *PICTURES)
+KINDS = ("photographs", "depth", "motion", *PICTURES)
+
+
+class Turn(NamedTuple):
+    """What moves: points of a pose that turn about another one, by degrees at the end, clockwise on the screen."""
+
+    about: int
+    points: tuple[int, ...]
+    degrees: float
+
+
+FRAMES, FRAME_MS = 23, 143  # with the pose itself 24 hints, at 7 frames a second
+GREETING = (Turn(3, (4,), -115.0), Turn(1, (0, 14, 15, 16, 17), -9.0))  # a hand is raised, and the head leans to it
 
 
 def save_photographs(folder: Path) -> None:
@@ -88,13 +112,48 @@ def save_hints(folder: Path, kind: str) -> None:
             Image.fromarray(made).convert("RGB").save(path, quality=HINT_QUALITY, optimize=True)
 
 
+def save_motion(folder: Path) -> None:
+    """Writes an animation of poses, which begins with the measured pose of the astronaut. The rest is drawn."""
+    points = pose_points(photograph(str(folder / "astronaut.jpg")))
+    frames = [
+        Image.fromarray(draw_pose(turned(points, GREETING, eased(number / (FRAMES - 1))), SIZES["astronaut"]))
+        for number in range(FRAMES)
+    ]
+    first, *others = frames
+    first.save(
+        folder / "astronaut_poses.webp", lossless=True, method=6, save_all=True, append_images=others,
+        duration=FRAME_MS, loop=0,
+    )  # fmt: skip
+
+
+def eased(share: float) -> float:
+    """Returns how far a motion is that starts and stops gently, from 0 to 1, for a share of its time."""
+    return (1 - math.cos(math.pi * share)) / 2
+
+
+def turned(points: Points, turns: Sequence[Turn], share: float) -> dict[int, tuple[float, float]]:
+    """Returns points (x, y) by their number, after a share of each turn. Points that were not found are left out."""
+    moved = dict(points)
+    for turn in turns:
+        x0, y0 = points[turn.about]
+        angle = math.radians(turn.degrees * share)
+        for number in turn.points:
+            if number in points:
+                x, y = points[number][0] - x0, points[number][1] - y0
+                moved[number] = (
+                    x0 + x * math.cos(angle) - y * math.sin(angle),
+                    y0 + x * math.sin(angle) + y * math.cos(angle),
+                )
+    return moved
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=KINDS, action="append")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    writers = {"photographs": save_photographs, "depth": save_depth}
+    writers = {"photographs": save_photographs, "depth": save_depth, "motion": save_motion}
     try:
         for kind in options.only or KINDS:
             if kind in writers:

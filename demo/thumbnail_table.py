@@ -105,6 +105,10 @@ SHOWN = {
     "demo_asyrp_h_space": in_row(
         "demo_asyrp_h_space", 4, {0: "strength -4", 2: "strength 4"}, "one property,\nless and more", rows=0.8
     ),
+    "demo_asyrp_range": beside(
+        "demo_asyrp_range", 3, {"demo_asyrp_range_plain": "as it is", "demo_asyrp_range": "edited"},
+        "how far into a run\nto edit", rows=0.9,
+    ),
     "demo_asyrp_sampler": beside(
         "demo_asyrp_sampler", 1,
         {"demo_asyrp_smaller": "strength -4", "demo_asyrp_plain": "0", "demo_asyrp_larger": "4"},

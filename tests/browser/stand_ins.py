@@ -211,17 +211,16 @@ MODELS: Mapping[str, Callable[[], Tensors]] = {
 }
 PICTURES: Mapping[str, tuple[int, int]] = {  # width, height
     "example.png": (96, 96),
-    "depth.png": (96, 80),
-    "pose.jpg": (72, 96),
-    "person.jpg": (72, 128),
-    "person_pose.png": (72, 128),
-    "poses.webp": (72, 128),
+    "astronaut.jpg": (96, 96),
+    "astronaut_pose.png": (96, 96),
+    "astronaut_poses.webp": (96, 96),
+    "astronaut_silhouette.png": (96, 96),
     "motorcycle.jpg": (96, 64),
     "motorcycle_depth.png": (96, 64),
     "coffee.jpg": (96, 64),
     "chelsea.jpg": (96, 64),
 }
-FRAMES = 23  # of poses.webp: with the pose of the person as many as the example's video
+FRAMES = 23  # of astronaut_poses.webp: with the pose of the person as many as the example's video
 
 
 def write(base: Path, graph: Graph) -> None:

@@ -56,6 +56,13 @@ def test_a_photograph_is_loaded_about_as_pillow_reads_it(name, tmp_path):
     assert not mask.any()
 
 
+def test_the_poses_of_a_motion_are_loaded_as_pictures_that_begin_with_that_of_the_photograph(tmp_path):
+    image, _ = loaded(FOLDER / "astronaut_poses.webp", tmp_path)
+    assert image.shape == (23, 512, 512, 3)
+    assert np.abs(image[0].double().numpy() - values(photograph("astronaut_pose.png"))).max() < 2 * LEVEL
+    assert (image[1:] != image[:-1]).flatten(1).any(1).all()
+
+
 def forms(tmp_path):
     """What is loaded of files of every form, and the numbers that they hold."""
     cat = photograph("chelsea.jpg")
