@@ -80,7 +80,7 @@ H_SPACE = (
 )
 CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
-LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot")
+LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot", "Reins_ImagesSideBySide", "Reins_ImagesToBatch")
 CATEGORIES = {
     **dict.fromkeys((*GUIDANCE, *TRANSFORMERS_ONLY), "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
