@@ -43,6 +43,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     from .nodes.ip_adapter.faces_node import FaceEmbeds
     from .nodes.ip_adapter.load_node import IPAdapterLoader
     from .nodes.ip_adapter.tokens_node import LoadImageTokens, SaveImageTokens
+    from .nodes.look.images_node import ImagesSideBySide, ImagesToBatch
     from .nodes.look.nodes import GuidancePlot, GuidanceScope
     from .nodes.prompt_diffusion.nodes import PromptDiffusionExample, PromptDiffusionLoader
     from .nodes.unicon.apply_node import UniConApply
@@ -104,6 +105,8 @@ async def comfy_entrypoint() -> ComfyExtension:
                 DemoScene,
                 GuidanceScope,
                 GuidancePlot,
+                ImagesSideBySide,
+                ImagesToBatch,
             ]
 
     return Reins()

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .pictures import CELL, INK, PAPER
 
 SIDE = CELL // 2  # a pixel of the model has 4 pixels here, and 8 in the files
-STITCHED = CELL + 16  # from one picture of a stitched file to the next
+STEP = CELL + 16  # from one picture of a row to the next
 HEAD, GAP, BETWEEN = 20, 4, 24
 WIDTH = 832  # of a line: three pairs or two triples fit
 PLOT = "demo_guidance_plot-demo_guidance_plot.png"
@@ -99,8 +99,8 @@ STRIPS = {
     ),
     "ip_adapter_regions": Strip(
         (
-            Column("reference", f"{REGIONS}_two_references", number=1),
-            Column("reference", f"{REGIONS}_two_references", number=2),
+            Column("reference", f"{REGIONS}_two_references", place=0),
+            Column("reference", f"{REGIONS}_two_references", place=1),
             Column("everywhere", f"{REGIONS}_everywhere"),
             Column("left and right", f"{REGIONS}_regions"),
         ),
@@ -125,7 +125,7 @@ def cut(column: Column, number: int, folder: Path) -> Image.Image:
     """One picture of a column. The first of a batch is saved without a number, and is taken if there is no other."""
     path = folder / f"{column.saved}_{column.number or number}.png"
     with Image.open(path if path.exists() else folder / f"{column.saved}.png") as image:
-        left = STITCHED * column.place
+        left = STEP * column.place
         return image.convert("RGB").crop((left, 0, left + CELL, CELL))
 
 

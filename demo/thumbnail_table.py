@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .pictures import CELL
+
 CENTRE = (0.5, 0.5)
 
 
 class Part(NamedTuple):
     """One picture of a thumbnail: its label, the name under which a demo saves it, and its number in the batch.
 
-    `place` is its place in a row of stitched pictures. `at` is the centre of what is shown, and `rows` its height, both
-    as shares of the picture. A `whole` picture is not cut.
+    `place` is its place in a row of pictures side by side, each `side` pixels wide and high. `at` is the centre of what
+    is shown, and `rows` its height, both as shares of the picture. A `whole` picture is not cut.
     """
 
     label: str
@@ -21,6 +23,7 @@ class Part(NamedTuple):
     at: tuple[float, float] = CENTRE
     rows: float = 1.0
     whole: bool = False
+    side: int = CELL
 
 
 class Thumbnail(NamedTuple):
@@ -58,7 +61,7 @@ def in_row(
     at: tuple[float, float] = CENTRE,
     rows: float = 1.0,
 ) -> Thumbnail:
-    """Pictures of one row that a workflow stitches, by their places."""
+    """Pictures of one row that a workflow puts side by side, by their places."""
     parts = [Part(label, f"{workflow}-{workflow}", number, place, at, rows) for place, label in labels.items()]
     return Thumbnail(tuple(parts), said)
 
@@ -94,9 +97,9 @@ def adapted(workflow: str, number: int) -> Thumbnail:
 
 SHOWN = {
     "_start_here": Thumbnail(
-        (Part("the words alone", "_start_here-start_here", place=1),
-         Part("with the hint", "_start_here-start_here", place=2)),
-        "Start here", (Part("", "_start_here-start_here", place=0),), tallest=1.0, letters=48,
+        (Part("the words alone", "_start_here-start_here", place=1, side=384),
+         Part("with the hint", "_start_here-start_here", place=2, side=384)),
+        "Start here", (Part("", "_start_here-start_here", place=0, side=384),), tallest=1.0, letters=48,
     ),
     "demo_apg_fdg_cfg_zero_corrections": beside(
         "demo_apg_fdg_cfg_zero_corrections", 1, {"demo_plain": "CFG 12", "demo_apg": "APG"},
@@ -152,13 +155,15 @@ SHOWN = {
         (Part("", "demo_ip_adapter_frames-demo_ip_adapter_four_references"),
          Part("", "demo_ip_adapter_frames-demo_ip_adapter_four_references", 3)), tallest=1.0,
     ),
-    "demo_ip_adapter_regions": given_by_name(
-        beside(
-            "demo_ip_adapter_regions", 2,
-            {"demo_ip_adapter_everywhere": "everywhere", "demo_ip_adapter_regions": "left and right"}, "two references",
-            rows=0.75,
+    "demo_ip_adapter_regions": beside(
+        "demo_ip_adapter_regions", 2,
+        {"demo_ip_adapter_everywhere": "everywhere", "demo_ip_adapter_regions": "left and right"}, "two references",
+        rows=0.75,
+    )._replace(
+        given=tuple(
+            Part("", "demo_ip_adapter_regions-demo_ip_adapter_two_references", place=place) for place in (0, 1)
         ),
-        ("demo_ip_adapter_two_references", 1), ("demo_ip_adapter_two_references", 2),
+        tallest=1.0,
     ),
     "demo_ip_adapter_transformer": adapted("demo_ip_adapter_transformer", 2),
     "demo_lora_style": beside(

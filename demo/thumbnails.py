@@ -44,14 +44,13 @@ def saved_file(part: Part, folder: Path) -> Path:
 
 
 def load(part: Part, folder: Path) -> Image.Image:
-    """The whole picture, cut out of the row if the workflow stitches several to one."""
+    """The whole picture, cut out of the row if the workflow puts several side by side."""
     with Image.open(saved_file(part, folder)) as saved:
         picture = saved.convert("RGB")
     if part.place is None:
         return picture
-    side = picture.height
-    left = part.place * (side + side // 16)  # the workflows leave a sixteenth between two pictures
-    return picture.crop((left, 0, left + side, side))
+    left = part.place * (part.side + part.side // 16)  # the workflows leave a sixteenth between two pictures
+    return picture.crop((left, 0, left + part.side, part.side))  # without the labels below
 
 
 def fill(picture: Image.Image, size: tuple[int, int], part: Part) -> Image.Image:

@@ -119,9 +119,10 @@ def demo_run(tmp_path):
     """A folder with a red picture, a blue one, the second of the red batch in yellow, and a row of red, green, blue."""
     for name, colour in (("demo_x-before", "red"), ("demo_x-after", "blue"), ("demo_x-before_2", "yellow")):
         Image.new("RGB", (256, 256), colour).save(tmp_path / f"{name}.png")
-    row = Image.new("RGB", (800, 256), "white")
+    row = Image.new("RGB", (800, 286), "white")  # with labels below
     for place, colour in enumerate(("red", "lime", "blue")):
         row.paste(colour, (272 * place, 0, 272 * place + 256, 256))
+    row.paste("black", (0, 256, 800, 286))
     row.save(tmp_path / "demo_x-row.png")
     return tmp_path
 

@@ -19,6 +19,7 @@ from reins.nodes.ip_adapter import faces_node
 from reins.nodes.ip_adapter.apply_node import IPAdapterSimple
 from reins.nodes.ip_adapter.encode_node import IPAdapterEncode
 from reins.nodes.ip_adapter.faces_node import FaceEmbeds
+from reins.nodes.look.images_node import MOST, ImagesSideBySide, ImagesToBatch
 from reins.tests.helpers import controlnext, h_space, ip_adapter, lpips, prompt_diffusion, tiny_models
 from safetensors.torch import save_file
 from torch import Tensor
@@ -88,6 +89,13 @@ def ranged(model, image):
         return range_node.AsyrpRange.execute(model, image, lpips.SmallVAE(), 2, 0.3, 0.3, tiny_models.text(1)).result[2]
 
 
+def joined(node, socket):
+    def shown(model, image):
+        return node.execute(**{"image_1": PICTURE, "image_2": PICTURE, socket: image}).result[0]
+
+    return shown
+
+
 INPUTS = {
     ("Reins_ControlNeXtApply", "image"): (hint,),
     ("Reins_IPAdapterEncode", "image"): (
@@ -100,6 +108,11 @@ INPUTS = {
     ("Reins_PromptDiffusionExample", "target"): (example("target"),),
     ("Reins_ImageGuidance", "image"): (guided("colour histogram"),),
     ("Reins_AsyrpRange", "image"): (ranged,),
+    **{
+        (f"Reins_{node.__name__}", f"image_{i}"): (joined(node, f"image_{i}"),)
+        for node in (ImagesSideBySide, ImagesToBatch)
+        for i in range(1, MOST + 1)
+    },
     ("the host's Apply ControlNet", "image"): (query,),  # which hands the query of Prompt Diffusion on
 }  # fmt: skip
 CASES = [(name, take) for name, takes in INPUTS.items() for take in takes]

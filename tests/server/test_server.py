@@ -80,7 +80,7 @@ H_SPACE = (
 )
 CLIP_VISION = ("Reins_CLIPVisionSlerp", "Reins_CLIPVisionMean", "Reins_CLIPTextDiff")
 DEMO = ("Reins_DemoModel", "Reins_DemoPrompt", "Reins_DemoScene")
-LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot")
+LOOK = ("Reins_GuidanceScope", "Reins_GuidancePlot", "Reins_ImagesSideBySide", "Reins_ImagesToBatch")
 CATEGORIES = {
     **dict.fromkeys((*GUIDANCE, *TRANSFORMERS_ONLY), "reins/guidance"),
     **dict.fromkeys(CONTROLNEXT, "reins/controlnext"),
@@ -95,6 +95,8 @@ CATEGORIES = {
 LINKS = {"MODEL": ["4", 0], "CONDITIONING": ["7", 0], "LATENT": ["5", 0]}  # of the plain graph
 SAMPLER, GUIDE, SAVE = "3", "10", "9"
 SIDE = 64
+NOTES = {"Note", "MarkdownNote"}  # of the editor alone
+LABELS = 30  # height of one line of labels below a row of pictures, in pixels
 
 
 def text_to_image(checkpoint: str, seed: int = 1, steps: int = 2, prefix: str = "test") -> Graph:
@@ -238,6 +240,20 @@ def test_every_example_is_offered_among_the_templates(server: Server) -> None:
         assert server.client.get(f"/api/workflow_templates/{PACK}/{file.name}") == json.loads(file.read_text("utf-8"))
         thumbnail = file.with_suffix(".jpg")
         assert server.client.get_bytes(f"/api/workflow_templates/{PACK}/{thumbnail.name}") == thumbnail.read_bytes()
+
+
+def test_no_example_and_no_blueprint_uses_a_node_that_the_host_lacks_or_deprecates(server: Server) -> None:
+    known = server.client.object_info()
+    deprecated = {name for name, info in known.items() if info.get("deprecated")}
+    assert deprecated
+    for folder in ("example_workflows", "subgraphs"):
+        for file in sorted((ROOT / folder).glob("*.json")):
+            content = json.loads(file.read_text("utf-8"))
+            inside = content.get("definitions", {}).get("subgraphs", [])
+            own = {subgraph["id"] for subgraph in inside}
+            used = {node["type"] for graph in (content, *inside) for node in graph["nodes"]} - own - NOTES
+            assert used <= set(known), file.name
+            assert not used & deprecated, file.name
 
 
 def test_the_blueprints_are_offered_and_name_what_the_server_has(server: Server) -> None:
@@ -434,12 +450,15 @@ def judged(server: Server, graph: Graph, count: int) -> list[Verdict]:
 
 
 def saved_rows(server: Server, graph: Graph, count: int, columns: int) -> list[list[torch.Tensor]]:
-    """What a workflow saves side by side: `count` rows of (3, 32, 32) in 0..1, two pixels apart, enlarged by 8."""
+    """What a workflow saves side by side: `count` rows of (3, 32, 32) in 0..1, two pixels apart, enlarged by 8.
+
+    Below them stand labels.
+    """
     result = server.client.run(graph)
     (save,) = (node for node in graph if graph[node]["class_type"] == "SaveImage")
     files = result.outputs[save]["images"]
     assert len(files) == count
-    rows = [shrunk_pixels(server.client.image_bytes(file), 34 * columns - 2, 32) for file in files]
+    rows = [shrunk_pixels(server.client.image_bytes(file), 34 * columns - 2, 32, LABELS) for file in files]
     return [[row[:, :, left : left + 32] for left in range(0, 34 * columns, 34)] for row in rows]
 
 
@@ -481,10 +500,11 @@ def as_scene(png: bytes) -> torch.Tensor:
     return shrunk_pixels(png, 32, 32)
 
 
-def shrunk_pixels(png: bytes, width: int, height: int) -> torch.Tensor:
-    """(3, height, width) in 0..1 of a picture that was enlarged by 8."""
+def shrunk_pixels(png: bytes, width: int, height: int, labels: int = 0) -> torch.Tensor:
+    """(3, height, width) in 0..1 of a picture that was enlarged by 8, without the rows of pixels with its labels."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    assert image.size == (width * 8, height * 8)
+    assert image.size == (width * 8, height * 8 + labels)
+    image = image.crop((0, 0, width * 8, height * 8))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height * 8, width * 8, 3)
     return pixels[4::8, 4::8].movedim(-1, 0) / 255
 
