@@ -53,6 +53,11 @@ def test_the_types_with_a_colour_are_those_of_this_pack():
     assert len(ours()) == len(re.findall(r"#[0-9a-f]{3,6}\b", SCRIPT.read_text(encoding="utf-8")))
 
 
+def test_the_list_of_nodes_shows_each_type_with_its_colour():
+    text = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| \w+, `(#\w+)` \| ", text, re.MULTILINE)) == ours()
+
+
 def test_no_other_file_makes_a_socket_type():
     files = [path for folder in ("nodes", "demo", "engine") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in files if "io.Custom(" in path.read_text(encoding="utf-8")] == [SOCKETS]
