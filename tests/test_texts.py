@@ -78,7 +78,7 @@ SHIPPED = (
         for kind in ("ip-adapter", "dit-ip-adapter", "controlnet", "controlnext", "unicon", "prompt-diffusion")
     ),
 )
-FILES = {  # what a note has to say of each other file that its workflow names: licence, size, folder
+FILES = {  # of each other file that a workflow names: licence, size, folder
     "v1-5-pruned-emaonly-fp16.safetensors": ("CreativeML OpenRAIL-M", "2.1 GB", "models/checkpoints"),
     "sd-v1-4.ckpt": ("CreativeML OpenRAIL-M", "4.3 GB", "models/checkpoints"),
     "sd_xl_base_1.0.safetensors": ("CreativeML Open RAIL++-M", "6.9 GB", "models/checkpoints"),
@@ -168,7 +168,15 @@ NO_ADDRESS = (  # no public document names their path: the note says where to lo
     "controlnext-sdxl-anime-canny.safetensors", "controlnext-sdxl-anime-canny-unet.safetensors",
     "unicon-depth", "unicon-pose",
 )  # fmt: skip
-RENAMED = ("saved under this name", "renamed")
+RENAMED = ("saved under this name", "renamed", "rename the download")
+SHORT, LONGER = 350, 600  # characters of a note: for the demo model, and for files that are downloaded
+MOST = {  # that need more: five next steps, or many long names of files
+    "_start_here": 850, "everything_sd15": 950, "controlnext_sdxl": 720,
+    "ip_adapter_flux_instantx": 720, "ip_adapter_flux_xlabs": 700,
+    **dict.fromkeys(("controlnext_svd", "unicon_sd15_coarse", "unicon_sd15_depth_and_pose"), 1900),
+}  # fmt: skip
+LARGE = "# "  # a heading of the first rank, the largest letters that the editor has
+OF_THE_HOST = "example.png"  # comes with ComfyUI
 START = "_start_here"  # the example to open first
 POINTER = f"New here? Open *{START}* first."
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -595,7 +603,7 @@ def test_the_example_to_start_with_is_the_first_by_name():
 
 
 def test_the_note_to_start_with_names_five_next_steps_each_with_an_example_and_all_but_one_with_a_node():
-    steps = re.findall(r"^(\d)\. `(\w+)`: (.+)$", note_of(EXAMPLES / f"{START}.json"), re.MULTILINE)
+    steps = re.findall(r"^(\d)\. \*\*(\w+)\*\*: (.+)$", note_of(EXAMPLES / f"{START}.json"), re.MULTILINE)
     assert [number for number, _, _ in steps] == list("12345")
     examples = {path.stem: path for path in EXAMPLES.glob("*.json")}
     assert len({name for _, name, _ in steps} & examples.keys() - {START}) == len(steps)
@@ -619,6 +627,55 @@ def files_of(node: dict[str, Any]) -> list[str]:
     return [name for name in node["widgets_values"][: LOADERS[node["type"]]] if name != NO_FILE]
 
 
+def said_in_a_note(name: str) -> tuple[str, ...]:
+    """What a note says of a file: its name, where it goes, and what a person has to know before the download."""
+    if name == OF_THE_HOST:
+        return ()
+    licence, *size, folder = FILES[name]
+    if name not in (*ADDRESSES, *NO_ADDRESS):
+        return name, folder
+    return (name, *size, folder, *(("non-commercial",) if "Non-Commercial" in licence else ()))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_a_note_is_short_and_its_title_what_to_look_at_and_what_to_try_are_large(path):
+    note = note_of(path)
+    assert len(note) <= MOST.get(path.stem, SHORT if is_for_the_demo_model(path) else LONGER)
+    if MOST.get(path.stem, 0) < 1000:
+        assert "`" not in note  # Nodes 2.0 of ComfyUI 0.33.0 draw code in blue on brown: a contrast of 1.4
+        large = [line for line in note.splitlines() if line.startswith(LARGE)]
+        assert [len(line) <= 140 for line in large] == [True] * 3
+        assert re.match(r"# (Look at|Count) ", large[1])
+        assert large[2].startswith("# Try ")
+
+
+def test_the_page_about_each_example_has_a_section_for_each():
+    sections = (ROOT / "docs" / "example_notes.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    listed = re.findall(r"^\| \[(\w+)\]", (ROOT / "docs" / "examples.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [section.split("\n", 1)[0] for section in sections] == listed
+    assert [section.split("\n", 1)[0] for section in sections if "**Try:**" not in section] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if (ROOT / "demo" / "photographs" / name).is_file()])
+def test_the_credits_have_the_licence_of_each_photograph_that_an_example_names(name):
+    (row,) = (line for line in (ROOT / "docs" / "credits.md").read_text("utf-8").splitlines() if f"`{name}`" in line)
+    *licence, _, _ = FILES[name]
+    assert all(said in row for said in licence)
+
+
+@pytest.mark.parametrize("name", [*ADDRESSES, *NO_ADDRESS, "pose.jpg"])
+def test_the_list_of_files_has_licence_size_folder_and_source_of_each(name):
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{re.escape(name)}` \|.+$", page, re.MULTILINE)
+    licence, size, folder = FILES[name]
+    assert licence in row
+    assert f"| {size} |" in row
+    assert f"`{folder.removeprefix('the folder `').removesuffix('`')}`" in row
+    if name in ADDRESSES:
+        assert "](https://huggingface.co/{}/resolve/main/{})".format(*ADDRESSES[name]) in row
+    assert ("renamed" in row) == (name not in ADDRESSES or ADDRESSES[name][1].rsplit("/", 1)[-1] != name)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
 def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
@@ -628,7 +685,7 @@ def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     assert is_for_the_demo_model(path) == (loaders == {"Reins_DemoModel"})
     named = [name for node in nodes if node["type"] in LOADERS for name in files_of(node)]
     for name in named:
-        for needed in ("ships with the pack",) if name in SHIPPED else (name, *FILES[name]):
+        for needed in ("ships with the pack",) if name in SHIPPED else said_in_a_note(name):
             assert needed in note["widgets_values"][0]
     title = 30  # drawn above a node's place
     boxes = [(x, y - title, x + w, y + h) for (x, y), (w, h) in ((node["pos"], node["size"]) for node in nodes)]
@@ -663,7 +720,7 @@ def test_a_note_names_the_place_of_each_file_and_says_which_one_is_renamed(path)
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     note = note_of(path)
     for name in (name for node in nodes if node["type"] in LOADERS for name in files_of(node)):
-        line = next((line for line in note.splitlines() if f"`{name}`" in line), "")
+        line = next((line for line in note.splitlines() if re.search(rf"[`*]{re.escape(name)}[`*]", line)), "")
         if name in NO_ADDRESS:
             assert "on Hugging Face" in line or "of the same place" in line
         elif name in ADDRESSES and ADDRESSES[name][1].rsplit("/", 1)[-1] != name:
