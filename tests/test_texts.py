@@ -679,6 +679,14 @@ def test_the_list_of_files_has_licence_size_folder_and_source_of_each(name):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
+def test_nodes_that_show_pictures_are_saved_as_high_as_they_get(path):
+    """Classic nodes grow to this height when their pictures come, and would cover what is below them."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    heights = {node["id"]: node["size"][1] for node in nodes if node["type"] in ("SaveImage", "PreviewImage")}
+    assert {node: height for node, height in heights.items() if height < 290} == {}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=name_of)
 def test_an_example_says_which_file_it_needs_and_its_nodes_do_not_overlap(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
