@@ -101,7 +101,7 @@ def test_a_strip_says_so_if_an_example_needs_files_and_shows_the_demo_model(name
 
 @pytest.mark.parametrize("name", BORROWED)
 def test_the_strip_names_the_model_of_the_example(name):
-    words = {"SD1.5": "1.5", "SD2.1 unCLIP": "2.1", "SD3.5": "3.5", "SVD": "Video", "SDXL Turbo": "Turbo"}
+    words = {"SD1.5": "1.5", "SD2.1 unCLIP": "2.1", "SD3.5": "3.5", "SDXL Turbo": "Turbo"}
     nodes = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
     (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
     assert words.get(needed(name), needed(name)).lower() in note.lower()
