@@ -105,13 +105,6 @@ class HelpPage(NamedTuple):
     picture_widths: list[int]
 
 
-class Template(NamedTuple):
-    """A card in the templates browser."""
-
-    name: str
-    thumbnail_width: int
-
-
 def drop(editor: Frontend, name: str, text: str) -> None:
     """Lets go of a file above the canvas; returns when it is open.  `name` is not to be open already."""
     editor.page.evaluate(DROP, [f"{name}.json", text])
@@ -255,30 +248,3 @@ def help_page(editor: Frontend, node_type: str) -> HelpPage:
     expect(content.locator("h1").first).to_have_text(title, timeout=PATIENCE_MS)
     widths = content.locator("img").evaluate_all(WIDTHS)
     return HelpPage(title, content.inner_text(), widths)
-
-
-def templates(editor: Frontend, pack: str) -> list[Template]:
-    """Opens the part of a pack in the templates browser, scrolls through it and closes it: its cards."""
-    page = editor.page
-    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    dialog = page.get_by_role("dialog")
-    entry = dialog.get_by_text(pack, exact=True).first
-    entry.scroll_into_view_if_needed(timeout=PATIENCE_MS)
-    entry.click()
-    cards = dialog.locator("[data-testid^='template-workflow-']")
-    expect(cards.first).to_be_visible(timeout=PATIENCE_MS)
-    count = -1
-    while count != cards.count():  # more are made as one scrolls down
-        count = cards.count()
-        cards.last.scroll_into_view_if_needed()
-        page.wait_for_timeout(SEARCH_MS)
-    found = []
-    for card in cards.all():
-        card.scroll_into_view_if_needed()
-        picture = card.locator("img").first
-        expect(picture).to_be_visible(timeout=PATIENCE_MS)
-        width = picture.evaluate("async image => { await image.decode(); return image.naturalWidth }")
-        found.append(Template(card.get_attribute("data-testid").removeprefix("template-workflow-"), width))
-    page.keyboard.press("Escape")
-    expect(dialog).to_have_count(0)
-    return found

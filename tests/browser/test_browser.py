@@ -28,7 +28,7 @@ from reins.demo.graphs import (  # noqa: E402
 )
 from reins.demo.host import Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
 from reins.demo.serve import offer_examples  # noqa: E402
-from reins.tests.browser import blueprints, person, stand_ins  # noqa: E402
+from reins.tests.browser import blueprints, person, stand_ins, template_cards  # noqa: E402
 from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
 
@@ -176,9 +176,16 @@ def test_the_help_page_of_a_node_opens_with_its_pictures(editor: Frontend, node:
 
 
 def test_the_templates_browser_shows_every_example_with_its_thumbnail(editor: Frontend) -> None:
-    cards = person.templates(editor, PACK)
+    cards = template_cards.all_of(editor, PACK)
     assert sorted(card.name for card in cards) == [path.stem for path in EXAMPLES]
     assert all(card.thumbnail_width >= 256 for card in cards)
+
+
+def test_a_stranger_types_start_in_the_templates_browser_and_two_clicks_lead_to_a_picture(editor: Frontend) -> None:
+    """The first click is on the card, the second on Run."""
+    assert template_cards.take_first(editor, PACK, "start") == START
+    assert person.faults(editor) == []
+    assert person.saving(load_graphs()[START]) <= set(person.run(editor))
 
 
 def test_the_side_bar_lists_the_saved_examples_from_the_one_to_start_with(editor: Frontend) -> None:
