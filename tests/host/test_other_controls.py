@@ -6,7 +6,7 @@ import comfy.controlnet
 import pytest
 import torch
 from comfy.ldm.modules.attention import CrossAttention
-from reins.engine.layers import slots
+from reins.engine.layers import of_host
 from reins.engine.network import add_attention_layer
 from reins.engine.shared_control import foreign_in
 from reins.engine.unet import find_sites
@@ -83,13 +83,13 @@ def test_attention_has_the_precision_of_the_network_if_nobody_tells(sd15, monkey
     for module in sd15.model.diffusion_model.modules():
         if isinstance(module, CrossAttention):
             monkeypatch.setattr(module, "attn_precision", torch.float32)
-    found, attention = [], slots.optimized_attention
+    found, attention = [], of_host.optimized_attention
 
     def note(*arguments, attn_precision=None, **kwargs):
         found.append(attn_precision)
         return attention(*arguments, attn_precision=attn_precision, **kwargs)
 
-    monkeypatch.setattr(slots, "optimized_attention", note)
+    monkeypatch.setattr(of_host, "optimized_attention", note)
     sample(careless(seg(sd15), ("attn_precision",)), steps=1)
     assert found and set(found) == {torch.float32}
 
@@ -115,7 +115,7 @@ def test_tokens_of_a_reference_are_attended_to(sd15):
     attended = sample(careless(handed_on, ("attn_precision",), tokens))
     own = sd15.clone()
     for site in sites:
-        own.set_model_attn1_replace(slots.host_attention, site.block, site.number, site.index)
+        own.set_model_attn1_replace(of_host.host_attention, site.block, site.number, site.index)
     assert torch.equal(attended, sample(careless(own, (), tokens)))
     assert not torch.equal(attended, sample(sd15))
 
