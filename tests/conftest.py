@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NEEDS = {"host": "host", "server": "server", "browser": "browser"}  # folder -> marker
 MANY = 2  # cases of one test
-OF_NEWEST = 32  # one in so many
+OF_NEWEST = 40  # one in so many
 OF_OLDER = 64
 OF_STORED = 2  # the same for stored results
 OF_PACKS = 6  # the same for cases beside other packs
