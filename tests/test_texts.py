@@ -730,7 +730,7 @@ def test_a_note_names_the_place_of_each_file_and_says_which_one_is_renamed(path)
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     note = note_of(path)
     for name in (name for node in nodes if node["type"] in LOADERS for name in files_of(node)):
-        line = next((line for line in note.splitlines() if re.search(rf"[`*]{re.escape(name)}[`*]", line)), "")
+        line = next((line for line in note.splitlines() if f"**{name}**" in line), "")
         if name in NO_ADDRESS:
             assert "on Hugging Face" in line or "of the same place" in line
         elif name in ADDRESSES and ADDRESSES[name][1].rsplit("/", 1)[-1] != name:

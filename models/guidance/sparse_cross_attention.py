@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..precision import at_least_float32
-from .entmax import entmax15, softmax_to_entmax15
+from .entmax import entmax15_and_softmax
 
 AT_ONCE = 2**20  # weights of all images together
 
@@ -18,7 +18,12 @@ def sparser_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float)
 
     It is (softmax(s) + scale * (entmax(s) - softmax(s))) V with s = Q K^T / sqrt(d) (equation 9).
     """
-    return _attended(q, k, v, heads, None, lambda scores: softmax_to_entmax15(scores, scale))
+
+    def weights(scores: Tensor) -> Tensor:
+        sparse, dense = entmax15_and_softmax(scores)
+        return torch.lerp(dense, sparse, scale)
+
+    return _attended(q, k, v, heads, None, weights)
 
 
 def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -27,7 +32,12 @@ def sparse_less_dense(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor 
     It is (entmax(s) - softmax(s)) V. PLADIS is dense + scale * (sparse - dense).
     `mask` (b or 1, heads or 1, n or 1, m) is added to s, or says which keys are seen.
     """
-    return _attended(q, k, v, heads, mask, lambda scores: entmax15(scores) - scores.softmax(-1))
+
+    def weights(scores: Tensor) -> Tensor:
+        sparse, dense = entmax15_and_softmax(scores)
+        return sparse - dense
+
+    return _attended(q, k, v, heads, mask, weights)
 
 
 def _attended(

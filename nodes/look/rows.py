@@ -48,6 +48,7 @@ def resized(picture: Tensor, height: int, width: int) -> Tensor:
     """Returns pictures (b, h, w, 3) in another size. What has this size is returned as it is."""
     if picture.shape[1:3] == (height, width):
         return picture
+    # The host's common_upscale has no antialiasing in bicubic, and 8 bits in lanczos.
     scaled = functional.interpolate(picture.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
     return scaled.clamp(0, 1).movedim(1, -1)
 

@@ -10,6 +10,7 @@ from reins.tests.helpers.methods import METHODS
 # With views and copies. It was 17 for IP-Adapter while its k and v were put into heads in each step, 77 for NAG while
 # each chunk was attended to alone, 132 for PLADIS by picture and 66 beside the dense attention, and 242 for UniCon
 # while each LoRA had two products. UniCon has 188, but 197 on ComfyUI 0.3.64, whose own functions do more.
+# PLADIS had 28 while softmax was one operation of torch, which takes longer on a CPU than the parts left of it.
 AT_MOST = {"nag": 34, "pladis": 30, "ip-adapter": 7, "unicon": 197}
 
 
