@@ -146,6 +146,16 @@ def test_normalized_guidance_writes_into_its_own_input_what_it_returns_otherwise
     assert torch.equal(rows, torch.cat([before[:1], expected, before[2:]]))
 
 
+def test_normalized_guidance_has_gradients_after_a_picture_with_the_same_numbers():
+    """ComfyUI runs nodes in inference mode. What that makes cannot be kept for a call that wants gradients."""
+    positive, negative, tau = draw(1, 3, 8), draw(1, 3, 8, seed=1), 1.375  # of no other test
+    with torch.inference_mode():
+        normalized_guidance(positive, negative, 2.0, tau, 0.5)
+    positive.requires_grad_()
+    normalized_guidance(positive, negative, 2.0, tau, 0.5).sum().backward()
+    assert positive.grad.isfinite().all() and positive.grad.any()
+
+
 def test_normalized_guidance_of_nothing_is_finite():
     nothing = torch.zeros(1, 3, 8)
     assert normalized_guidance(nothing, nothing, 2.0, 2.5, 0.5).abs().max() == 0

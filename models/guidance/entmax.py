@@ -22,7 +22,9 @@ def entmax15_and_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     shifted = _below_greatest(scores)
     exponentials = shifted.exp()
-    return _entmax15_of_halves(shifted / 2), exponentials / exponentials.sum(-1, keepdim=True)
+    dense = exponentials / exponentials.sum(-1, keepdim=True)
+    del exponentials  # a large network has the most memory in use here
+    return _entmax15_of_halves(shifted.div_(2)), dense
 
 
 def _below_greatest(scores: Tensor) -> Tensor:
@@ -32,17 +34,23 @@ def _below_greatest(scores: Tensor) -> Tensor:
 def _entmax15_of_halves(halves: Tensor) -> Tensor:
     """Probabilities (..., n) of halved scores (..., n), of which the greatest is 0.
 
-    Sorting gives the threshold tau exactly (algorithm 2 of the paper). For each k there is one tau with which the
-    squares of the k largest scores sum to 1: (sum - sqrt(sum^2 - k * (sum of squares - 1))) / k. The right k is the
-    largest whose tau lies below its smallest score.
+    Sorting gives the threshold tau exactly (algorithm 2 of the paper). The right k is the largest whose tau lies below
+    its smallest score.
     """
     falling = halves.sort(-1, descending=True).values
-    k = torch.arange(1, falling.shape[-1] + 1, device=halves.device, dtype=halves.dtype)
-    total = falling.cumsum(-1)
-    # sum^2 + k - k * (sum of squares). At the right k it is at least 1. If it is below 0, tau becomes the mean, which
-    # lies above the smallest score, and does not count. (Roots of numbers below 0 are slow on a CPU.)
-    squared = torch.addcmul(torch.addcmul(k, total, total), k, falling.square().cumsum(-1), value=-1)
-    root = squared.clamp_min_(0).sqrt_()
-    tau = (total - root) / k
+    tau = _thresholds(falling)
     size = (tau <= falling).sum(-1, keepdim=True)
     return (halves - tau.gather(-1, size - 1)).clamp_min(0).square()
+
+
+def _thresholds(falling: Tensor) -> Tensor:
+    """For each k the tau (..., n) with which the squares of the k largest scores sum to 1, of sorted scores (..., n).
+
+    It is (sum - sqrt(sum^2 - k * (sum of squares - 1))) / k. The root is of sum^2 + k - k * (sum of squares), which is
+    at least 0 at the right k. If it is below 0, tau becomes the mean, which lies above the smallest score, and does not
+    count. (Roots of numbers below 0 are slow on a CPU.)
+    """
+    k = torch.arange(1, falling.shape[-1] + 1, device=falling.device, dtype=falling.dtype)
+    total, squares = falling.cumsum(-1), falling.square().cumsum_(-1)
+    root = torch.addcmul(k, total, total).addcmul_(k, squares, value=-1).clamp_min_(0).sqrt_()
+    return (total - root).div_(k)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from reins.bench.counting import peak_of
 from reins.engine.unet import find_sites
+from reins.models.guidance.sparse_cross_attention import sparse_less_dense, sparser_attention
 from reins.tests.helpers import tiny_models
 from reins.tests.helpers.methods import METHODS
 
@@ -23,3 +26,11 @@ def test_a_text_attention_takes_few_more_operations(name, sd15):
     attentions = len(find_sites(sd15, "attn2"))
     added = operations_per_step(METHODS[name](sd15)) - operations_per_step(sd15)
     assert 0 < added / attentions <= AT_MOST[name]
+
+
+@pytest.mark.parametrize("attend", [sparse_less_dense, lambda q, k, v, heads: sparser_attention(q, k, v, heads, 2.0)])
+def test_sparse_attention_holds_at_most_eight_times_its_weights(attend):
+    """It was nine times while the dense weights were the softmax of torch, and ten while they were made in parts."""
+    heads, tokens, keys = 8, 1024, 77
+    q, k, v = (torch.randn(1, n, 32) for n in (tokens, keys, keys))
+    assert peak_of(lambda steps: attend(q, k, v, heads)) <= 8.1 * (heads * tokens * keys * q.element_size())
