@@ -16,7 +16,7 @@ from reins.engine.unet import unet_of
 from reins.tests.helpers import ip_adapter, tiny_models
 from reins.tests.helpers.transformer_ip_adapters import nested
 
-from . import packs, result_tables
+from . import least, packs, result_tables
 from .builds import Build, MissingInput, shelf
 from .by_id import TOKENS, ByBuild, Drawn, nag, pag, pladis
 from .counting import interleaved, operations_per_step, peak_of, ratio
@@ -32,7 +32,12 @@ NOTE = (
     "Operations of torch that compute or copy are exact counts of the second and third step; on a GPU each is a launch "
     "at least. Memory is what a step allocates at most beside the model. Times are those of the processor. Attentions "
     "are torch's own, as on a GPU. Weights are random, texts have {tokens} tokens. UniCon is compared with two plain "
-    "pictures. The older build is the commit {older}."
+    "pictures. {least}The older build is the commit {older}."
+)
+LEAST = "least"
+LEAST_NOTE = (
+    "Rows of the build 'least' have nothing of this pack: a second positive in the same batch, and a bare function in "
+    "the host's slot that attends to four tokens and adds the result. "
 )
 
 
@@ -53,6 +58,7 @@ class Case(NamedTuple):
     build: str
     model: ModelPatcher
     batch: int = 1
+    positives: int = 1
 
 
 class Row(NamedTuple):
@@ -145,7 +151,12 @@ def of_layers(builds: Sequence[Build], model: ModelPatcher, drawn: Drawn) -> lis
         "UniCon Apply": drawn.beside,
     }
     plain = [Case("plain", "", model), Case("plain, two pictures", "", model, 2), Case("PAG", "host", host_pag(model))]
-    return [*plain, *by_builds(ways, builds, model)]
+    at_least = [
+        Case("a third row alone", LEAST, model, positives=2),
+        Case("attention to 4 tokens alone", LEAST, least.with_image_attentions(model, 1)),
+        Case("two of them alone", LEAST, least.with_image_attentions(model, 2)),
+    ]
+    return [*plain, *by_builds(ways, builds, model), *at_least]
 
 
 def their_ip_adapters(folder: Path, model: ModelPatcher) -> list[Case]:
@@ -180,7 +191,8 @@ def measure(layout: Layout, cases: Sequence[Case], builds: Sequence[Build]) -> l
     texts = {name: tiny_models.text(seed, layout.tokens) for seed, name in enumerate(("positive", "negative"), 1)}
 
     def run(case: Case, steps: int) -> None:
-        tiny_models.sample(case.model, layout.size, case.batch, CFG, steps, **texts)
+        given = {**texts, "positive": texts["positive"] * case.positives}
+        tiny_models.sample(case.model, layout.size, case.batch, CFG, steps, **given)
 
     ways: dict[tuple[str, str], Callable[[], None]] = {
         (case.name, case.build): lambda case=case: run(case, STEPS) for case in cases
@@ -207,7 +219,9 @@ def measure(layout: Layout, cases: Sequence[Case], builds: Sequence[Build]) -> l
 
 def table(what: str, layout: Layout, builds: Sequence[Build], rows: Sequence[Row]) -> list[str]:
     title = result_tables.on_a_latent(f"{TITLE}{what} on {layout.name}", layout.size, f"cfg {CFG:g}")
-    words = result_tables.runs(STEPS, layout.rounds, NOTE.format(tokens=layout.tokens, older=builds[-1].name))
+    least_note = LEAST_NOTE if any(row.case.build == LEAST for row in rows) else ""
+    note = NOTE.format(tokens=layout.tokens, least=least_note, older=builds[-1].name)
+    words = result_tables.runs(STEPS, layout.rounds, note)
     cells = [
         (
             row.case.name, row.case.build, f"{row.operations:.6g}", f"{row.beyond:+.6g}", f"{row.peak / 1e6:.1f}",

@@ -9,11 +9,12 @@ import types
 import folder_paths
 import pytest
 import torch
-from reins.bench import against, against_compile, against_loading, run
+from reins.bench import against, against_compile, against_loading, least, run
 from reins.bench.builds import Build, MissingInput, commit_of, older_build, shelf, this_build
 from reins.bench.by_id import Drawn, nag, pag, pladis
 from reins.bench.counting import Work, interleaved, operations_per_step, peak_of, ratio
 from reins.bench.loading import STATUS
+from reins.engine.unet import find_sites
 from reins.tests.helpers import methods
 from reins.tests.helpers.tiny_models import sample, sd15
 
@@ -54,6 +55,16 @@ def test_the_peak_is_what_is_held_at_once():
         del second, third
 
     assert peak_of(act) == 3 * 4 << 20
+
+
+def test_the_least_of_an_ip_adapter_is_one_attention_and_one_sum_at_each_place():
+    model = sd15()
+    added = [
+        operations_per_step(lambda steps, count=count: sample(least.with_image_attentions(model, count), steps=steps))
+        - operations_per_step(lambda steps: sample(model, steps=steps))
+        for count in (1, 2)
+    ]
+    assert added == [2 * len(find_sites(model, "attn2")), 4 * len(find_sites(model, "attn2"))]
 
 
 def test_rounds_go_through_all_ways_in_turn():
