@@ -12,7 +12,19 @@ from typing import Literal
 from torch import Tensor
 
 from ..entries import NetworkEntry
-from ..rows.chunk import Chunk, OtherPacks, joined, numbered, options_with, pick, pick_each
+from ..rows.chunk import (
+    Chunk,
+    OtherPacks,
+    Part,
+    Parts,
+    joined,
+    numbered,
+    options_with,
+    part_of,
+    parts_where,
+    pick,
+    pick_each,
+)
 from ..sites import AttentionKind, Site
 from ..span import WHOLE_RUN, Span
 from .call import LayerCall
@@ -60,8 +72,8 @@ class Call(LayerCall):
 
     def check_rows(self) -> None:
         """Raises RuntimeError if queries, keys and values differ in rows, so that they cannot be split into chunks."""
-        rows = [len(part) for part in (self.q, self.k, self.v)]
-        if rows != [len(self.q)] * 3:
+        rows = self.q.shape[0], self.k.shape[0], self.v.shape[0]
+        if not rows[0] == rows[1] == rows[2]:
             raise RuntimeError(
                 f"An attention should have as many rows of keys and values as of queries, but has {rows[0]} of "
                 f"queries, {rows[1]} of keys and {rows[2]} of values: another pack changes some of them alone "
@@ -70,15 +82,18 @@ class Call(LayerCall):
 
     def only(self, numbers: Sequence[int]) -> Call:
         """Returns the same call for some of the chunks, by number."""
+        return self.of_part(part_of(self.chunks, numbers))
+
+    def of_part(self, part: Part) -> Call:
+        """Returns the same call for a part of the chunks."""
         total = len(self.chunks)
-        if len(numbers) == total:
+        if len(part.numbers) == total:
             return self
         self.check_rows()
-        chunks = numbered([self.chunks[i] for i in numbers])
-        options = options_with(self.options, chunks)
-        ((q, k, v),) = pick_each((self.q, self.k, self.v), [numbers], total)
+        ((q, k, v),) = pick_each((self.q, self.k, self.v), [part.numbers], total)
+        options = options_with(self.options, part.chunks)
         options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
-        return self.changed(q=q, k=k, v=v, options=options, chunks=chunks)
+        return self.changed(q=q, k=k, v=v, options=options, chunks=part.chunks)
 
     def with_keys(self, numbers: Sequence[int], k: Tensor, v: Tensor) -> Call:
         """Returns the same call for some of the chunks, by number, with the keys and values of another text.
@@ -126,16 +141,24 @@ class PerturbedLayers(NetworkEntry):
 
 def only_on(acts_on: Callable[[Chunk], bool], apply: Layer) -> Layer:
     """Returns the layer on the chunks that `acts_on` picks. The others get the attention below it."""
+    kept: list[Parts] = []  # of the last call, for all attentions of a call of the network have the same chunks
+
+    def parts_of(call: Call) -> Parts:
+        if kept and kept[0].whole is call.chunks:
+            return kept[0]
+        parts = parts_where(call.chunks, [acts_on(chunk) for chunk in call.chunks])
+        if not call.is_traced:
+            kept[:] = [parts]
+        return parts
 
     def on_some(call: Call, below: Attend) -> Tensor:
-        acting = [chunk.index for chunk in call.chunks if acts_on(chunk)]
-        if not acting:
+        _, acting, rest = parts_of(call)
+        if not acting.numbers:
             return below(call)
-        if len(acting) == len(call.chunks):
+        if not rest.numbers:
             return apply(call, below)
-        rest = [chunk.index for chunk in call.chunks if chunk.index not in acting]
-        kept, changed = call.only(rest), call.only(acting)
-        return joined(len(call.chunks), (rest, below(kept)), (acting, apply(changed, below)))
+        of_rest = below(call.of_part(rest))
+        return joined(len(call.chunks), (rest.numbers, of_rest), (acting.numbers, apply(call.of_part(acting), below)))
 
     return on_some
 

@@ -211,6 +211,8 @@ def add(rows: Tensor, count: int, *terms: tuple[Sequence[int], Tensor]) -> Tenso
 
 def joined(count: int, *parts: tuple[Sequence[int], Tensor]) -> Tensor:
     """Returns a tensor (count * b, ...) from the rows (numbers * b, ...) of its chunks, given with their numbers."""
+    if [i for numbers, _ in parts for i in numbers] == [*range(count)]:
+        return torch.cat([rows for _, rows in parts])
     chunks: dict[int, Tensor] = {}
     for numbers, rows in parts:
         chunks.update(zip(numbers, rows.chunk(len(numbers)), strict=True))
@@ -230,6 +232,32 @@ def names_of(chunks: Sequence[Chunk]) -> dict[str, list]:
 def numbered(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
     """Returns the chunks with new numbers from 0 on, as in a call that has only these."""
     return tuple(chunk._replace(index=i) for i, chunk in enumerate(chunks))
+
+
+class Part(NamedTuple):
+    """Some of the chunks of a call: their numbers in it, and the same chunks numbered anew."""
+
+    numbers: list[int]
+    chunks: tuple[Chunk, ...]
+
+
+class Parts(NamedTuple):
+    """The chunks of a call, those on which a layer acts, and the others."""
+
+    whole: tuple[Chunk, ...]
+    acting: Part
+    rest: Part
+
+
+def part_of(chunks: Sequence[Chunk], numbers: Sequence[int]) -> Part:
+    """Returns the part of the chunks with these numbers."""
+    return Part([*numbers], numbered([chunks[i] for i in numbers]))
+
+
+def parts_where(chunks: tuple[Chunk, ...], acts: Sequence[bool]) -> Parts:
+    """Returns the chunks in two parts, by whether a layer acts on each."""
+    acting, rest = ([i for i, does in enumerate(acts) if does is wanted] for wanted in (True, False))
+    return Parts(chunks, part_of(chunks, acting), part_of(chunks, rest))
 
 
 def of_chunks(value: Any, numbers: Sequence[int], count: int, rows: int) -> Any:

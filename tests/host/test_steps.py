@@ -7,9 +7,9 @@ from reins.tests.helpers.methods import METHODS
 from reins.tests.helpers.steps import steps_of
 
 # Changes of file per step on the tiny UNet with ten transformers. Before chunks were typed and made once per call it
-# was 220 for IP-Adapter and 515 for UniCon. Two are the question whether the
-# network is compiled, and two that of a difference that is held.
-AT_MOST = {"pag": 119, "ip-adapter": 115, "unicon": 276, "controlnext": 73, "nag": 224, "h-edit": 185}
+# was 220 for IP-Adapter and 515 for UniCon. Two are the question whether the network is compiled, and two that of a
+# difference that is held. PAG had 119 while the chunks that it acts on were found anew in each attention.
+AT_MOST = {"pag": 120, "ip-adapter": 115, "unicon": 276, "controlnext": 73, "nag": 224, "h-edit": 185}
 
 
 @pytest.mark.parametrize("name", AT_MOST)
