@@ -90,7 +90,7 @@ SDXL = Layout(
     (16, 16), 5,
 )  # fmt: skip
 BRIEF = SDXL._replace(name=f"{SDXL.name}, short texts", tokens=tiny_models.TOKENS)
-NARROW, WIDE = of_sd15(32, (16, 16), 9), of_sd15(320, (16, 16), 3)  # launches bound a step of the first
+NARROW, WIDE = of_sd15(32, (16, 16), 9), of_sd15(320, (16, 16), 5)  # launches bound a step of the first
 LARGE = Layout(  # whose attentions take most of the memory
     "three transformers",
     {
