@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
@@ -148,6 +151,14 @@ def fit(editor: Frontend) -> None:
     """Shows the whole graph: Nodes 2.0 draws what is in view."""
     editor.page.evaluate(FIT)
     editor.page.wait_for_timeout(DRAWN_MS)
+
+
+def pixels(editor: Frontend, colour: str) -> int:
+    """How many pixels of the screen have this colour."""
+    with Image.open(io.BytesIO(editor.page.screenshot())) as screen:
+        shown = np.asarray(screen.convert("RGB")).astype(int)
+    sought = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(shown - sought).max(-1) < 6).sum())
 
 
 def keep_screen(editor: Frontend, name: str) -> None:

@@ -1,20 +1,17 @@
 """The sockets and wires of our own types on the screen are in our colours, unless a palette or another pack has one.
 
-The continuous run takes the dark palette alone.
+The continuous run takes the dark palette and the pinned editor alone.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from PIL import Image
 
 for module in ("playwright", "aiohttp"):
     pytest.importorskip(module, reason=f"{module} is in requirements-dev.txt")
@@ -26,6 +23,7 @@ from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
 from reins.tests.browser.rectangles import MODES  # noqa: E402
 from reins.tests.helpers.colours import ours  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
+from reins.tools.frontend import newest_frontend  # noqa: E402
 
 if TYPE_CHECKING:
     from reins.tests.browser.page import Frontend
@@ -48,11 +46,14 @@ AS_ANOTHER_PACK = f"""() => {{
 }}"""
 
 
-@pytest.fixture(scope="module")
-def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+@pytest.fixture(scope="module", params=("pinned", "newest") if FULL else ("pinned",))
+def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     if find_chromium() is None:
         pytest.skip("needs Chromium: install it or set CHROMIUM")
-    settings = HostSettings(host_folder(), tmp_path_factory.mktemp("c"), arguments=weightless_arguments(host_folder()))
+    arguments = weightless_arguments(host_folder())
+    if request.param == "newest":
+        arguments += ("--front-end-root", str(newest_frontend()))
+    settings = HostSettings(host_folder(), tmp_path_factory.mktemp("c"), arguments=arguments)
     offer_names(settings.base)
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
         yield frontend
@@ -64,28 +65,20 @@ def opened(editor: Frontend, mode: str, palette: str) -> None:
     person.drop(editor, f"{EXAMPLE}_{mode}_{palette}", json.dumps(json.loads(text)))
 
 
-def pixels(editor: Frontend, colour: str) -> int:
-    """How many pixels of the screen have this colour."""
-    with Image.open(io.BytesIO(editor.page.screenshot())) as screen:
-        shown = np.asarray(screen.convert("RGB")).astype(int)
-    sought = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(shown - sought).max(-1) < 6).sum())
-
-
 @pytest.mark.parametrize("palette", ["dark", "light"] if FULL else ["dark"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_socket_of_ours_has_its_colour_in_both_palettes(editor: Frontend, mode: str, palette: str) -> None:
     opened(editor, mode, palette)
-    assert pixels(editor, ours()[TYPE]) > 10
-    assert pixels(editor, GREEN) == 0
+    assert person.pixels(editor, ours()[TYPE]) > 10
+    assert person.pixels(editor, GREEN) == 0
     assert editor.errors == []
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_palette_that_names_our_type_wins(editor: Frontend, mode: str) -> None:
     opened(editor, mode, "own")
-    assert pixels(editor, GREEN) > 10
-    assert pixels(editor, ours()[TYPE]) == 0
+    assert person.pixels(editor, GREEN) > 10
+    assert person.pixels(editor, ours()[TYPE]) == 0
 
 
 @pytest.mark.skipif(not FULL, reason="opens the editor anew: only with dev.py test --full")
@@ -95,4 +88,4 @@ def test_the_colour_that_another_pack_gives_the_type_wins(editor: Frontend, mode
     editor.page.evaluate(AS_ANOTHER_PACK)
     editor.page.evaluate("() => window.app.canvas.setDirty(true, true)")
     editor.page.wait_for_timeout(600)
-    assert pixels(editor, GREEN) > 10
+    assert person.pixels(editor, GREEN) > 10
