@@ -1,4 +1,4 @@
-"""The newest editor: installed once, beside the environment, and never in half."""
+"""Other editors: installed once, beside the environment, and never in half."""
 
 from __future__ import annotations
 
@@ -46,3 +46,12 @@ def test_an_interrupted_install_does_not_pass_for_the_whole(installs, cache, mon
     with pytest.raises(DevError, match="no network"):
         frontend.newest_frontend()
     assert not (cache / f"frontend-{frontend.NEWEST}").exists()
+
+
+def test_the_editor_that_a_host_pins_is_installed_beside_the_newest(installs, cache, tmp_path):
+    (tmp_path / "requirements.txt").write_text("torch\ncomfyui-frontend-package==1.2.3\nnumpy\n")
+    assert frontend.own_frontend(tmp_path) == cache / "frontend-1.2.3" / "comfyui_frontend_package" / "static"
+    assert installs[0][-1] == "comfyui-frontend-package==1.2.3"
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    with pytest.raises(DevError, match="names no version of comfyui-frontend-package"):
+        frontend.own_frontend(tmp_path)
