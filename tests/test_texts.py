@@ -596,6 +596,13 @@ def note_of(path: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_note_of_an_example_stays_when_its_graph_is_seen_from_afar(path):
+    (mark,) = re.findall(r'MARK = "(\w+)"', (ROOT / "web" / "notes_from_afar.js").read_text("utf-8"))
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    assert [node["properties"].get(mark) for node in nodes if node["type"] == "MarkdownNote"] == [True]
+
+
 def test_the_example_to_start_with_is_the_first_by_name():
     names = [path.stem for path in EXAMPLES.glob("*.json")]
     assert min(names) == min(names, key=str.lower) == START

@@ -59,6 +59,12 @@ AT_MOST = """limits => window.app.graph.nodes.flatMap(node => node.widgets ?? []
 })"""
 SIDE_BAR = "Workspace.ToggleSidebarTab.workflows"
 FIT = "() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+ZOOM_TO = """scale => {
+    const canvas = window.app.canvas
+    canvas.ds.scale = scale
+    canvas.ds.offset = [200 / scale, 200 / scale]
+    canvas.setDirty(true, true)
+}"""
 FAILURE = """() => window.app.extensionManager.lastExecutionError
     ?? window.app.extensionManager.lastNodeErrors ?? null"""
 SHOWN = """() => {
@@ -151,6 +157,22 @@ def fit(editor: Frontend) -> None:
     """Shows the whole graph: Nodes 2.0 draws what is in view."""
     editor.page.evaluate(FIT)
     editor.page.wait_for_timeout(DRAWN_MS)
+
+
+def zoom(editor: Frontend) -> float:
+    """The size at which the graph is shown. Texts have 14 pixels at 1."""
+    return editor.page.evaluate("() => window.app.canvas.ds.scale")
+
+
+def zoom_to(editor: Frontend, scale: float) -> None:
+    """Shows the graph in this size, with its origin near the top left of the canvas."""
+    editor.page.evaluate(ZOOM_TO, scale)
+    editor.page.wait_for_timeout(DRAWN_MS)
+
+
+def can_read(editor: Frontend, heading: str) -> bool:
+    """Whether a note with this heading shows it."""
+    return editor.page.get_by_role("heading", name=heading).first.is_visible()
 
 
 def pixels(editor: Frontend, colour: str) -> int:

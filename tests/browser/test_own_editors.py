@@ -55,6 +55,7 @@ def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     offer_names(base)
     stand_ins.draw(base, set(EXAMPLE_FILES["input"]))
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
+        frontend.reopen({"LiteGraph.Canvas.MinFontSizeForLOD": 8})  # as installed
         yield frontend
 
 
@@ -75,6 +76,8 @@ def test_examples_have_no_fault_and_run_shows_a_picture(editor: Frontend) -> Non
     for name in EXAMPLES:
         drop(editor, name)
         assert person.faults(editor) == [], name
+    person.fit(editor)
+    assert person.can_read(editor, "Start here: press Run")  # though texts of this size are not drawn
     person.at_most(editor, {"steps": 2})
     assert person.saving(load_graphs([START])[START]) <= set(person.run(editor))
     assert set(editor.errors) <= {OF_THE_EDITOR}
