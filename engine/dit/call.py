@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layers.call import LayerCall
-from ..rows.chunk import numbered, options_with, pick
+from ..rows.chunk import Part, options_with, part_of, pick
 from ..sites import Site
 
 
@@ -56,11 +56,14 @@ class DiTCall(LayerCall):
 
     def only(self, numbers: Sequence[int]) -> DiTCall:
         """Returns the same call for some of the chunks, by number."""
-        total = len(self.chunks)
+        return self.of_part(part_of(self.chunks, numbers))
+
+    def of_part(self, part: Part) -> DiTCall:
+        """Returns the same call for a part of the chunks."""
+        (numbers, chunks), total = part, len(self.chunks)
         if len(numbers) == total:
             return self
-        chunks = numbered([self.chunks[i] for i in numbers])
-        q, k, v = (pick(part, numbers, total) for part in (self.q, self.k, self.v))
+        q, k, v = (pick(rows, numbers, total) for rows in (self.q, self.k, self.v))
         mask = self.mask
         if mask is not None and mask.ndim > 2 and len(mask) == len(self.q):
             mask = pick(mask, numbers, total)

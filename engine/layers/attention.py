@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..entries import NetworkEntry
@@ -147,7 +148,7 @@ def only_on(acts_on: Callable[[Chunk], bool], apply: Layer) -> Layer:
         if kept and kept[0].whole is call.chunks:
             return kept[0]
         parts = parts_where(call.chunks, [acts_on(chunk) for chunk in call.chunks])
-        if not call.is_traced:
+        if not torch.compiler.is_compiling():  # what a compiled call keeps would be one thing more to check
             kept[:] = [parts]
         return parts
 
