@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,16 +26,16 @@ def normalized_guidance(
     # So both L1 norms are taken at once. On a CPU vector_norm takes up to six times as long.
     norm, guided_norm = torch.cat([plain, guided]).abs_().sum(-1, keepdim=True).chunk(2)
     # If both norms are 0 their ratio is no number, and fmin takes the other one.
-    factor = torch.fmin(norm / guided_norm, _number(1 / tau))
+    factor = torch.fmin(norm / guided_norm, _number(1 / tau, exact))
     mixed = torch.addcmul(plain * (1 - alpha), guided, factor, value=alpha * tau, out=out)
     return mixed.to(positive.dtype)
 
 
-@cache
-def _number(value: float) -> Tensor:
-    """Returns a number as fmin takes it. Its precision does not count, for it has no axes.
+@lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """Returns a number as fmin takes it. It is on the CPU, for it has no axes, and of a type that all devices have.
 
     It is kept, for to make it takes as long as an operation. One that inference mode has made would bar gradients.
     """
     with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float64, device="cpu")
+        return torch.tensor(value, dtype=dtype, device="cpu")

@@ -76,7 +76,7 @@ def test_every_kind_in_every_form_loads_and_works(kind, form, folder, sd15):
         for one in (made, make_ip_adapter(weights, "direct"))
     )
     assert made.kind.name == kind
-    assert torch.equal(tokens.cond, expected.cond)
+    assert nearly(tokens.cond, expected.cond)  # numbers that lie elsewhere in memory may be summed in another order
     assert not nearly(sample(apply(sd15, made, tokens)), sample(sd15), 1e-2)
 
 

@@ -81,9 +81,10 @@ def test_every_form_of_a_file_gives_the_same_prediction(name, form, folder, mode
     (made,) = IPAdapterLoader.execute(path).result
     direct = make_ip_adapter(weights, "direct")
     tokens = encoded(made, name)
-    assert torch.equal(tokens.cond, encoded(direct, name).cond)
+    # Numbers that lie elsewhere in memory may be summed in another order.
+    assert nearly(tokens.cond, encoded(direct, name).cond)
     found = predicted(model, name, made, tokens)
-    assert torch.equal(found, predicted(model, name, direct, encoded(direct, name)))
+    assert nearly(found, predicted(model, name, direct, encoded(direct, name)))
     assert not nearly(found, predicted(model, name), 1e-3)
     assert made.fingerprint == direct.fingerprint
 
