@@ -56,13 +56,11 @@ class DiTCall(LayerCall):
 
     def only(self, numbers: Sequence[int]) -> DiTCall:
         """Returns the same call for some of the chunks, by number."""
-        return self.of_part(part_of(self.chunks, numbers))
+        return self if len(numbers) == len(self.chunks) else self.of_part(part_of(self.chunks, numbers))
 
     def of_part(self, part: Part) -> DiTCall:
-        """Returns the same call for a part of the chunks."""
+        """Returns the same call for a part of the chunks that is not all of them."""
         (numbers, chunks), total = part, len(self.chunks)
-        if len(numbers) == total:
-            return self
         q, k, v = (pick(rows, numbers, total) for rows in (self.q, self.k, self.v))
         mask = self.mask
         if mask is not None and mask.ndim > 2 and len(mask) == len(self.q):

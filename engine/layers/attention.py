@@ -83,15 +83,12 @@ class Call(LayerCall):
 
     def only(self, numbers: Sequence[int]) -> Call:
         """Returns the same call for some of the chunks, by number."""
-        return self.of_part(part_of(self.chunks, numbers))
+        return self if len(numbers) == len(self.chunks) else self.of_part(part_of(self.chunks, numbers))
 
     def of_part(self, part: Part) -> Call:
-        """Returns the same call for a part of the chunks."""
-        total = len(self.chunks)
-        if len(part.numbers) == total:
-            return self
+        """Returns the same call for a part of the chunks that is not all of them."""
         self.check_rows()
-        ((q, k, v),) = pick_each((self.q, self.k, self.v), [part.numbers], total)
+        ((q, k, v),) = pick_each((self.q, self.k, self.v), [part.numbers], len(self.chunks))
         options = options_with(self.options, part.chunks)
         options[SHAPE] = [len(q), *self.options[SHAPE][1:]]
         return self.changed(q=q, k=k, v=v, options=options, chunks=part.chunks)

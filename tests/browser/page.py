@@ -38,6 +38,8 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts stay when a graph is seen from afar
 }
 
+AS_INSTALLED = {"LiteGraph.Canvas.MinFontSizeForLOD": 8}  # pixels. Smaller texts are not drawn
+
 READY = """() => window.app?.graph && window.app.extensionManager
     && window.LiteGraph?.registered_node_types['KSampler']"""
 # The frontend's curtain over a page that loads stays for good where it falls and rises within one frame.
@@ -93,6 +95,15 @@ class Frontend:
         self.page.wait_for_function(READY, timeout=READY_MS)
         self.page.wait_for_timeout(SETTLE_MS)
         self.page.evaluate(LIFT_CURTAIN)
+
+    @contextlib.contextmanager
+    def as_installed(self) -> Iterator[None]:
+        """Opens the editor with its own limit to the size of texts, and after the block without one."""
+        self.reopen(AS_INSTALLED)
+        try:
+            yield
+        finally:
+            self.reopen({name: SETTINGS[name] for name in AS_INSTALLED})
 
     def _only_this_server(self, route: Route) -> None:
         if route.request.url.startswith((self._url, "data:", "blob:")):

@@ -29,7 +29,7 @@ from reins.demo.graphs import (  # noqa: E402
 from reins.demo.host import Host, HostSettings, weightless_arguments, write_weightless  # noqa: E402
 from reins.demo.serve import offer_examples  # noqa: E402
 from reins.tests.browser import blueprints, person, stand_ins, template_cards  # noqa: E402
-from reins.tests.browser.page import SETTINGS, UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
+from reins.tests.browser.page import UnknownNodes, as_text, find_chromium, open_frontend  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ WORDS = {
 SMALL_WINDOW = {"width": 1024, "height": 640}
 WEIGHTLESS = "sd15-min"
 SHORT = {"steps": 2}
-AS_INSTALLED = {"LiteGraph.Canvas.MinFontSizeForLOD": 8}  # pixels. Smaller texts are not drawn
 BLANK_BELOW = 8 / 14  # of the size at which texts have 14 pixels
 SMALL = SHORT | {"width": 64, "height": 64}
 
@@ -185,30 +184,24 @@ def test_the_templates_browser_shows_every_example_with_its_thumbnail(editor: Fr
 
 def test_a_stranger_types_start_in_the_templates_browser_and_two_clicks_lead_to_a_picture(editor: Frontend) -> None:
     """The first click is on the card, the second on Run. The note says so, though the graph is seen from afar."""
-    editor.reopen(AS_INSTALLED)
-    try:
+    with editor.as_installed():
         assert template_cards.take_first(editor, PACK, "start") == START
         assert person.faults(editor) == []
         person.fit(editor)
         assert person.zoom(editor) < BLANK_BELOW
         assert person.can_read(editor, "Start here: press Run")
         assert person.saving(load_graphs()[START]) <= set(person.run(editor))
-    finally:
-        editor.reopen({name: SETTINGS[name] for name in AS_INSTALLED})
 
 
 def test_a_note_of_a_persons_own_is_left_as_comfyui_has_it(editor: Frontend) -> None:
     note = {"id": 1, "type": "MarkdownNote", "pos": [0, 0], "size": [400, 300], "widgets_values": ["# My own"]}
-    editor.reopen(AS_INSTALLED)
-    try:
+    with editor.as_installed():
         editor.load({"nodes": [note], "links": [], "groups": [], "version": 0.4})
         shown = []
         for scale in (1.0, 0.4):
             person.zoom_to(editor, scale)
             shown.append(person.can_read(editor, "My own"))
         assert shown == [True, False]
-    finally:
-        editor.reopen({name: SETTINGS[name] for name in AS_INSTALLED})
 
 
 def test_the_side_bar_lists_the_saved_examples_from_the_one_to_start_with(editor: Frontend) -> None:

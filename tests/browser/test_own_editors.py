@@ -18,7 +18,7 @@ for module in ("playwright", "aiohttp"):
 from reins.demo.graphs import EXAMPLE_FILES, START, load_graphs, offer_names  # noqa: E402
 from reins.demo.host import Host, HostSettings, weightless_arguments  # noqa: E402
 from reins.tests.browser import person, stand_ins  # noqa: E402
-from reins.tests.browser.page import find_chromium, open_frontend  # noqa: E402
+from reins.tests.browser.page import AS_INSTALLED, find_chromium, open_frontend  # noqa: E402
 from reins.tests.helpers.colours import ours  # noqa: E402
 from reins.tests.helpers.named_host import host_folder  # noqa: E402
 from reins.tools.frontend import own_frontend  # noqa: E402
@@ -55,7 +55,7 @@ def editor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     offer_names(base)
     stand_ins.draw(base, set(EXAMPLE_FILES["input"]))
     with Host(settings) as host, open_frontend(host.url, host.client.post) as frontend:
-        frontend.reopen({"LiteGraph.Canvas.MinFontSizeForLOD": 8})  # as installed
+        frontend.reopen(AS_INSTALLED)
         yield frontend
 
 
